@@ -1,0 +1,158 @@
+package artifact
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"sort"
+	"sync/atomic"
+
+	"sluice/internal/blob"
+	"sluice/oci"
+)
+
+// Limits of a chunk table. They bound memory; an image that needs more is
+// refused at conversion, and a table that claims more is refused at opening.
+const (
+	// MaxDevices bounds the devices of an image: every layer has one or two.
+	MaxDevices = 1024
+
+	// ChunksPerPage is how many chunks a full page has. Every page of a
+	// device is full but the last.
+	ChunksPerPage = 1024
+
+	// MaxRootSize bounds the root, in bytes: about 16 TiB of image.
+	MaxRootSize = 8 << 20
+
+	// MaxTableSize bounds the chunk table's blob, in bytes.
+	MaxTableSize = 4 << 30
+
+	// wholeTable is up to what size a table is fetched in one request.
+	wholeTable = 512 << 10
+)
+
+// Table is an opened chunk table. It may be used concurrently.
+type Table struct {
+	// Devices are the image's data devices, by device number: each layer's
+	// tar and directly after it the layer's sparse device if it has one.
+	Devices []*Device
+}
+
+// Device is one data device: content that is cut into chunks which lie in a
+// blob. It may be used concurrently.
+type Device struct {
+	// Key identifies the content: two devices of any two artifacts that have the same Key
+	// have the same chunks, bit for bit, because it's the SHA-256 of
+	// everything the root says of the device, page digests included, but not
+	// where in the table the pages lie.
+	Key oci.Digest
+
+	// DiffID is the SHA-256 of the ContentSize decoded bytes. For a layer's tar that
+	// is the layer's diff ID. It's what the artifact claims; who trusts the
+	// image config compares.
+	DiffID oci.Digest
+
+	// Sparse tells a device of expanded sparse members from a tar.
+	Sparse bool
+
+	// Blob has the media type, digest and size of the blob with the chunks.
+	Blob oci.Descriptor
+
+	// ContentSize is how many bytes the chunks decode to. Size, the size of
+	// the device, is the same rounded up to a multiple of 512; the bytes
+	// between, which no chunk has, are zero.
+	ContentSize int64
+	Size        int64
+
+	// Chunks is how many chunks there are; zero for an empty device.
+	Chunks int
+
+	pages []*page
+	src   blob.Source
+}
+
+// page is a page of the chunk table, loaded when first needed.
+type page struct {
+	digest     [sha256.Size]byte
+	offset     int64 // in the table's blob
+	first, n   int   // the chunks it has
+	begin, end int64 // their part of the device
+	blobBegin  int64 // their part of the blob
+	blobEnd    int64
+	loading    chan struct{} // holds a token while nobody loads the page
+	chunks     atomic.Pointer[[]Chunk]
+}
+
+// Find returns the index of the chunk that has the device's byte off. Beyond
+// ContentSize there's none, which is an error. It loads one page if that
+// hasn't been loaded yet.
+func (d *Device) Find(ctx context.Context, off int64) (int, error) {
+	if off < 0 || off >= d.ContentSize {
+		return 0, fmt.Errorf("device %s: offset %d is outside its content of %d bytes", d.Key, off, d.ContentSize)
+	}
+	p := d.pages[sort.Search(len(d.pages), func(i int) bool { return d.pages[i].end > off })]
+	chunks, err := d.load(ctx, p)
+	if err != nil {
+		return 0, err
+	}
+	i := sort.Search(len(chunks), func(i int) bool { return chunks[i].Offset+int64(chunks[i].Length) > off })
+	return p.first + i, nil
+}
+
+// Chunk returns chunk i, 0 <= i < Chunks. It loads one page of the table if that hasn't been
+// loaded yet; the context bounds that. A page that isn't what the root
+// promises is an error, and is asked for again the next time.
+//
+// Consecutive chunks adjoin in the device and in the blob: the first begins at
+// 0 of both, the last ends at ContentSize and at Blob.Size.
+func (d *Device) Chunk(ctx context.Context, i int) (Chunk, error) {
+	if i < 0 || i >= d.Chunks {
+		return Chunk{}, fmt.Errorf("device %s: chunk %d is outside its %d chunks", d.Key, i, d.Chunks)
+	}
+	p := d.pages[i/ChunksPerPage]
+	chunks, err := d.load(ctx, p)
+	if err != nil {
+		return Chunk{}, err
+	}
+	return chunks[i-p.first], nil
+}
+
+// Load loads all pages, so that Find and Chunk never wait again.
+func (d *Device) Load(ctx context.Context) error {
+	for _, p := range d.pages {
+		if _, err := d.load(ctx, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// load returns the chunks of p. One caller reads; if it fails or is canceled,
+// the next one tries.
+func (d *Device) load(ctx context.Context, p *page) ([]Chunk, error) {
+	if c := p.chunks.Load(); c != nil {
+		return *c, nil
+	}
+	select {
+	case <-p.loading:
+		defer func() { p.loading <- struct{}{} }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("chunk table of device %s: waiting for its page at %d: %w", d.Key, p.offset, context.Cause(ctx))
+	}
+	if c := p.chunks.Load(); c != nil {
+		return *c, nil
+	}
+	content := make([]byte, p.n*chunkEntrySize)
+	if err := blob.ReadFull(ctx, d.src, content, p.offset); err != nil {
+		return nil, fmt.Errorf("chunk table of device %s: reading its page at %d: %w", d.Key, p.offset, err)
+	}
+	if got := sha256.Sum256(content); got != p.digest {
+		return nil, fmt.Errorf("chunk table of device %s: page at %d has SHA-256 %x, the root says %x", d.Key, p.offset, got, p.digest)
+	}
+	chunks, err := p.parse(content)
+	if err != nil {
+		return nil, fmt.Errorf("chunk table of device %s: page at %d: %w", d.Key, p.offset, err)
+	}
+	p.chunks.Store(&chunks)
+	return chunks, nil
+}
