@@ -1,0 +1,251 @@
+// Package sluice_test holds the rules of the house: what may import what, what
+// must be documented, how large a room may grow. Each rule says why in its
+// failure text.
+package sluice_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// levels orders the packages: one may import only those with a lower number.
+// A child that isn't listed has its parent's level and may import the parent.
+var levels = map[string]int{
+	"oci":                    0,
+	"internal/durable":       1,
+	"internal/erofs":         1,
+	"internal/layer":         1,
+	"internal/blob":          1,
+	"internal/storage":       1,
+	"internal/artifact":      2,
+	"internal/remote":        3,
+	"internal/registry":      3,
+	"internal/convert":       3,
+	"internal/node/cache":    3,
+	"internal/node/plane":    3,
+	"internal/node/mount":    4,
+	"internal/node/snapshot": 5,
+	"internal/node/run":      5,
+	"cmd":                    6,
+}
+
+// homes pins heavy or delicate libraries to the packages that may import them.
+var homes = map[string][]string{
+	"github.com/containerd/containerd":       {"internal/node/snapshot"},
+	"github.com/containerd/errdefs":          {"internal/node/snapshot"},
+	"google.golang.org/grpc":                 {"internal/node/snapshot"},
+	"go.etcd.io/bbolt":                       {"internal/node/snapshot"},
+	"oras.land/oras-go":                      {"internal/remote"},
+	"github.com/opencontainers/runtime-spec": {"internal/node/run"},
+	"github.com/spf13/cobra":                 {"cmd"},
+	"github.com/vbauerster/mpb":              {"cmd"},
+	"github.com/opencontainers/go-digest":    {"oci"},
+	"github.com/opencontainers/image-spec":   {"oci"},
+	"github.com/distribution/reference":      {"oci"},
+	"github.com/klauspost/compress/zstd":     {"internal/layer", "internal/artifact"},
+	"github.com/klauspost/compress/gzip":     {"internal/layer"},
+	"github.com/moby/sys/mountinfo":          {"internal/node"},
+	"net/http/pprof":                         nil,
+	"github.com/google/go-cmp":               nil, // tests only
+	"pgregory.net/rapid":                     nil, // tests only
+	"github.com/erofs/go-erofs":              nil, // tests only: an independent reader
+}
+
+const (
+	maxFileLines     = 500
+	maxFunctionLines = 80
+)
+
+// source is one parsed Go file of the main module.
+type source struct {
+	name  string // slash-separated, relative to the root
+	pkg   string // its directory
+	test  bool
+	file  *ast.File
+	fset  *token.FileSet
+	lines int
+}
+
+func sources(t *testing.T) []source {
+	t.Helper()
+	var all []source
+	err := filepath.WalkDir(".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (name == "test" || name == "bin" || strings.HasPrefix(d.Name(), ".") && name != "." || d.Name() == "testdata") {
+			return filepath.SkipDir // test holds nested modules with rules of their own
+		}
+		if filepath.Ext(name) != ".go" {
+			return nil
+		}
+		fset := token.NewFileSet()
+		f, err := parser.ParseFile(fset, name, nil, parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		name = filepath.ToSlash(name)
+		all = append(all, source{
+			name: name, pkg: path.Dir(name), test: strings.HasSuffix(name, "_test.go"),
+			file: f, fset: fset, lines: fset.File(f.Pos()).LineCount(),
+		})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// levelOf returns the level of a package and the listed room it belongs to.
+func levelOf(pkg string) (level int, room string) {
+	for dir := pkg; dir != "."; dir = path.Dir(dir) {
+		if l, ok := levels[dir]; ok {
+			return l, dir
+		}
+	}
+	return -1, ""
+}
+
+func imports(s source) []string {
+	var all []string
+	for _, i := range s.file.Imports {
+		p, _ := strconv.Unquote(i.Path.Value)
+		all = append(all, p)
+	}
+	return all
+}
+
+func TestImportsPointDownwards(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.test || s.pkg == "." {
+			continue
+		}
+		level, room := levelOf(s.pkg)
+		if level < 0 {
+			t.Errorf("%s: package %s has no level; give it one in rules_test.go, so that the next reader knows what it may depend on", s.name, s.pkg)
+			continue
+		}
+		for _, p := range imports(s) {
+			pkg, ours := strings.CutPrefix(p, "sluice/")
+			if !ours {
+				continue
+			}
+			l, r := levelOf(pkg)
+			if l < level || r == room && (strings.HasPrefix(s.pkg, pkg+"/") || isSupport(pkg, room)) {
+				continue
+			}
+			t.Errorf("%s (level %d) imports %s (level %d): packages import only lower levels, and children their parents, so that every part can be read and tested without what is built on it", s.name, level, pkg, l)
+		}
+	}
+}
+
+// isSupport reports whether pkg is a package of format constants that only
+// its room uses (Go's own "internal" convention).
+func isSupport(pkg, room string) bool { return strings.HasPrefix(pkg, room+"/internal/") }
+
+func TestLibrariesHaveOneHome(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.test || strings.HasSuffix(s.pkg, "test") {
+			continue
+		}
+		for _, p := range imports(s) {
+			for lib, rooms := range homes {
+				if p != lib && !strings.HasPrefix(p, lib+"/") {
+					continue
+				}
+				if !slices.ContainsFunc(rooms, func(r string) bool { return s.pkg == r || strings.HasPrefix(s.pkg, r+"/") }) {
+					t.Errorf("%s imports %s, whose home is %v: a library that lives in one place can be replaced in one place", s.name, p, rooms)
+				}
+			}
+		}
+	}
+}
+
+func TestPackagesAreDocumented(t *testing.T) {
+	documented := map[string]bool{}
+	for _, s := range sources(t) {
+		if s.test {
+			continue
+		}
+		documented[s.pkg] = documented[s.pkg] || s.file.Doc != nil && len(s.file.Doc.Text()) > 60
+	}
+	for pkg, ok := range documented {
+		if !ok {
+			t.Errorf("package %s has no doc comment from which a newcomer could start", pkg)
+		}
+	}
+}
+
+func TestNamesSayWhatIsInside(t *testing.T) {
+	for _, s := range sources(t) {
+		switch path.Base(s.pkg) {
+		case "util", "utils", "common", "helper", "helpers", "types", "base", "core", "misc":
+			t.Errorf("%s: a package named %s collects whatever has no room; name it after what it promises", s.name, path.Base(s.pkg))
+		}
+	}
+}
+
+func TestFilesAndFunctionsAreSmall(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.test {
+			continue
+		}
+		if s.lines > maxFileLines {
+			t.Errorf("%s has %d lines, more than %d: a file that long holds more than one thought", s.name, s.lines, maxFileLines)
+		}
+		if strings.HasSuffix(s.pkg, "test") {
+			continue // conformance suites read like tests
+		}
+		for _, d := range s.file.Decls {
+			f, ok := d.(*ast.FuncDecl)
+			if !ok {
+				continue
+			}
+			if n := s.fset.Position(f.End()).Line - s.fset.Position(f.Pos()).Line; n > maxFunctionLines {
+				t.Errorf("%s: %s has %d lines, more than %d: it does more than one thing", s.name, f.Name.Name, n, maxFunctionLines)
+			}
+		}
+	}
+}
+
+func TestNoHiddenState(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.test {
+			continue
+		}
+		for _, d := range s.file.Decls {
+			if f, ok := d.(*ast.FuncDecl); ok && f.Recv == nil && f.Name.Name == "init" {
+				t.Errorf("%s: init runs before anyone can say no; do it where it is needed", s.name)
+			}
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			if st, ok := n.(*ast.StructType); ok {
+				for _, f := range st.Fields.List {
+					if sel, ok := f.Type.(*ast.SelectorExpr); ok && sel.Sel.Name == "Context" && isIdent(sel.X, "context") {
+						t.Errorf("%s: a context in a struct outlives the call it belongs to; pass it as the first argument", s.fset.Position(f.Pos()))
+					}
+				}
+			}
+			if c, ok := n.(*ast.CallExpr); ok && !strings.HasPrefix(s.pkg, "cmd") {
+				if sel, ok := c.Fun.(*ast.SelectorExpr); ok && isIdent(sel.X, "context") && sel.Sel.Name == "TODO" {
+					t.Errorf("%s: context.TODO: take a context from the caller", s.fset.Position(c.Pos()))
+				}
+			}
+			return true
+		})
+	}
+}
+
+func isIdent(e ast.Expr, name string) bool {
+	id, ok := e.(*ast.Ident)
+	return ok && id.Name == name
+}

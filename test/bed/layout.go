@@ -1,0 +1,116 @@
+package bed
+
+import (
+	"compress/gzip"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"sluice/oci"
+)
+
+// writeLayout writes an OCI image layout with one image for linux on this
+// machine's architecture, whose layers are the tars compressed by gzip -6.
+func writeLayout(dir string, tars []string) error {
+	blobs := filepath.Join(dir, "blobs", "sha256")
+	if err := os.MkdirAll(blobs, 0o755); err != nil {
+		return err
+	}
+	layers := make([]oci.Descriptor, len(tars))
+	diffIDs := make([]oci.Digest, len(tars))
+	errs := make([]error, len(tars))
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, runtime.NumCPU())
+	for i := range tars {
+		wg.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			layers[i], diffIDs[i], errs[i] = gzipBlob(blobs, tars[i])
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	made := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+	config := oci.ImageConfig{Created: &made, Platform: oci.Platform{OS: "linux", Architecture: runtime.GOARCH}}
+	config.Config.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	config.Config.Cmd = []string{"python3"}
+	config.RootFS.Type = "layers"
+	config.RootFS.DiffIDs = diffIDs
+	configDesc, err := jsonBlob(blobs, oci.MediaTypeImageConfig, config)
+	if err != nil {
+		return err
+	}
+	manifest, err := jsonBlob(blobs, oci.MediaTypeImageManifest, oci.ImageManifest{
+		Versioned: oci.Versioned{SchemaVersion: 2}, MediaType: oci.MediaTypeImageManifest, Config: configDesc, Layers: layers,
+	})
+	if err != nil {
+		return err
+	}
+	manifest.Platform = &config.Platform
+	index, err := json.Marshal(oci.Index{
+		Versioned: oci.Versioned{SchemaVersion: 2}, MediaType: oci.MediaTypeIndex, Manifests: []oci.Descriptor{manifest},
+	})
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "index.json"), index, 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o644)
+}
+
+// gzipBlob compresses a tar into blobs.
+func gzipBlob(blobs, src string) (oci.Descriptor, oci.Digest, error) {
+	in, err := os.Open(src)
+	if err != nil {
+		return oci.Descriptor{}, "", err
+	}
+	defer in.Close()
+	out, err := os.CreateTemp(blobs, ".gzip-")
+	if err != nil {
+		return oci.Descriptor{}, "", err
+	}
+	defer out.Close()
+	compressed, plain := sha256.New(), sha256.New()
+	zw, err := gzip.NewWriterLevel(io.MultiWriter(out, compressed), 6)
+	if err != nil {
+		return oci.Descriptor{}, "", err
+	}
+	if _, err := io.Copy(io.MultiWriter(zw, plain), in); err != nil {
+		return oci.Descriptor{}, "", err
+	}
+	if err := zw.Close(); err != nil {
+		return oci.Descriptor{}, "", err
+	}
+	info, err := out.Stat()
+	if err != nil {
+		return oci.Descriptor{}, "", err
+	}
+	hex := fmt.Sprintf("%x", compressed.Sum(nil))
+	if err := os.Rename(out.Name(), filepath.Join(blobs, hex)); err != nil {
+		return oci.Descriptor{}, "", err
+	}
+	desc := oci.Descriptor{MediaType: oci.MediaTypeLayerGzip, Digest: oci.Digest("sha256:" + hex), Size: info.Size()}
+	return desc, oci.Digest(fmt.Sprintf("sha256:%x", plain.Sum(nil))), nil
+}
+
+// jsonBlob writes v into blobs as JSON.
+func jsonBlob(blobs, mediaType string, v any) (oci.Descriptor, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return oci.Descriptor{}, err
+	}
+	d := oci.DigestOf(b)
+	return oci.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(b))},
+		os.WriteFile(filepath.Join(blobs, d.Encoded()), b, 0o644)
+}

@@ -1,0 +1,152 @@
+package bed
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+)
+
+// Tools are the programs of others, by path.
+type Tools struct {
+	// ContainerdDir holds containerd, containerd-shim-runc-v2 and ctr.
+	ContainerdDir string
+	Runc          string
+	Crane         string
+}
+
+// Containerd returns the path of the daemon, Ctr that of its client.
+func (t Tools) Containerd() string { return filepath.Join(t.ContainerdDir, "containerd") }
+func (t Tools) Ctr() string        { return filepath.Join(t.ContainerdDir, "ctr") }
+
+// tool is one nested module below test/tools: its go.mod pins the version, its
+// packages are the programs.
+type tool struct {
+	module   string
+	packages []string
+	env      []string
+	flags    []string
+	apt      []string // Debian packages that the build needs
+}
+
+var containerdTool = tool{
+	module: "containerd",
+	packages: []string{
+		"github.com/containerd/containerd/v2/cmd/containerd",
+		"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+		"github.com/containerd/containerd/v2/cmd/ctr",
+	},
+	env:   []string{"CGO_ENABLED=0"},
+	flags: []string{"-tags", "no_btrfs no_devmapper no_zfs no_aufs"},
+}
+
+var runcTool = tool{
+	module:   "runc",
+	packages: []string{"github.com/opencontainers/runc"},
+	flags:    []string{"-tags", "seccomp"},
+	apt:      []string{"gcc", "libseccomp-dev", "pkg-config"},
+}
+
+var craneTool = tool{
+	module:   "crane",
+	packages: []string{"github.com/google/go-containerregistry/cmd/crane"},
+	env:      []string{"CGO_ENABLED=0"},
+}
+
+// BuildTools returns the tools, built from their modules unless they are
+// cached. src is the checkout of Sluice; say tells a person what takes long.
+func BuildTools(ctx context.Context, src string, say func(string)) (Tools, error) {
+	var t Tools
+	for _, b := range []struct {
+		tool tool
+		bin  string // file below the tool's directory; empty: the directory
+		into *string
+	}{
+		{containerdTool, "", &t.ContainerdDir},
+		{runcTool, "runc", &t.Runc},
+		{craneTool, "crane", &t.Crane},
+	} {
+		dir, err := b.tool.build(ctx, src, say)
+		if err != nil {
+			return Tools{}, err
+		}
+		*b.into = filepath.Join(dir, b.bin)
+	}
+	return t, nil
+}
+
+// build returns the directory with the tool's programs.
+func (t tool) build(ctx context.Context, src string, say func(string)) (string, error) {
+	moduleDir := filepath.Join(src, "test/tools", t.module)
+	key, err := keyOf(filepath.Join(moduleDir, "go.mod"), filepath.Join(moduleDir, "go.sum"))
+	if err != nil {
+		return "", err
+	}
+	return cached("tools/"+t.module+"-"+key, func(tmp string) error {
+		say("building " + t.module + " from its module (once; a minute or two)")
+		if err := Install(ctx, t.apt...); err != nil {
+			return err
+		}
+		args := append([]string{"build", "-trimpath", "-ldflags=-s -w", "-o", tmp + "/"}, t.flags...)
+		cmd := exec.CommandContext(ctx, "go", append(args, t.packages...)...)
+		cmd.Dir = moduleDir
+		cmd.Env = append(os.Environ(), t.env...)
+		return run(cmd)
+	})
+}
+
+// keyOf returns a short hash of the files' content.
+func keyOf(paths ...string) (string, error) {
+	h := sha256.New()
+	for _, p := range paths {
+		b, err := os.ReadFile(p)
+		if err != nil {
+			return "", err
+		}
+		h.Write(b)
+	}
+	return fmt.Sprintf("%x", h.Sum(nil)[:6]), nil
+}
+
+// Install makes sure that Debian packages are installed.
+func Install(ctx context.Context, packages ...string) error {
+	var missing []string
+	for _, p := range packages {
+		out, err := exec.CommandContext(ctx, "dpkg-query", "-W", "-f=${Status}", p).Output()
+		if err != nil || !bytes.Contains(out, []byte("install ok installed")) {
+			missing = append(missing, p)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	for _, args := range [][]string{{"update", "-q"}, append([]string{"install", "-q", "-y", "--no-install-recommends"}, missing...)} {
+		cmd := exec.CommandContext(ctx, "apt-get", args...)
+		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+		if err := run(cmd); err != nil {
+			return fmt.Errorf("installing %v: %w", missing, err)
+		}
+	}
+	return nil
+}
+
+// run runs cmd and puts what it printed into the error when it fails.
+func run(cmd *exec.Cmd) error {
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", filepath.Base(cmd.Path), err, tail(out.Bytes(), 4<<10))
+	}
+	return nil
+}
+
+// tail returns the last n bytes of b at most.
+func tail(b []byte, n int) []byte {
+	if len(b) > n {
+		b = b[len(b)-n:]
+	}
+	return b
+}
