@@ -1,0 +1,87 @@
+package snapshot
+
+import (
+	"context"
+	"strconv"
+
+	"sluice/internal/node/mount"
+	"sluice/oci"
+)
+
+// Images is what the snapshotter needs to know about streamed images.
+// *mount.Manager is the implementation; the tests use one of plain
+// directories. All methods may be called concurrently.
+//
+// An owner is a name under which content is kept: as long as an owner holds or
+// attaches something of an image, it stays usable.
+type Images interface {
+	// Pull makes the image ref, whose manifest has the given digest (empty
+	// when unknown), ready to be mounted here, or returns an error that says
+	// why it can't stream. It remembers either answer for the time that a
+	// pull takes, so that asking once per layer costs one lookup.
+	Pull(ctx context.Context, ref string, manifest oci.Digest) (mount.Image, error)
+
+	// Hold keeps an image's local state for owner.
+	Hold(ctx context.Context, image oci.Digest, owner string) error
+
+	// Attach mounts a part of an image for owner and returns the directory,
+	// which stays mounted until Release. Attaching again returns the same.
+	Attach(ctx context.Context, image oci.Digest, part mount.Part, owner string) (string, error)
+
+	// Release gives up all that owner has. Unknown owners are fine.
+	Release(ctx context.Context, owner string) error
+
+	// Usage returns how many bytes of one layer's content are on the disk.
+	Usage(ctx context.Context, image oci.Digest, layer int) (int64, error)
+}
+
+// Labels with which the metadata store remembers that a committed snapshot is
+// streamed. A client can neither set nor change them.
+const (
+	labelImage  = "sluice.image"  // the streaming artifact's digest
+	labelLayer  = "sluice.layer"  // which of the image's layers, from 0
+	labelLayers = "sluice.layers" // how many layers the image has
+)
+
+// remote says which layer of which image a streamed snapshot is.
+type remote struct {
+	image  oci.Digest
+	layer  int
+	layers int
+}
+
+// top reports whether the snapshot's chain is the whole image.
+func (r remote) top() bool { return r.layer == r.layers-1 }
+
+// labels returns what remoteOf reads.
+func (r remote) labels() map[string]string {
+	return map[string]string{
+		labelImage:  r.image.String(),
+		labelLayer:  strconv.Itoa(r.layer),
+		labelLayers: strconv.Itoa(r.layers),
+	}
+}
+
+// remoteOf reads a snapshot's labels; ok is false for an ordinary snapshot.
+func remoteOf(labels map[string]string) (r remote, ok bool) {
+	image, err := oci.ParseDigest(labels[labelImage])
+	if err != nil {
+		return remote{}, false
+	}
+	layer, err := strconv.Atoi(labels[labelLayer])
+	if err != nil {
+		return remote{}, false
+	}
+	layers, err := strconv.Atoi(labels[labelLayers])
+	if err != nil || layer < 0 || layer >= layers {
+		return remote{}, false
+	}
+	return remote{image: image, layer: layer, layers: layers}, true
+}
+
+// dropReserved removes the labels that only this package may set.
+func dropReserved(labels map[string]string) {
+	delete(labels, labelImage)
+	delete(labels, labelLayer)
+	delete(labels, labelLayers)
+}

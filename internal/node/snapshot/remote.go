@@ -1,0 +1,238 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/containerd/v2/pkg/snapshotters"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/image-spec/identity"
+
+	"sluice/internal/node/mount"
+	"sluice/oci"
+)
+
+// errNoLabels is why a layer can't stream when containerd doesn't say which
+// image it belongs to.
+var errNoLabels = errors.New("containerd doesn't tell which image the layer belongs to: set enable_remote_snapshot_annotations = \"true\" in [proxy_plugins.sluice.exports]")
+
+// prepareRemote commits the streamed snapshot of the layer whose chain ID is
+// target. Nil means that a snapshot with that label and parent exists when it
+// returns; an error, that the layer can't be streamed.
+func (s *Snapshotter) prepareRemote(ctx context.Context, key, parent, target string, labels map[string]string) error {
+	ref := labels[snapshotters.TargetRefLabel]
+	if ref == "" {
+		return errNoLabels
+	}
+	var manifest oci.Digest
+	if m := labels[snapshotters.TargetManifestDigestLabel]; m != "" {
+		var err error
+		if manifest, err = oci.ParseDigest(m); err != nil {
+			return fmt.Errorf("label %s: %w", snapshotters.TargetManifestDigestLabel, err)
+		}
+	}
+	image, err := s.images.Pull(ctx, ref, manifest)
+	if err != nil {
+		return err
+	}
+	layer := layerOf(image.DiffIDs, target)
+	if layer < 0 {
+		return &mount.NotStreaming{
+			Reason: mount.IntegrityFailure,
+			Err:    fmt.Errorf("the streaming artifact %s has no layer with chain ID %s: it isn't this image's", image.ID, target),
+		}
+	}
+	if (layer == 0) != (parent == "") {
+		return fmt.Errorf("layer %d is to be prepared without its parent: streamed layers can't be rebased, so leave \"rebase\" out of the proxy plugin's capabilities", layer)
+	}
+	return s.commitRemote(ctx, key, parent, target, labels, remote{image: image.ID, layer: layer, layers: len(image.DiffIDs)})
+}
+
+// layerOf returns which of the layers has the chain ID target, or -1.
+func layerOf(diffIDs []oci.Digest, target string) int {
+	chain := append([]oci.Digest(nil), diffIDs...)
+	for i, id := range identity.ChainIDs(chain) {
+		if id.String() == target {
+			return i
+		}
+	}
+	return -1
+}
+
+// commitRemote records a streamed snapshot, in one transaction: it is there
+// with everything it needs, or not at all.
+func (s *Snapshotter) commitRemote(ctx context.Context, key, parent, target string, labels map[string]string, r remote) error {
+	labels = maps.Clone(labels)
+	maps.Copy(labels, r.labels())
+	var id string
+	err := s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
+		name, exists, err := remoteName(ctx, target, parent)
+		if err != nil || exists {
+			return err
+		}
+		snap, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent)
+		if err != nil {
+			return err
+		}
+		if _, err := storage.CommitActive(ctx, key, name, snapshots.Usage{}, snapshots.WithLabels(labels)); err != nil {
+			return err
+		}
+		if err := s.images.Hold(ctx, r.image, owner(snap.ID)); err != nil {
+			return err
+		}
+		id = snap.ID
+		// Before the transaction's end, because the record can be used as a
+		// parent from then on.
+		s.mu.Lock()
+		s.remotes[id] = r
+		s.mu.Unlock()
+		return nil
+	})
+	if err != nil {
+		if id != "" {
+			s.forget(ctx, id)
+		}
+		return fmt.Errorf("record the streamed layer: %w", err)
+	}
+	return nil
+}
+
+// remoteName returns the name under which the snapshot of chain ID target on
+// top of parent is to be committed, and whether there is one already that
+// containerd will find: by that label and parent. The name is the chain ID
+// unless another namespace of containerd, whose layers beneath have other
+// names, took it.
+func remoteName(ctx context.Context, target, parent string) (name string, exists bool, err error) {
+	name = target
+	for {
+		_, info, _, err := storage.GetInfo(ctx, name)
+		if errdefs.IsNotFound(err) {
+			return name, false, nil
+		}
+		if err != nil {
+			return "", false, err
+		}
+		if info.Kind == snapshots.KindCommitted && info.Parent == parent && info.Labels[snapshots.LabelSnapshotRef] == target {
+			return name, true, nil
+		}
+		// Names with a parent in them can only collide with themselves, so
+		// this ends with the second round; a client that names its own
+		// snapshots like this costs one more.
+		name += "@" + parent
+	}
+}
+
+// forget gives up what a snapshot needed of images.
+func (s *Snapshotter) forget(ctx context.Context, id string) {
+	s.mu.Lock()
+	delete(s.remotes, id)
+	s.mu.Unlock()
+	if s.images == nil {
+		return
+	}
+	if err := s.images.Release(context.WithoutCancel(ctx), owner(id)); err != nil {
+		s.log.WarnContext(ctx, "a removed snapshot's image is still in use", "snapshot", id, "error", err)
+	}
+}
+
+// logOrdinary tells why a layer is pulled the ordinary way. That an image has
+// no artifact is nothing to warn of.
+func (s *Snapshotter) logOrdinary(ctx context.Context, target string, labels map[string]string, err error) {
+	log := s.log.WarnContext
+	if r := mount.ReasonOf(err); r == mount.NoStreamingArtifact || r == mount.Disabled {
+		log = s.log.InfoContext
+	}
+	log(ctx, "layer is pulled the ordinary way",
+		"image", labels[snapshotters.TargetRefLabel],
+		"manifest", labels[snapshotters.TargetManifestDigestLabel],
+		"layer", labels[snapshotters.TargetLayerDigestLabel],
+		"chain", target, "reason", string(mount.ReasonOf(err)), "error", err)
+}
+
+// claim registers, after a start, what every snapshot needs of images.
+func (s *Snapshotter) claim(ctx context.Context) error {
+	type active struct {
+		key  string
+		snap storage.Snapshot
+	}
+	var actives []active
+	err := s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
+		ids, err := storage.IDMap(ctx)
+		if err != nil {
+			if errdefs.IsNotFound(err) {
+				return nil
+			}
+			return err
+		}
+		for id, key := range ids {
+			_, info, _, err := storage.GetInfo(ctx, key)
+			if err != nil {
+				return err
+			}
+			if info.Kind == snapshots.KindCommitted {
+				if r, ok := remoteOf(info.Labels); ok {
+					s.remotes[id] = r
+				}
+				continue
+			}
+			snap, err := storage.GetSnapshot(ctx, key)
+			if err != nil {
+				return err
+			}
+			actives = append(actives, active{key, snap})
+		}
+		return nil
+	})
+	if err != nil || s.images == nil {
+		return err
+	}
+	for id, r := range s.remotes {
+		if err := s.images.Hold(ctx, r.image, owner(id)); err != nil {
+			s.log.ErrorContext(ctx, "a streamed image is lost: remove it and pull it again", "image", r.image, "layer", r.layer, "error", err)
+		}
+	}
+	for _, a := range actives {
+		if _, err := s.lowers(ctx, a.snap); err != nil {
+			s.log.ErrorContext(ctx, "a container's image can't be mounted: restart the container when the cause is gone", "snapshot", a.key, "error", err)
+		}
+	}
+	return nil
+}
+
+// lowers returns the directories beneath a snapshot, topmost first, and
+// attaches those that are streamed.
+func (s *Snapshotter) lowers(ctx context.Context, snap storage.Snapshot) ([]string, error) {
+	dirs := make([]string, 0, len(snap.ParentIDs))
+	for _, id := range snap.ParentIDs {
+		r, ok := s.remote(id)
+		if !ok {
+			dirs = append(dirs, s.upper(id))
+			continue
+		}
+		part := mount.Part(r.layer)
+		if r.top() {
+			part = mount.Merged
+		}
+		if s.images == nil {
+			return nil, fmt.Errorf("layer %d of %s is streamed and streaming is off: %w", r.layer, r.image, errdefs.ErrUnavailable)
+		}
+		dir, err := s.images.Attach(ctx, r.image, part, owner(snap.ID))
+		if err != nil {
+			return nil, fmt.Errorf("mount %s of the streamed image %s: %w (%w)", part, r.image, err, errdefs.ErrUnavailable)
+		}
+		if strings.ContainsAny(dir, ":,\\") {
+			return nil, fmt.Errorf("mount directory %q has characters that overlayfs gives a meaning: use another root directory", dir)
+		}
+		dirs = append(dirs, dir)
+		if r.top() {
+			// The merged mount has everything beneath it too.
+			break
+		}
+	}
+	return dirs, nil
+}
