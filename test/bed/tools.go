@@ -150,3 +150,15 @@ func tail(b []byte, n int) []byte {
 	}
 	return b
 }
+
+var linterTool = tool{
+	module:   "golangci-lint",
+	packages: []string{"github.com/golangci/golangci-lint/v2/cmd/golangci-lint"},
+	env:      []string{"CGO_ENABLED=0"},
+}
+
+// Linter returns the path of golangci-lint, built unless it is cached.
+func Linter(ctx context.Context, src string, say func(string)) (string, error) {
+	dir, err := linterTool.build(ctx, src, say)
+	return filepath.Join(dir, "golangci-lint"), err
+}

@@ -1,0 +1,188 @@
+package bed
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// The snapshotters of a node.
+const (
+	Overlayfs = "overlayfs" // containerd's own: the traditional pull
+	Sluice    = "sluice"    // streaming
+)
+
+// Node is a private containerd with a private `sluice node`, both below Dir.
+type Node struct {
+	Dir        string
+	Sluice     *Process
+	Containerd *Process
+	tools      Tools
+	bin        string // sluice
+}
+
+// StartNode starts both with empty state in dir, which must not lie on
+// overlayfs.
+func StartNode(ctx context.Context, t Tools, sluice, dir string) (*Node, error) {
+	n := &Node{Dir: dir, tools: t, bin: sluice}
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, err
+	}
+	if err := n.StartSluice(ctx); err != nil {
+		return nil, err
+	}
+	if err := n.StartContainerd(ctx); err != nil {
+		n.Stop()
+		return nil, err
+	}
+	return n, nil
+}
+
+// StartSluice starts the node daemon, again after it was stopped or killed.
+func (n *Node) StartSluice(ctx context.Context) error {
+	p, err := Start(n.Dir, "sluice", nil, n.bin, n.nodeArgs("node")...)
+	if err != nil {
+		return err
+	}
+	if err := p.AwaitSocket(ctx, "unix", n.socket()); err != nil {
+		p.Kill()
+		return err
+	}
+	n.Sluice = p
+	return nil
+}
+
+// nodeArgs are the arguments that point a verb of sluice at this node.
+func (n *Node) nodeArgs(verb ...string) []string {
+	return append(verb, "--root", filepath.Join(n.Dir, "sluice"), "--run", filepath.Join(n.Dir, "run"))
+}
+
+// Command returns a verb of sluice that talks to this node.
+func (n *Node) Command(ctx context.Context, verb ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, n.bin, n.nodeArgs(verb...)...)
+}
+
+func (n *Node) socket() string { return filepath.Join(n.Dir, "run", "snapshotter.sock") }
+
+// StartContainerd starts containerd, again after it was stopped or killed.
+func (n *Node) StartContainerd(ctx context.Context) error {
+	config := filepath.Join(n.Dir, "containerd.toml")
+	if err := os.WriteFile(config, []byte(n.containerdConfig()), 0o644); err != nil {
+		return err
+	}
+	env := []string{"PATH=" + n.tools.ContainerdDir + ":" + filepath.Dir(n.tools.Runc) + ":" + os.Getenv("PATH")}
+	p, err := Start(n.Dir, "containerd", env, n.tools.Containerd(), "--config", config)
+	if err != nil {
+		return err
+	}
+	if err := p.Await(ctx, func() bool { return n.ctr(ctx, "version").Run() == nil }); err != nil {
+		p.Kill()
+		return err
+	}
+	n.Containerd = p
+	return nil
+}
+
+// containerdConfig is the least that pulls and runs with both snapshotters:
+// what docs/containerd.md tells people to write, in private directories.
+func (n *Node) containerdConfig() string {
+	return fmt.Sprintf(`version = 3
+root = %q
+state = %q
+disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp", "io.containerd.nri.v1.nri"]
+[grpc]
+  address = %q
+[ttrpc]
+  address = %q
+[proxy_plugins.sluice]
+  type = "snapshot"
+  address = %q
+  [proxy_plugins.sluice.exports]
+    root = %q
+    enable_remote_snapshot_annotations = "true"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux"
+  snapshotter = "overlayfs"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux"
+  snapshotter = "sluice"
+`, filepath.Join(n.Dir, "containerd"), filepath.Join(n.Dir, "state"), n.containerdSocket(), n.containerdSocket()+".ttrpc",
+		n.socket(), filepath.Join(n.Dir, "sluice"))
+}
+
+func (n *Node) containerdSocket() string { return filepath.Join(n.Dir, "containerd.sock") }
+
+// ctr returns a command of containerd's client.
+func (n *Node) ctr(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, n.tools.Ctr(), append([]string{"--address", n.containerdSocket()}, args...)...)
+}
+
+// Ctr runs containerd's client and returns what it printed.
+func (n *Node) Ctr(ctx context.Context, args ...string) (string, error) {
+	out, err := n.ctr(ctx, args...).CombinedOutput()
+	if err != nil {
+		return string(out), fmt.Errorf("ctr %s: %w\n%s", strings.Join(args, " "), err, tail(out, 2<<10))
+	}
+	return string(out), nil
+}
+
+// Pull pulls an image with ctr, as the transfer service does it.
+func (n *Node) Pull(ctx context.Context, snapshotter, ref string) error {
+	_, err := n.Ctr(ctx, "images", "pull", "--plain-http", "--snapshotter", snapshotter, ref)
+	return err
+}
+
+// Ran is what a container did.
+type Ran struct {
+	Output      string        // what it printed
+	FirstOutput time.Duration // from the start of the command; to its end if it printed nothing
+	Mounts      int           // most mounts there were below the node's directory meanwhile
+}
+
+// Run runs a command, or the image's own if there is none, in a container and
+// waits for its end.
+func (n *Node) Run(ctx context.Context, snapshotter, ref, id string, command ...string) (Ran, error) {
+	args := append([]string{"run", "--rm", "--net-host", "--snapshotter", snapshotter, ref, id}, command...)
+	cmd := n.ctr(ctx, args...)
+	var out firstOutput
+	var problems firstOutput
+	cmd.Stdout, cmd.Stderr = &out, &problems
+	start := time.Now()
+	if err := cmd.Start(); err != nil {
+		return Ran{}, err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	most := 0
+	for {
+		select {
+		case err := <-ended:
+			r := Ran{Output: out.buf.String(), FirstOutput: time.Since(start), Mounts: most}
+			if !out.at.IsZero() {
+				r.FirstOutput = out.at.Sub(start)
+			}
+			if err != nil {
+				return r, fmt.Errorf("ctr run %s: %w\n%s", ref, err, tail(problems.buf.Bytes(), 2<<10))
+			}
+			return r, nil
+		case <-time.After(3 * time.Millisecond):
+			if now, err := Mounts(n.Dir); err == nil {
+				most = max(most, len(now))
+			}
+		}
+	}
+}
+
+// Stop ends the node and removes its mounts; its files stay.
+func (n *Node) Stop() error {
+	for _, p := range []*Process{n.Containerd, n.Sluice} {
+		if p != nil {
+			p.Stop()
+		}
+	}
+	return UnmountAll(n.Dir)
+}

@@ -1,0 +1,116 @@
+package bed
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Process is a server of the bed: started by it, logging to a file, ended by
+// it and by nobody else.
+type Process struct {
+	Name string
+	Log  string // path of what it prints
+	cmd  *exec.Cmd
+	done chan struct{}
+	err  error // of Wait; valid once done is closed
+}
+
+// Start starts a server whose output goes to dir/name.log.
+func Start(dir, name string, env []string, path string, args ...string) (*Process, error) {
+	log, err := os.OpenFile(filepath.Join(dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	cmd := exec.Command(path, args...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // ^C is ours to handle
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("starting %s: %w", name, err)
+	}
+	p := &Process{Name: name, Log: log.Name(), cmd: cmd, done: make(chan struct{})}
+	go func() {
+		p.err = cmd.Wait()
+		close(p.done)
+	}()
+	return p, nil
+}
+
+// Pid is the process's number.
+func (p *Process) Pid() int { return p.cmd.Process.Pid }
+
+// Kill ends the process as a crash would and waits for its end.
+func (p *Process) Kill() {
+	_ = p.cmd.Process.Kill() // it may have ended by itself
+	<-p.done
+}
+
+// Stop asks the process to end, and insists after ten seconds.
+func (p *Process) Stop() {
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+	case <-time.After(10 * time.Second):
+		p.Kill()
+	}
+}
+
+// AwaitSocket waits until something accepts connections at address.
+func (p *Process) AwaitSocket(ctx context.Context, network, address string) error {
+	return p.Await(ctx, func() bool {
+		c, err := net.DialTimeout(network, address, time.Second)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
+}
+
+// Await waits until ready says so, at most 30 seconds.
+func (p *Process) Await(ctx context.Context, ready func() bool) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for !ready() {
+		select {
+		case <-p.done:
+			return fmt.Errorf("%s ended: %w; its last words:\n%s", p.Name, p.err, p.lastWords())
+		case <-ctx.Done():
+			return fmt.Errorf("%s is not ready: %w; its last words:\n%s", p.Name, ctx.Err(), p.lastWords())
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+func (p *Process) lastWords() []byte {
+	b, err := os.ReadFile(p.Log)
+	if err != nil {
+		return nil
+	}
+	return tail(b, 2<<10)
+}
+
+// firstOutput is a writer that remembers when it was first written to.
+type firstOutput struct {
+	mu  sync.Mutex
+	at  time.Time
+	buf bytes.Buffer
+}
+
+func (f *firstOutput) Write(p []byte) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.at.IsZero() {
+		f.at = time.Now()
+	}
+	return f.buf.Write(p)
+}

@@ -1,0 +1,60 @@
+package bed
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os/exec"
+	"path/filepath"
+)
+
+// Registry is a `sluice registry` of the bed.
+type Registry struct {
+	*Process
+	Addr   string
+	Dir    string
+	sluice string
+}
+
+// StartRegistry starts a registry whose data and log lie in dir.
+func StartRegistry(ctx context.Context, sluice, dir string) (*Registry, error) {
+	addr, err := freeAddress()
+	if err != nil {
+		return nil, err
+	}
+	r := &Registry{Addr: addr, Dir: dir, sluice: sluice}
+	return r, r.Restart(ctx)
+}
+
+// Restart starts the registry again, after Kill or Stop, at the same address.
+func (r *Registry) Restart(ctx context.Context) error {
+	p, err := Start(r.Dir, "registry", nil, r.sluice, "registry", "--data", filepath.Join(r.Dir, "registry"), "--listen", r.Addr)
+	if err != nil {
+		return err
+	}
+	if err := p.AwaitSocket(ctx, "tcp", r.Addr); err != nil {
+		p.Kill()
+		return err
+	}
+	r.Process = p
+	return nil
+}
+
+// Push pushes an OCI layout or a docker-save tar with crane.
+func (r *Registry) Push(ctx context.Context, t Tools, image, name string) error {
+	cmd := exec.CommandContext(ctx, t.Crane, "push", "--insecure", image, r.Addr+"/"+name)
+	if err := run(cmd); err != nil {
+		return fmt.Errorf("pushing %s: %w", image, err)
+	}
+	return nil
+}
+
+// freeAddress returns an address of loopback that nobody listens on.
+func freeAddress() (string, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer ln.Close()
+	return ln.Addr().String(), nil
+}

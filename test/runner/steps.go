@@ -1,0 +1,160 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"sluice/test/bed"
+)
+
+// step is one part of the run.
+type step struct {
+	name string
+	run  func(ctx context.Context) tally
+}
+
+// steps lists them, the quick ones first.
+func steps(src string, fuzz time.Duration) []step {
+	modules := []string{src, filepath.Join(src, "test"), filepath.Join(src, "test/conformance")}
+	s := []step{
+		{"install: Debian packages", func(ctx context.Context) tally {
+			return outcome("apt-get install", bed.Install(ctx, "gcc", "libc6-dev", "pkg-config", "libseccomp-dev", "erofs-utils", "attr", "zstd", "debootstrap", "iproute2"))
+		}},
+		{"format: gofmt", func(ctx context.Context) tally { return gofmt(ctx, src) }},
+	}
+	for _, m := range modules {
+		s = append(s, step{"vet: " + rel(src, m), func(ctx context.Context) tally {
+			return outcome("go vet", quiet(ctx, m, nil, "go", "vet", "./..."))
+		}}, step{"tidy: " + rel(src, m), func(ctx context.Context) tally {
+			return outcome("go mod tidy -diff", quiet(ctx, m, nil, "go", "mod", "tidy", "-diff"))
+		}})
+	}
+	s = append(s,
+		step{"lint: golangci-lint", func(ctx context.Context) tally { return lint(ctx, modules) }},
+		step{"unit: go test -race ./...", func(ctx context.Context) tally {
+			return goTest(ctx, src, nil, "-race", "-timeout=20m", "./...")
+		}},
+		step{"fuzz: every target, briefly", func(ctx context.Context) tally { return fuzzAll(ctx, src, fuzz) }},
+		step{"conformance: the official suite", func(ctx context.Context) tally {
+			return goTest(ctx, filepath.Join(src, "test/conformance"), nil, "-timeout=10m", "./...")
+		}},
+		step{"whole: real images, containerd, a shaped link", func(ctx context.Context) tally {
+			return goTest(ctx, filepath.Join(src, "test"), []string{"SLUICE_SRC=" + src}, "-timeout=30m", "-p=1", "./...")
+		}},
+	)
+	return s
+}
+
+func rel(src, m string) string {
+	r, err := filepath.Rel(src, m)
+	if err != nil || r == "." {
+		return "sluice"
+	}
+	return r
+}
+
+// outcome is a step of one check.
+func outcome(name string, err error) tally {
+	if err != nil {
+		fmt.Printf("   FAIL %s\n%s\n", name, err)
+		return tally{failures: []string{name}}
+	}
+	return tally{passed: 1}
+}
+
+// quiet runs a command and puts its output into the error.
+func quiet(ctx context.Context, dir string, env []string, name string, args ...string) error {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), env...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s in %s: %w\n%s", name, dir, err, out)
+	}
+	return nil
+}
+
+// goTest runs `go test` and counts.
+func goTest(ctx context.Context, dir string, env []string, args ...string) tally {
+	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-json"}, args...)...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return outcome("go test", err)
+	}
+	if err := cmd.Start(); err != nil {
+		return outcome("go test", err)
+	}
+	t := readEvents(out)
+	if err := cmd.Wait(); err != nil && len(t.failures) == 0 {
+		t.failures = append(t.failures, fmt.Sprintf("go test in %s: %v", dir, err))
+	}
+	return t
+}
+
+func gofmt(ctx context.Context, src string) tally {
+	out, err := exec.CommandContext(ctx, "gofmt", "-l", src).CombinedOutput()
+	if err == nil && len(out) > 0 {
+		err = fmt.Errorf("not formatted:\n%s", out)
+	}
+	return outcome("gofmt", err)
+}
+
+// lint runs golangci-lint with the configuration of the main module on each.
+func lint(ctx context.Context, modules []string) tally {
+	bin, err := bed.Linter(ctx, modules[0], func(s string) { fmt.Println("   " + s) })
+	if err != nil {
+		return outcome("golangci-lint", err)
+	}
+	var t tally
+	for _, m := range modules {
+		err := quiet(ctx, m, nil, bin, "run", "--config", filepath.Join(modules[0], ".golangci.yml"), "./...")
+		t.add(outcome("golangci-lint in "+rel(modules[0], m), err))
+	}
+	return t
+}
+
+// fuzzAll runs every fuzz target of the main module for a while.
+func fuzzAll(ctx context.Context, src string, each time.Duration) tally {
+	cmd := exec.CommandContext(ctx, "go", "list", "-f", `{{range .TestGoFiles}}{{$.ImportPath}} {{$.Dir}}/{{.}}{{"\n"}}{{end}}{{range .XTestGoFiles}}{{$.ImportPath}} {{$.Dir}}/{{.}}{{"\n"}}{{end}}`, "./...")
+	cmd.Dir = src
+	out, err := cmd.Output()
+	if err != nil {
+		return outcome("go list", err)
+	}
+	var t tally
+	for line := range strings.Lines(string(out)) {
+		pkg, file, ok := strings.Cut(strings.TrimSpace(line), " ")
+		if !ok {
+			continue
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return outcome("reading "+file, err)
+		}
+		for _, target := range fuzzTargets(text) {
+			err := quiet(ctx, src, nil, "go", "test", "-run=^$", "-fuzz=^"+target+"$", "-fuzztime="+each.String(), pkg)
+			t.add(outcome(pkg+" "+target, err))
+		}
+	}
+	return t
+}
+
+// fuzzTargets returns the names of the fuzz functions in a test file.
+func fuzzTargets(text []byte) []string {
+	var names []string
+	for line := range bytes.Lines(text) {
+		if rest, ok := bytes.CutPrefix(line, []byte("func Fuzz")); ok {
+			name, _, _ := bytes.Cut(rest, []byte("("))
+			names = append(names, "Fuzz"+string(name))
+		}
+	}
+	return names
+}
