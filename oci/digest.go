@@ -44,10 +44,19 @@ func sum256(b []byte) []byte {
 	return s[:]
 }
 
-// VerifyReader returns a reader of r that ends with an error, which is
-// ErrDigestInvalid or ErrSizeInvalid, instead of io.EOF unless what it
-// yielded is what desc says. It never yields more than desc.Size bytes.
+// VerifyReader returns a reader of r that ends with io.EOF only if what r
+// yields is exactly what desc says, and otherwise with an error that is
+// ErrDigestInvalid or ErrSizeInvalid. The last bytes come only once everything
+// has been verified, so whoever has read desc.Size bytes, for example with
+// io.ReadFull, has read the right ones. It never yields more than desc.Size
+// bytes, and reads at most one more of r.
 func VerifyReader(r io.Reader, desc Descriptor) io.Reader {
+	if _, err := ParseDigest(desc.Digest.String()); err != nil {
+		return &verifyReader{err: err}
+	}
+	if desc.Size < 0 {
+		return &verifyReader{err: ErrSizeInvalid.Withf("%s: %d is not a size", desc.Digest, desc.Size)}
+	}
 	return &verifyReader{r: r, desc: desc, verifier: desc.Digest.Verifier(), left: desc.Size}
 }
 
@@ -56,40 +65,63 @@ type verifyReader struct {
 	desc     Descriptor
 	verifier digest.Verifier
 	left     int64
+	err      error // how the stream ended, once it has
 }
 
 func (v *verifyReader) Read(p []byte) (int, error) {
-	if v.left == 0 {
-		return 0, v.end()
+	if v.err != nil {
+		return 0, v.err
 	}
-	if int64(len(p)) > v.left {
-		p = p[:v.left]
+	if len(p) == 0 && v.left > 0 {
+		return 0, nil
 	}
-	n, err := v.r.Read(p)
-	v.verifier.Write(p[:n]) // a hash never fails
-	v.left -= int64(n)
-	if err == io.EOF {
-		if v.left > 0 {
-			return n, ErrSizeInvalid.Withf("%s: ended %d bytes short of its %d", v.desc.Digest, v.left, v.desc.Size)
+	n := 0
+	if v.left > 0 {
+		if int64(len(p)) > v.left {
+			p = p[:v.left]
 		}
-		return n, v.end()
+		n, v.err = v.r.Read(p)
+		if n < 0 || n > len(p) {
+			n, v.err = 0, fmt.Errorf("%s: the reader returned an impossible count", v.desc.Digest)
+			return 0, v.err
+		}
+		v.verifier.Write(p[:n]) // a hash never fails
+		v.left -= int64(n)
+		if v.left > 0 {
+			if v.err == io.EOF {
+				v.err = ErrSizeInvalid.Withf("%s: ended %d bytes short of its %d", v.desc.Digest, v.left, v.desc.Size)
+			}
+			return n, v.err
+		}
+		if v.err != nil && v.err != io.EOF {
+			return 0, v.err
+		}
 	}
-	return n, err
+	if v.err = v.end(v.err == io.EOF); v.err != io.EOF {
+		return 0, v.err
+	}
+	return n, io.EOF
 }
 
-// end decides how a stream of the right length ends.
-func (v *verifyReader) end() error {
+// maxEmptyReads is how often in a row a reader may return neither bytes nor an
+// error before it counts as stuck, as in package bufio.
+const maxEmptyReads = 100
+
+// end decides how a stream of the right length ends: io.EOF if it is what the
+// descriptor says. atEOF tells that r has reported its end already.
+func (v *verifyReader) end(atEOF bool) error {
 	var one [1]byte
-	for {
+	for tries := 0; !atEOF; tries++ {
 		n, err := v.r.Read(one[:])
-		if n > 0 {
+		switch {
+		case n > 0:
 			return ErrSizeInvalid.Withf("%s: longer than its %d bytes", v.desc.Digest, v.desc.Size)
-		}
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
+		case err == io.EOF:
+			atEOF = true
+		case err != nil:
 			return fmt.Errorf("%s: reading its end: %w", v.desc.Digest, err)
+		case tries == maxEmptyReads:
+			return fmt.Errorf("%s: reading its end: %w", v.desc.Digest, io.ErrNoProgress)
 		}
 	}
 	if !v.verifier.Verified() {

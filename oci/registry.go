@@ -12,11 +12,19 @@ import (
 //
 // Every method may be called concurrently. Every error that a peer of the
 // distribution protocol could have answered is, or wraps, an *Error, so that
-// errors.Is(err, ErrBlobUnknown) holds on both ends of a wire. A repository
-// comes into being with the first thing pushed to it.
+// errors.Is(err, ErrBlobUnknown) holds on both ends of a wire. Besides what
+// each method lists, every method answers a malformed repository name with
+// ErrNameInvalid, a malformed digest with ErrDigestInvalid and a malformed tag
+// with ErrManifestInvalid.
 //
-// The context governs the call and, where a reader or an Upload is returned,
-// reads from and writes to it as well.
+// A repository comes into being with the first blob or manifest pushed to it
+// and is gone with the last. Asking an unknown repository for something is
+// ErrNameUnknown or the error for the thing itself being unknown: some places
+// can't tell the two apart (the answer to a HEAD request has no body).
+//
+// The context governs the call and, where a BlobReader is returned or a
+// sequence is ranged over, reads from it as well: once the context is done they
+// end with its error. An Upload outlives the context it was started with.
 type Registry interface {
 	Reader
 	Writer
@@ -35,8 +43,12 @@ type Reader interface {
 
 	// GetBlobRange opens length bytes of a blob from offset on; a negative
 	// length means all that follows. A range that begins at or beyond the end
-	// of the blob is ErrRangeInvalid; one that ends beyond it is cut short.
+	// of the blob, or at a negative offset, is ErrRangeInvalid (so every range
+	// of an empty blob is); one that ends beyond it is cut short. A length of
+	// zero yields nothing.
 	// A part of a blob can't be verified against the blob's digest.
+	//
+	// Errors: as GetBlob, and ErrRangeInvalid.
 	GetBlobRange(ctx context.Context, repo string, digest Digest, offset, length int64) (BlobReader, error)
 
 	// ResolveBlob tells a blob's size without opening it.
@@ -62,7 +74,8 @@ type Writer interface {
 	// ErrDigestInvalid or ErrSizeInvalid and nothing is stored.
 	PushBlob(ctx context.Context, repo string, desc Descriptor, r io.Reader) (Descriptor, error)
 
-	// StartUpload begins a blob whose digest is not known yet.
+	// StartUpload begins a blob whose digest is not known yet. The repository
+	// need not exist.
 	StartUpload(ctx context.Context, repo string) (Upload, error)
 
 	// ResumeUpload continues the upload that an earlier StartUpload, perhaps
@@ -79,8 +92,9 @@ type Writer interface {
 
 	// PushManifest stores a manifest under its digest and, if reference is a
 	// tag, points the tag at it. If reference is a digest, content must match
-	// it. The manifest's subject, if any, need not exist yet; its other
-	// references must.
+	// it. The manifest's subject, if any, need not exist yet, nor layers that
+	// are kept elsewhere; its other references must, and have the size that
+	// their descriptors say. See ParseManifestInfo for what content must be.
 	//
 	// Errors: ErrManifestInvalid, ErrManifestBlobUnknown, ErrDigestInvalid.
 	PushManifest(ctx context.Context, repo, reference, mediaType string, content []byte) (Descriptor, error)
@@ -102,12 +116,12 @@ type Upload interface {
 	Append(ctx context.Context, offset int64, r io.Reader) error
 
 	// Commit ends the upload: the blob becomes visible under digest, which
-	// must be that of the bytes appended (ErrDigestInvalid otherwise; the
-	// upload is then gone).
+	// must be that of the bytes appended (ErrDigestInvalid otherwise). With a
+	// well-formed digest the upload is over, whether it matched or not. An
+	// upload that is over answers every method with ErrBlobUploadUnknown.
 	Commit(ctx context.Context, digest Digest) (Descriptor, error)
 
-	// Cancel discards the upload. Canceling one that is over is
-	// ErrBlobUploadUnknown.
+	// Cancel discards the upload.
 	Cancel(ctx context.Context) error
 }
 
@@ -133,9 +147,12 @@ type Lister interface {
 // Deleter removes. Deleting what isn't there is ErrNameUnknown, ErrBlobUnknown
 // or ErrManifestUnknown.
 type Deleter interface {
+	// DeleteBlob removes a blob, also one that manifests refer to. Whoever is
+	// reading it reads on or gets an error, but never other bytes.
 	DeleteBlob(ctx context.Context, repo string, digest Digest) error
 
-	// DeleteManifest removes a manifest and every tag that points at it.
+	// DeleteManifest removes a manifest, every tag that points at it, and its
+	// entry among the referrers of its subject. Its own referrers stay.
 	DeleteManifest(ctx context.Context, repo string, digest Digest) error
 
 	// DeleteTag removes a tag and leaves the manifest.
