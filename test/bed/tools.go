@@ -162,3 +162,11 @@ func Linter(ctx context.Context, src string, say func(string)) (string, error) {
 	dir, err := linterTool.build(ctx, src, say)
 	return filepath.Join(dir, "golangci-lint"), err
 }
+
+// BuildSluice builds the program under test into dir and returns its path.
+func BuildSluice(ctx context.Context, src, dir string) (string, error) {
+	bin := filepath.Join(dir, "sluice")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", bin, "./cmd/sluice")
+	cmd.Dir, cmd.Env = src, append(os.Environ(), "CGO_ENABLED=0")
+	return bin, run(cmd)
+}

@@ -72,12 +72,10 @@ func demo(ctx context.Context, o options) error {
 		return err
 	}
 	defer os.RemoveAll(work)
-	sluice := filepath.Join(work, "sluice")
 	say("building sluice")
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", sluice, "./cmd/sluice")
-	build.Dir, build.Env = o.src, append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("building sluice: %w\n%s", err, out)
+	sluice, err := bed.BuildSluice(ctx, o.src, work)
+	if err != nil {
+		return err
 	}
 	reg, err := bed.StartRegistry(ctx, sluice, work)
 	if err != nil {
