@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 )
 
 // File is a file that has no name yet. Write to it as to any *os.File, then
@@ -46,7 +47,12 @@ func (f *File) Commit(name string) error {
 	if err := f.sync(); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
-	return f.finish(Rename(f.Name(), name))
+	if err := os.Rename(f.Name(), name); err != nil {
+		return f.finish(err)
+	}
+	// The directory that the temporary name was in needs no fsync: if that
+	// name comes back after a crash, it is swept.
+	return f.finish(SyncDir(filepath.Dir(name)))
 }
 
 // CommitNew is Commit for a name that must not exist: it fails with
