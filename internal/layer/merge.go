@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 )
 
 // Merged is a stack of layers made one.
@@ -15,11 +16,11 @@ type Merged struct {
 	// Context has each layer's own tree, still with its whiteouts, completed
 	// by what only the layers below it know: the attributes of Implicit
 	// directories, and hard links to lower layers, whose Extents then point
-	// into those. Context[i] is layers[i] itself (with Extent.Layer 0) unless
-	// Changed[i]; then Extent.Layer is an index as in Tree.
+	// into those. Extent.Layer is as in Tree.
 	Context []*Tree
 	// Changed says for each layer whether there was something to complete. If
-	// not, whatever was made of the layer alone is still right.
+	// not, Context[i] says the same as the layer alone, save Extent.Layer, and
+	// what was made of the layer alone is still right.
 	Changed []bool
 }
 
@@ -40,29 +41,19 @@ func Merge(layers []*Tree) (*Merged, error) {
 	}
 	steps := int64(stepsPerMerge)
 	for i, l := range layers {
-		context, err := complete(l, i, m.Context[:i], m.Tree.Root, &steps)
+		var err error
+		m.Context[i], m.Changed[i], err = complete(l, i, m.Context[:i], m.Tree.Root, &steps)
 		if err != nil {
 			return nil, fmt.Errorf("merge layer %d: %w", i, err)
 		}
-		m.Context[i], m.Changed[i] = context, context != l
-		s := stacker{layer: i, moved: make(map[*Node]*Node), keep: m.Changed[i]}
-		s.onto(m.Tree.Root, context.Root)
+		stack(m.Tree.Root, m.Context[i].Root)
 	}
 	return m, nil
 }
 
-// stacker lays one layer onto the merged tree, whose directories are its own
-// and whose other nodes are shared.
-type stacker struct {
-	layer int
-	// moved has for each node of the layer its copy with the right
-	// Extent.Layer. keep says that the layer's nodes have it already.
-	moved map[*Node]*Node
-	keep  bool
-}
-
-// onto merges the directory upper into lower and gives lower its attributes.
-func (s *stacker) onto(lower, upper *Node) {
+// stack merges the directory upper into lower, which is the merged tree's own,
+// as are all directories in it; what else is in them is shared.
+func stack(lower, upper *Node) {
 	lower.setAttributes(upper)
 	if lower.Children == nil && len(upper.Children) > 0 {
 		lower.Children = make(map[string]*Node, len(upper.Children))
@@ -77,9 +68,9 @@ func (s *stacker) onto(lower, upper *Node) {
 				under = &Node{Mode: TypeDir}
 				lower.Children[name] = under
 			}
-			s.onto(under, n)
+			stack(under, n)
 		default:
-			lower.Children[name] = s.onDevice(n)
+			lower.Children[name] = n
 		}
 	}
 	if len(lower.Children) == 0 {
@@ -87,38 +78,17 @@ func (s *stacker) onto(lower, upper *Node) {
 	}
 }
 
-// onDevice returns n, or a copy of it whose extents name the layer.
-func (s *stacker) onDevice(n *Node) *Node {
-	if s.keep || s.layer == 0 || len(n.Extents) == 0 {
-		return n
-	}
-	c := s.moved[n]
-	if c == nil {
-		c = n.onLayer(s.layer)
-		s.moved[n] = c
-	}
-	return c
-}
-
-// onLayer returns a copy of n whose extents name the layer.
-func (n *Node) onLayer(layer int) *Node {
-	c := *n
-	c.Extents = make([]Extent, len(n.Extents))
-	for i, e := range n.Extents {
-		e.Layer = layer
-		c.Extents[i] = e
-	}
-	return &c
-}
-
 // stepsPerMerge bounds what following symbolic links costs in one Merge.
 const stepsPerMerge = 128 << 20
 
 // completer completes one layer.
 type completer struct {
-	stacker                 // moved also has hard links to lower layers, with their targets
+	layer   int
 	merged  *resolver       // the layers below, stacked
 	inherit map[*Node]*Node // Implicit directory -> the one whose attributes it takes
+	// replace has what stands for a node that isn't a directory: of a hard
+	// link to a lower layer its target, of others a copy that knows its layer.
+	replace map[*Node]*Node
 }
 
 // lowerDir is a directory in one of the lower layers, and that layer.
@@ -127,32 +97,34 @@ type lowerDir struct {
 	in *resolver
 }
 
-// complete returns layer number i with what the layers below know of it; l
-// itself if they have nothing to add. below are their completed trees, merged
-// is the root of those trees stacked.
-func complete(l *Tree, i int, below []*Tree, merged *Node, steps *int64) (*Tree, error) {
-	if !incomplete(l.Root) {
-		return l, nil
-	}
+// complete returns layer number i with what the layers below know of it, and
+// whether that was anything. below are their completed trees, merged is the
+// root of those trees stacked.
+func complete(l *Tree, i int, below []*Tree, merged *Node, steps *int64) (*Tree, bool, error) {
 	c := completer{
-		stacker: stacker{layer: i, moved: make(map[*Node]*Node)},
+		layer:   i,
 		merged:  &resolver{root: merged, steps: steps},
 		inherit: make(map[*Node]*Node),
+		replace: make(map[*Node]*Node),
 	}
-	var lower []lowerDir
-	for j := i - 1; j >= 0; j-- {
-		root := below[j].Root
-		lower = append(lower, lowerDir{root, &resolver{root: root, steps: steps}})
+	changed := false
+	if incomplete(l.Root) {
+		var lower []lowerDir
+		for j := i - 1; j >= 0; j-- {
+			root := below[j].Root
+			lower = append(lower, lowerDir{root, &resolver{root: root, steps: steps}})
+		}
+		if err := c.survey(l.Root, "", lower); err != nil {
+			return nil, false, err
+		}
+		changed = len(c.inherit)+len(c.replace) > 0
 	}
-	if err := c.survey(l.Root, "", lower); err != nil {
-		return nil, err
-	}
-	if len(c.inherit) == 0 && len(c.moved) == 0 {
-		return l, nil
+	if i == 0 {
+		return l, false, nil // nothing is below, and its extents say 0 already
 	}
 	done := *l
 	done.Root = c.copy(l.Root)
-	return &done, nil
+	return &done, changed, nil
 }
 
 // incomplete reports whether lower layers could have something to add to n.
@@ -239,17 +211,14 @@ func (c *completer) link(n *Node) error {
 	case target.IsDir():
 		return errors.New("the target is a directory")
 	}
-	c.moved[n] = target
+	c.replace[n] = target
 	return nil
 }
 
-// copy returns the subtree of n completed, with Extent.Layer everywhere.
+// copy returns the subtree of n completed.
 func (c *completer) copy(n *Node) *Node {
 	if !n.IsDir() {
-		if target := c.moved[n]; target != nil {
-			return target
-		}
-		return c.onDevice(n)
+		return c.file(n)
 	}
 	d := *n
 	if from := c.inherit[n]; from != nil {
@@ -262,4 +231,20 @@ func (c *completer) copy(n *Node) *Node {
 		}
 	}
 	return &d
+}
+
+func (c *completer) file(n *Node) *Node {
+	if r := c.replace[n]; r != nil {
+		return r
+	}
+	if len(n.Extents) == 0 {
+		return n
+	}
+	f := *n
+	f.Extents = slices.Clone(n.Extents)
+	for i := range f.Extents {
+		f.Extents[i].Layer = c.layer
+	}
+	c.replace[n] = &f
+	return &f
 }

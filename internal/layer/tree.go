@@ -72,7 +72,8 @@ type Node struct {
 
 // Extent is a run of a file's bytes that is contiguous on a device.
 type Extent struct {
-	// Layer says whose tar. See Read and Merged for what it counts.
+	// Layer says whose tar: 0 in a tree from Read, the index of the layer in
+	// those from Merge.
 	Layer int
 	// Sparse says that the bytes are not in the tar itself but in what was
 	// written to Options.Sparse.
