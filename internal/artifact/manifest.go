@@ -157,8 +157,9 @@ func ParseManifest(content []byte) (*Manifest, error) {
 }
 
 func parseManifest(content []byte) (*Manifest, error) {
-	if len(content) > oci.MaxManifestSize {
-		return nil, fmt.Errorf("has %d bytes, %d are allowed", len(content), oci.MaxManifestSize)
+	// It refuses what two readers of the JSON could understand differently.
+	if _, err := oci.ParseManifestInfo(content, oci.MediaTypeImageManifest); err != nil {
+		return nil, err
 	}
 	var raw oci.ImageManifest
 	if err := json.Unmarshal(content, &raw); err != nil {
