@@ -352,9 +352,11 @@ func TestOrdinaryLayersBeneathStreamedOnes(t *testing.T) {
 func TestFallBack(t *testing.T) {
 	needRoot(t)
 	for name, arrange := range map[string]func(t *testing.T, d *dirImages){
-		"no artifact":      func(*testing.T, *dirImages) {},
-		"registry is down": func(_ *testing.T, d *dirImages) { d.reason = &mount.NotStreaming{Reason: mount.RegistryUnavailable, Err: context.DeadlineExceeded} },
-		"other layers":     func(t *testing.T, d *dirImages) { d.add(t, "r/a", diffs("x", 2)...) },
+		"no artifact": func(*testing.T, *dirImages) {},
+		"registry is down": func(_ *testing.T, d *dirImages) {
+			d.reason = &mount.NotStreaming{Reason: mount.RegistryUnavailable, Err: context.DeadlineExceeded}
+		},
+		"other layers": func(t *testing.T, d *dirImages) { d.add(t, "r/a", diffs("x", 2)...) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			images := newDirImages(t)

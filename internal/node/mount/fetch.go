@@ -1,0 +1,245 @@
+package mount
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"sluice/internal/artifact"
+	"sluice/internal/blob"
+	"sluice/internal/durable"
+	"sluice/oci"
+)
+
+// Limits of what is kept in memory or fetched at once, in bytes.
+const (
+	// spoolInMemory is up to what size compressed metadata stays in memory
+	// between arriving and being unpacked.
+	spoolInMemory = 8 << 20
+
+	// wholeTable is up to what size a chunk table comes whole before the
+	// first mount. Bigger ones follow in the background.
+	wholeTable = 512 << 10
+)
+
+// fetch brings an artifact's metadata and chunk table to disk, verified, and
+// makes the image known. If it's known already only the origin is new.
+func (m *Manager) fetch(ctx context.Context, f *found, o origin) (*image, error) {
+	if img := m.lookup(f.desc.Digest); img != nil {
+		return img, m.remember(img, o)
+	}
+	tmp, err := os.MkdirTemp(m.imagesDir(), durable.TempPrefix)
+	if err != nil {
+		return nil, notStreaming(PlaneUnavailable, "directory for the image: %w", err)
+	}
+	defer os.RemoveAll(tmp) // it's gone already when all went well
+	img := newImage(f.desc.Digest, tmp, f.manifest)
+	img.addOrigin(o)
+	img.created = time.Now()
+	if err := m.fetchFiles(ctx, img); err != nil {
+		return nil, registryError("fetch metadata and chunk table of "+img.id.String(), err)
+	}
+	installed, err := m.install(img, f.content)
+	if err != nil {
+		return nil, notStreaming(PlaneUnavailable, "store the image: %w", err)
+	}
+	if installed != img {
+		return installed, m.remember(installed, o)
+	}
+	m.background(func(ctx context.Context) { m.boot(ctx, img) })
+	return img, nil
+}
+
+// lookup returns an image that is here, or nil.
+func (m *Manager) lookup(id oci.Digest) *image {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.images[id]
+}
+
+// remember adds an origin to an image that is here.
+func (m *Manager) remember(img *image, o origin) error {
+	m.mu.Lock()
+	img.used = time.Now()
+	added := img.addOrigin(o)
+	m.mu.Unlock()
+	if !added {
+		return nil
+	}
+	if err := m.saveOrigins(img); err != nil {
+		return notStreaming(PlaneUnavailable, "store the image's origin: %w", err)
+	}
+	return nil
+}
+
+// fetchFiles fetches, in parallel, metadata and table, and checks them
+// together.
+func (m *Manager) fetchFiles(ctx context.Context, img *image) error {
+	var metadata blob.Source
+	group, gctx := errgroup.WithContext(ctx)
+	group.Go(func() (err error) {
+		metadata, err = m.spoolMetadata(gctx, img, img.manifest.Metadata.Blob)
+		return err
+	})
+	group.Go(func() error { return m.fetchTable(gctx, img) })
+	if err := group.Wait(); err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = errors.Join(cause, err)
+		}
+		return err
+	}
+	if c, ok := metadata.(io.Closer); ok {
+		defer c.Close()
+	}
+	table, err := artifact.OpenTable(ctx, img.manifest.Table, img.tables)
+	if err == nil {
+		err = img.manifest.CheckTable(table)
+	}
+	if err != nil {
+		return notStreaming(IntegrityFailure, "%w", err)
+	}
+	img.table = table
+	return m.unpack(ctx, img, Merged, metadata)
+}
+
+// fetchTable brings the chunk table, or its root when it is big.
+func (m *Manager) fetchTable(ctx context.Context, img *image) error {
+	ref := img.manifest.Table
+	img.tables = &tableSource{remote: m.source(img, ref.Blob)}
+	if ref.Blob.Size > wholeTable {
+		root, err := readRoot(ctx, img.tables.remote, ref.RootSize, ref.RootDigest)
+		if err != nil {
+			return fmt.Errorf("chunk table %s: %w", ref.Blob.Digest, err)
+		}
+		img.tables.root = root
+		return localError(writeSynced(filepath.Join(img.dir, fileRoot), root))
+	}
+	var content bytes.Buffer
+	if err := spool(ctx, img.tables.remote, ref.Blob, &content); err != nil {
+		return fmt.Errorf("chunk table %s: %w", ref.Blob.Digest, err)
+	}
+	src := blob.FromBytes(content.Bytes())
+	img.tables.local.Store(&src)
+	return localError(writeSynced(filepath.Join(img.dir, fileTable), content.Bytes()))
+}
+
+// spoolMetadata brings compressed metadata, verified, into memory or a file
+// that has no name.
+func (m *Manager) spoolMetadata(ctx context.Context, img *image, desc oci.Descriptor) (blob.Source, error) {
+	src := m.source(img, desc)
+	if desc.Size <= spoolInMemory {
+		var content bytes.Buffer
+		content.Grow(int(desc.Size))
+		if err := spool(ctx, src, desc, &content); err != nil {
+			return nil, fmt.Errorf("metadata %s: %w", desc.Digest, err)
+		}
+		return blob.FromBytes(content.Bytes()), nil
+	}
+	f, err := os.CreateTemp(img.dir, durable.TempPrefix)
+	if err != nil {
+		return nil, localError(err)
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, localError(errors.Join(err, f.Close()))
+	}
+	if err := spool(ctx, src, desc, f); err != nil {
+		return nil, errors.Join(fmt.Errorf("metadata %s: %w", desc.Digest, err), f.Close())
+	}
+	return fileSource{blob.FromFile(f, desc.Size), f}, nil
+}
+
+// fileSource is a source that is closed with its file.
+type fileSource struct {
+	blob.Source
+	io.Closer
+}
+
+// unpack makes a part's EROFS file from its compressed metadata. Everything
+// about it has been checked when the file has its name.
+func (m *Manager) unpack(ctx context.Context, img *image, part Part, src blob.Source) error {
+	ref := img.metadata(part)
+	sizes := make([]int64, len(ref.Devices))
+	for slot, n := range ref.Devices {
+		sizes[slot] = img.table.Devices[n].Size
+	}
+	f, err := durable.Create(img.dir, 0o600)
+	if err != nil {
+		return localError(err)
+	}
+	defer f.Discard()
+	if err := ref.Unpack(ctx, src, f, sizes); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		return notStreaming(IntegrityFailure, "%w", err)
+	}
+	return localError(f.Commit(filepath.Join(img.dir, metadataFile(part))))
+}
+
+// metadata returns what the manifest says of a part's metadata.
+func (img *image) metadata(part Part) artifact.MetadataRef {
+	if part == Merged {
+		return img.manifest.Metadata
+	}
+	return img.manifest.Layers[part].Metadata
+}
+
+// install completes the image's temporary directory, gives it its name and
+// makes the image known: from then on it survives everything. When another
+// pull was faster, its image is returned.
+func (m *Manager) install(img *image, manifest []byte) (*image, error) {
+	content, err := img.storedJSON() // nobody else has img yet
+	if err != nil {
+		return nil, err
+	}
+	err = errors.Join(
+		writeSynced(filepath.Join(img.dir, fileManifest), manifest),
+		writeSynced(filepath.Join(img.dir, fileImage), content),
+		durable.SyncDir(img.dir))
+	if err != nil {
+		return nil, err
+	}
+	m.naming.Lock()
+	defer m.naming.Unlock()
+	if other := m.lookup(img.id); other != nil {
+		return other, nil
+	}
+	// What may be there was found broken at the start, or its removal failed.
+	final := filepath.Join(m.imagesDir(), dirName(img.id))
+	if err := os.RemoveAll(final); err != nil {
+		return nil, err
+	}
+	if err := durable.Rename(img.dir, final); err != nil {
+		return nil, err
+	}
+	img.dir = final
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.images[img.id] = img
+	return img, nil
+}
+
+// writeSynced writes a file into a directory that nobody uses yet.
+func writeSynced(name string, content []byte) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// localError says of an error that it's this machine's, not the registry's.
+func localError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return notStreaming(PlaneUnavailable, "local disk: %w", err)
+}

@@ -1,0 +1,202 @@
+package mount
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"sluice/internal/artifact"
+	"sluice/internal/blob"
+	"sluice/internal/durable"
+	"sluice/internal/node/cache"
+	"sluice/oci"
+)
+
+// maxQueuedFills bounds the images that wait to be filled; what doesn't fit is
+// found again by the next sweep.
+const maxQueuedFills = 4096
+
+// bootTimeout bounds how long a boot pack may take. It's only a help.
+const bootTimeout = 5 * time.Minute
+
+// boot fetches an image's boot pack, then queues the image to be filled.
+func (m *Manager) boot(ctx context.Context, img *image) {
+	began := time.Now()
+	if err := m.bootPack(ctx, img); err != nil && ctx.Err() == nil {
+		m.log.WarnContext(ctx, "boot pack is of no use: start-up reads chunk by chunk", "image", img.id, "error", err)
+	} else if err == nil {
+		m.log.DebugContext(ctx, "boot pack is here", "image", img.id, "duration", time.Since(began))
+	}
+	m.queueFill(img.id)
+}
+
+// bootPack puts a boot pack's chunks into the cache while they arrive.
+func (m *Manager) bootPack(ctx context.Context, img *image) error {
+	desc := img.manifest.BootPack
+	if desc == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, bootTimeout, fmt.Errorf("it didn't arrive within %v", bootTimeout))
+	defer cancel()
+	table, err := m.openTable(ctx, img)
+	if err != nil {
+		return err
+	}
+	r, err := m.source(img, *desc).ReadRange(ctx, 0, desc.Size)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	layers := make(map[int]*cache.Layer)
+	defer func() {
+		for _, l := range layers {
+			l.Release()
+		}
+	}()
+	return artifact.ReadBootPack(ctx, r, table, func(ref artifact.ChunkRef, _ artifact.Chunk, frame []byte) error {
+		l, ok := layers[ref.Device]
+		if !ok {
+			var err error
+			dev := table.Devices[ref.Device]
+			if l, err = m.opts.Cache.Acquire(ctx, dev, m.source(img, dev.Blob)); err != nil {
+				return err
+			}
+			layers[ref.Device] = l
+		}
+		return l.PutFrame(ctx, ref.Index, frame)
+	})
+}
+
+// queueFill lets an image be filled when its turn comes.
+func (m *Manager) queueFill(id oci.Digest) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	img, ok := m.images[id]
+	if !ok || img.filling || img.filled {
+		return
+	}
+	select {
+	case m.fills <- id:
+		img.filling = true
+	default:
+	}
+}
+
+// resumeFills queues what an earlier process didn't finish.
+func (m *Manager) resumeFills() {
+	m.mu.Lock()
+	ids := make([]oci.Digest, 0, len(m.images))
+	for id := range m.images {
+		ids = append(ids, id)
+	}
+	m.mu.Unlock()
+	for _, id := range ids {
+		m.queueFill(id)
+	}
+}
+
+// fillLoop fills one image after the other.
+func (m *Manager) fillLoop(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case id := <-m.fills:
+			img := m.lookup(id)
+			if img == nil {
+				continue
+			}
+			began := time.Now()
+			err := m.fill(ctx, img)
+			m.mu.Lock()
+			img.filling, img.filled = false, err == nil && !m.opts.NoFill
+			img.problem = err
+			m.mu.Unlock()
+			if err == nil {
+				m.log.DebugContext(ctx, "image is complete", "image", id, "duration", time.Since(began))
+			} else if ctx.Err() == nil && m.lookup(id) != nil {
+				m.log.WarnContext(ctx, "image stays incomplete for now: what is missing is fetched when it's read", "image", id, "error", err)
+			}
+		}
+	}
+}
+
+// fill brings all that is missing of an image: what a restart without the
+// registry needs first, then content.
+func (m *Manager) fill(ctx context.Context, img *image) error {
+	if err := m.fillTable(ctx, img); err != nil {
+		return err
+	}
+	for i := range img.manifest.Layers {
+		if !exists(filepath.Join(img.dir, metadataFile(Part(i)))) {
+			if err := m.fetchLayerMetadata(ctx, img, i); err != nil {
+				return err
+			}
+		}
+	}
+	if m.opts.NoFill {
+		return nil
+	}
+	table, err := m.openTable(ctx, img)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, dev := range table.Devices {
+		if err := m.fillDevice(ctx, img, dev); err != nil {
+			errs = append(errs, fmt.Errorf("layer %s: %w", dev.DiffID, err))
+		}
+		if ctx.Err() != nil || m.lookup(img.id) != img {
+			return errors.Join(append(errs, context.Cause(ctx))...)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// fillTable brings the whole of a chunk table of which only the root is here.
+func (m *Manager) fillTable(ctx context.Context, img *image) error {
+	name := filepath.Join(img.dir, fileTable)
+	if exists(name) {
+		return nil
+	}
+	if _, err := m.openTable(ctx, img); err != nil {
+		return err
+	}
+	ref := img.manifest.Table
+	f, err := durable.Create(img.dir, 0o600)
+	if err != nil {
+		return localError(err)
+	}
+	defer f.Discard()
+	if err := spool(ctx, m.source(img, ref.Blob), ref.Blob, f); err != nil {
+		return registryError("chunk table "+ref.Blob.Digest.String(), err)
+	}
+	root := make([]byte, ref.RootSize)
+	if _, err := f.ReadAt(root, 0); err != nil {
+		return localError(err)
+	}
+	if !bytes.Equal(root, img.tables.root) {
+		return notStreaming(IntegrityFailure, "chunk table %s doesn't begin with the root %s", ref.Blob.Digest, ref.RootDigest)
+	}
+	if err := f.Commit(name); err != nil {
+		return localError(err)
+	}
+	return img.tables.useFile(name)
+}
+
+// fillDevice brings all content of one device.
+func (m *Manager) fillDevice(ctx context.Context, img *image, dev *artifact.Device) error {
+	var src blob.Source = m.source(img, dev.Blob)
+	l, err := m.opts.Cache.Acquire(ctx, dev, src)
+	if err != nil {
+		return cacheError(err)
+	}
+	defer l.Release()
+	if l.Complete() {
+		return nil
+	}
+	return l.Fill(ctx)
+}

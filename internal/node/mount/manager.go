@@ -1,0 +1,259 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"sluice/internal/blob"
+	"sluice/internal/durable"
+	"sluice/internal/node/cache"
+	"sluice/internal/node/plane"
+	"sluice/oci"
+)
+
+// Registry is what a Manager needs of a registry: it only reads.
+type Registry interface {
+	oci.Reader
+	oci.Lister
+}
+
+// Options configures a Manager. Root, Cache, Plane and Registry are required.
+type Options struct {
+	// Root is the directory of all state. It must be on a real file system
+	// (not overlayfs), which EROFS needs of its metadata files, and only root
+	// may enter it. A short path leaves room in overlayfs's mount options.
+	Root string
+
+	// Cache holds content, Plane mounts it. They stay the caller's, who closes
+	// them after the Manager.
+	Cache *cache.Cache
+	Plane plane.Plane
+
+	// Registry returns the registry of a host as in references: "docker.io",
+	// "127.0.0.1:5000". It is called for every use, so it should be quick.
+	Registry func(host string) (Registry, error)
+
+	// Platform is what images must be for; the zero value is this machine's.
+	Platform oci.Platform
+
+	// Decide bounds how long a pull may look for an artifact before the
+	// ordinary pull has to do; default 10 s. Fetch bounds how long it may
+	// take to bring metadata and chunk table; default 60 s.
+	Decide, Fetch time.Duration
+
+	// Remember is for how long the answer "doesn't stream" is given again
+	// without asking; default 1 min. A pull asks once per layer.
+	Remember time.Duration
+
+	// Linger is for how long what nobody uses is kept: mounts, and images
+	// that were never used; default 10 min.
+	Linger time.Duration
+
+	// Disabled makes every Pull fail with reason Disabled. Images that are
+	// already here go on working.
+	Disabled bool
+
+	// NoFill leaves content that nobody reads in the registry.
+	NoFill bool
+
+	// Retry bounds the patience with a registry during reads of content.
+	Retry blob.RetryOptions
+
+	// Log receives what operators should know. Nil discards it.
+	Log *slog.Logger
+}
+
+// Manager makes images usable. Its methods may be called concurrently.
+type Manager struct {
+	opts Options
+	log  *slog.Logger
+
+	// background runs fn, which must end soon after its context does, and
+	// Close waits for it.
+	background func(fn func(ctx context.Context))
+	stop       func() // ends the background work and waits
+
+	counter blob.Counter // what was asked of registries
+	fills   chan oci.Digest
+
+	// naming is held while a directory beneath images gets or loses its name.
+	naming sync.Mutex
+
+	// mu guards what follows, and the fields of image and point that say so.
+	// Nothing is waited for under it. Lock order: a point's lock, an image's
+	// opening lock, naming, mu.
+	mu      sync.Mutex
+	closed  bool
+	settled bool
+	images  map[oci.Digest]*image
+	known   map[subject]oci.Digest // what earlier pulls found
+	calls   map[subject]*call
+	recent  []Outcome // the last pulls, oldest first
+	claims  map[string]*claim
+}
+
+// Defaults.
+const (
+	defaultDecide   = 10 * time.Second
+	defaultFetch    = time.Minute
+	defaultRemember = time.Minute
+	defaultLinger   = 10 * time.Minute
+)
+
+func (o Options) withDefaults() Options {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	set(&o.Decide, defaultDecide)
+	set(&o.Fetch, defaultFetch)
+	set(&o.Remember, defaultRemember)
+	set(&o.Linger, defaultLinger)
+	if o.Platform.OS == "" {
+		o.Platform = oci.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+// Open opens the state in opts.Root, adopts the mounts that an earlier process
+// left, and declares the plane ready. What can't be adopted is logged.
+//
+// At most one Manager may be open on a directory; the caller sees to that.
+func Open(ctx context.Context, opts Options) (*Manager, error) {
+	opts = opts.withDefaults()
+	m := &Manager{
+		opts: opts, log: opts.Log,
+		fills:  make(chan oci.Digest, maxQueuedFills),
+		images: make(map[oci.Digest]*image),
+		known:  make(map[subject]oci.Digest),
+		calls:  make(map[subject]*call),
+		claims: make(map[string]*claim),
+	}
+	for _, dir := range []string{m.imagesDir(), m.mountsDir(), m.claimsDir()} {
+		if err := durable.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("mount manager's directory: %w", err)
+		}
+	}
+	if err := m.load(); err != nil {
+		return nil, fmt.Errorf("read the images of %s: %w", opts.Root, err)
+	}
+	m.startBackground()
+	if err := m.adopt(ctx); err != nil {
+		m.stop()
+		return nil, fmt.Errorf("adopt the mounts of %s: %w", opts.Root, err)
+	}
+	opts.Plane.Ready()
+	m.loadClaims(ctx)
+	m.background(m.fillLoop)
+	m.background(m.sweepLoop)
+	m.resumeFills()
+	return m, nil
+}
+
+// startBackground makes m.background and m.stop.
+func (m *Manager) startBackground() {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	m.background = func(fn func(ctx context.Context)) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.closed {
+			return
+		}
+		wg.Go(func() { fn(ctx) })
+	}
+	m.stop = func() {
+		m.mu.Lock()
+		m.closed = true
+		m.mu.Unlock()
+		cancel()
+		wg.Wait()
+	}
+}
+
+// Close ends background work and gives the cache's layers back. All mounts
+// stay, so that containers go on; the next process adopts them.
+func (m *Manager) Close() error {
+	m.stop()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, img := range m.images {
+		for _, p := range img.points {
+			p.releaseLayers()
+		}
+	}
+	return nil
+}
+
+// Settled tells the Manager that every owner has attached again after a start.
+// From then on it collects what nobody owns.
+func (m *Manager) Settled() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.settled = true
+}
+
+func (m *Manager) imagesDir() string { return filepath.Join(m.opts.Root, "images") }
+func (m *Manager) mountsDir() string { return filepath.Join(m.opts.Root, "m") }
+func (m *Manager) claimsDir() string { return filepath.Join(m.opts.Root, "claims") }
+
+// Hold keeps an image's state for owner until Release.
+func (m *Manager) Hold(_ context.Context, id oci.Digest, owner string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	img, ok := m.images[id]
+	if !ok {
+		return fmt.Errorf("image %s: %w", id, ErrUnknownImage)
+	}
+	img.holders[owner] = true
+	return nil
+}
+
+// Release gives up all that owner holds and has attached. What nobody else
+// needs lingers for a while. An owner that has nothing is fine.
+func (m *Manager) Release(_ context.Context, owner string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	for _, img := range m.images {
+		if img.holders[owner] {
+			delete(img.holders, owner)
+			img.used = now
+		}
+		for _, p := range img.points {
+			if p.owners[owner] {
+				delete(p.owners, owner)
+				p.used, img.used = now, now
+			}
+		}
+	}
+	return nil
+}
+
+// ErrUnknownImage: no image of this digest was pulled, or it's gone.
+var ErrUnknownImage = errors.New("not an image of this node")
+
+// removeTemp removes directories that a crash left half made in dir.
+func removeTemp(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if durable.IsTemp(e.Name()) {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+		}
+	}
+	return err
+}

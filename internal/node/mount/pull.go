@@ -1,0 +1,215 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"sluice/internal/artifact"
+	"sluice/internal/node/plane"
+	"sluice/oci"
+)
+
+// subject is what an artifact is looked up for.
+type subject struct {
+	registry, repository string
+	digest               oci.Digest // empty: whatever tag points to
+	tag                  string     // only without a digest
+}
+
+// call is a pull under way, or one that failed not long ago.
+type call struct {
+	done  chan struct{} // closed when what follows is set
+	image oci.Digest
+	err   error
+	until time.Time // until when err is the answer
+}
+
+// Outcome is what became of a pull.
+type Outcome struct {
+	Time      time.Time     `json:"time"`
+	Reference string        `json:"reference"`
+	Manifest  oci.Digest    `json:"manifest,omitempty"`
+	Artifact  oci.Digest    `json:"artifact,omitempty"` // empty: it didn't stream
+	Reason    Reason        `json:"reason,omitempty"`
+	Message   string        `json:"message,omitempty"`
+	Duration  time.Duration `json:"duration"`
+}
+
+// maxRecent bounds the outcomes that are remembered.
+const maxRecent = 64
+
+// Pull makes the image that ref names ready to be mounted. manifest is the
+// digest of its manifest for this platform where the caller knows it; without
+// it the registry is asked what ref points to.
+//
+// The error of an image that doesn't stream is a *NotStreaming. Either answer
+// comes within Options.Decide plus Options.Fetch, is shared by concurrent
+// callers and holds for a while: an image that is here needs no registry.
+func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (Image, error) {
+	r, err := oci.ParseReference(ref)
+	if err != nil {
+		return Image{}, notStreaming(NoStreamingArtifact, "%w", err)
+	}
+	s := subject{registry: r.Registry, repository: r.Repository, digest: manifest}
+	if s.digest == "" {
+		s.digest = r.Digest
+	}
+	if s.digest == "" {
+		s.tag = r.Tag
+	}
+	m.mu.Lock()
+	if id, ok := m.known[s]; ok {
+		img := m.images[id]
+		img.used = time.Now()
+		m.mu.Unlock()
+		return m.ready(ctx, img)
+	}
+	if m.opts.Disabled {
+		m.mu.Unlock()
+		return Image{}, notStreaming(Disabled, "streaming is switched off on this node")
+	}
+	c, ok := m.calls[s]
+	if !ok || c.over(time.Now()) {
+		c = &call{done: make(chan struct{})}
+		m.calls[s] = c
+		m.mu.Unlock()
+		// Not the caller's context: others may wait for the same answer, and
+		// one who gave up will ask again.
+		m.background(func(ctx context.Context) { m.run(ctx, c, r, s) })
+	} else {
+		m.mu.Unlock()
+	}
+	return m.wait(ctx, c)
+}
+
+// over reports whether a finished call's answer is too old to be given again.
+func (c *call) over(now time.Time) bool {
+	select {
+	case <-c.done:
+		return now.After(c.until)
+	default:
+		return false
+	}
+}
+
+// wait returns a call's answer.
+func (m *Manager) wait(ctx context.Context, c *call) (Image, error) {
+	bound := time.NewTimer(m.opts.Decide + m.opts.Fetch + time.Second)
+	defer bound.Stop()
+	select {
+	case <-c.done:
+	case <-ctx.Done():
+		return Image{}, context.Cause(ctx)
+	case <-bound.C:
+		return Image{}, notStreaming(RegistryUnavailable, "no answer after %v", m.opts.Decide+m.opts.Fetch)
+	}
+	if c.err != nil {
+		return Image{}, c.err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	img, ok := m.images[c.image]
+	if !ok {
+		return Image{}, fmt.Errorf("image %s: %w", c.image, ErrUnknownImage)
+	}
+	return img.public(), nil
+}
+
+// ready makes sure that an image which is here can be mounted.
+func (m *Manager) ready(ctx context.Context, img *image) (Image, error) {
+	if _, err := m.Attach(ctx, img.id, Merged, ""); err != nil {
+		return Image{}, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return img.public(), nil
+}
+
+// run makes a call's answer.
+func (m *Manager) run(ctx context.Context, c *call, ref oci.Reference, s subject) {
+	began := time.Now()
+	img, err := m.pull(ctx, ref, s)
+	if err == nil {
+		_, err = m.Attach(ctx, img.id, Merged, "")
+	}
+	o := Outcome{Time: began, Reference: ref.String(), Manifest: s.digest, Duration: time.Since(began)}
+	if err != nil {
+		c.err = err
+		o.Reason, o.Message = ReasonOf(err), err.Error()
+	} else {
+		c.image, o.Artifact = img.id, img.id
+		m.log.InfoContext(ctx, "image streams", "image", ref.String(), "artifact", img.id, "layers", len(img.manifest.Layers), "duration", o.Duration)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c.until = time.Now().Add(m.opts.Remember)
+	if err == nil && s.digest != "" {
+		delete(m.calls, s) // m.known has it; where a tag points to, only this call
+	}
+	if m.recent = append(m.recent, o); len(m.recent) > maxRecent {
+		m.recent = m.recent[len(m.recent)-maxRecent:]
+	}
+	close(c.done)
+}
+
+// pull finds an image's artifact and brings home what a mount needs.
+func (m *Manager) pull(ctx context.Context, ref oci.Reference, s subject) (*image, error) {
+	reg, err := m.opts.Registry(s.registry)
+	if err != nil {
+		return nil, notStreaming(RegistryUnavailable, "registry %s: %w", s.registry, err)
+	}
+	found, err := m.find(ctx, reg, ref, s)
+	if err != nil {
+		return nil, err
+	}
+	o := origin{Reference: ref.String(), Registry: s.registry, Repository: s.repository, Subject: found.manifest.Subject.Digest}
+	ctx, cancel := context.WithTimeoutCause(ctx, m.opts.Fetch, fmt.Errorf("metadata and chunk table didn't arrive within %v", m.opts.Fetch))
+	defer cancel()
+	img, err := m.fetch(ctx, found, o)
+	if err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.known[o.subject()] = img.id
+	if s.digest != "" {
+		m.known[s] = img.id // an index was found for a platform's manifest
+	}
+	return img, nil
+}
+
+// found is an artifact's manifest, checked as far as it goes by itself.
+type found struct {
+	desc     oci.Descriptor
+	content  []byte
+	manifest *artifact.Manifest
+}
+
+// reasonOf classifies an error of a registry.
+func reasonFor(err error) Reason {
+	var unsupported *plane.UnsupportedError
+	switch {
+	case errors.As(err, &unsupported):
+		return PlaneUnavailable
+	case errors.Is(err, oci.ErrUnauthorized), errors.Is(err, oci.ErrDenied):
+		return Unauthorized
+	case errors.Is(err, oci.ErrUnsupported):
+		return RegistryUnsupported
+	case errors.Is(err, oci.ErrDigestInvalid), errors.Is(err, oci.ErrSizeInvalid), errors.Is(err, oci.ErrManifestInvalid):
+		return IntegrityFailure
+	case errors.Is(err, oci.ErrNameUnknown), errors.Is(err, oci.ErrManifestUnknown):
+		return NoStreamingArtifact
+	}
+	return RegistryUnavailable
+}
+
+// registryError makes the error of a registry's answer.
+func registryError(doing string, err error) error {
+	var n *NotStreaming
+	if errors.As(err, &n) {
+		return err
+	}
+	return &NotStreaming{Reason: reasonFor(err), Err: fmt.Errorf("%s: %w", doing, err)}
+}

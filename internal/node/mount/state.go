@@ -1,0 +1,231 @@
+package mount
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"sluice/internal/artifact"
+	"sluice/internal/durable"
+	"sluice/oci"
+)
+
+// image is an image of this node.
+type image struct {
+	id       oci.Digest
+	dir      string
+	manifest *artifact.Manifest // never changes
+
+	// opening guards table. It is held while the table is read.
+	opening sync.Mutex
+	table   *artifact.Table
+	tables  *tableSource
+
+	// What follows is guarded by Manager.mu.
+	origins []origin
+	created time.Time
+	holders map[string]bool
+	points  map[Part]*point
+	used    time.Time // the last Pull, Attach or Release
+	filling bool
+	filled  bool    // all content is here
+	problem error   // why background work stopped, nil when it didn't
+	stored  []int64 // bytes on disk by device, when last looked at
+}
+
+// origin is where an image was found.
+type origin struct {
+	Reference  string     `json:"reference"`
+	Registry   string     `json:"registry"`
+	Repository string     `json:"repository"`
+	Subject    oci.Digest `json:"subject"`
+}
+
+// maxOrigins bounds the repositories that an image remembers.
+const maxOrigins = 16
+
+func (o origin) subject() subject {
+	return subject{registry: o.Registry, repository: o.Repository, digest: o.Subject}
+}
+
+// stored is image.json.
+type stored struct {
+	Artifact oci.Digest `json:"artifact"`
+	Created  time.Time  `json:"created"`
+	Origins  []origin   `json:"origins"`
+}
+
+// Names in an image's directory.
+const (
+	fileImage    = "image.json"
+	fileManifest = "manifest.json"
+	fileTable    = "table"
+	fileRoot     = "root"
+	fileMerged   = "merged.erofs"
+)
+
+// metadataFile is the name of a part's metadata in the image's directory.
+func metadataFile(part Part) string { return part.String() + ".erofs" }
+
+// dirName names an image's directory. The digest's first 128 bits tell any two
+// of a node's images apart, and short names matter in mount options.
+func dirName(id oci.Digest) string { return id.Encoded()[:32] }
+
+func newImage(id oci.Digest, dir string, manifest *artifact.Manifest) *image {
+	return &image{
+		id: id, dir: dir, manifest: manifest,
+		holders: make(map[string]bool), points: make(map[Part]*point), used: time.Now(),
+	}
+}
+
+// public returns what callers see of img. The caller has m.mu.
+func (img *image) public() Image {
+	p := Image{ID: img.id}
+	if len(img.origins) > 0 {
+		p.Reference, p.Manifest = img.origins[0].Reference, img.origins[0].Subject
+	}
+	for _, l := range img.manifest.Layers {
+		p.DiffIDs = append(p.DiffIDs, l.DiffID)
+	}
+	return p
+}
+
+// addOrigin remembers o as the newest origin. It reports whether that's new.
+func (img *image) addOrigin(o origin) bool {
+	if slices.Contains(img.origins, o) {
+		return false
+	}
+	img.origins = append([]origin{o}, img.origins...)
+	if len(img.origins) > maxOrigins {
+		img.origins = img.origins[:maxOrigins]
+	}
+	return true
+}
+
+// storedJSON returns the content of image.json. The caller has m.mu.
+func (img *image) storedJSON() ([]byte, error) {
+	return json.MarshalIndent(stored{Artifact: img.id, Created: img.created, Origins: img.origins}, "", "  ")
+}
+
+// load reads all images at the start. A directory that isn't a whole image is
+// reported and left alone: somebody may want to look at it, and the next pull
+// of the image replaces it.
+func (m *Manager) load() error {
+	if err := removeTemp(m.imagesDir()); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(m.imagesDir())
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		img, err := loadImage(filepath.Join(m.imagesDir(), e.Name()))
+		if err != nil {
+			m.log.Error("an image's state can't be read: it will be fetched again when it is pulled", "directory", e.Name(), "error", err)
+			continue
+		}
+		m.images[img.id] = img
+		for _, o := range img.origins {
+			m.known[o.subject()] = img.id
+		}
+	}
+	return nil
+}
+
+// loadImage reads one image's directory.
+func loadImage(dir string) (*image, error) {
+	var s stored
+	content, err := readSmall(filepath.Join(dir, fileImage))
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(content, &s); err != nil {
+		return nil, fmt.Errorf("%s: %w", fileImage, err)
+	}
+	if content, err = readSmall(filepath.Join(dir, fileManifest)); err != nil {
+		return nil, err
+	}
+	if _, err := oci.ParseDigest(s.Artifact.String()); err != nil || dirName(s.Artifact) != filepath.Base(dir) {
+		return nil, fmt.Errorf("%s names %q, which doesn't belong here", fileImage, s.Artifact)
+	}
+	if got := s.Artifact.Algorithm().FromBytes(content); got != s.Artifact {
+		return nil, fmt.Errorf("%s has digest %s, not %s", fileManifest, got, s.Artifact)
+	}
+	manifest, err := artifact.ParseManifest(content)
+	if err != nil {
+		return nil, err
+	}
+	// The kernel would trust this file. Its content was checked when it was
+	// written; a size that differs is what a lost write looks like.
+	fi, err := os.Stat(filepath.Join(dir, fileMerged))
+	if err != nil {
+		return nil, err
+	}
+	if fi.Size() != manifest.Metadata.Size {
+		return nil, fmt.Errorf("%s has %d bytes, not %d", fileMerged, fi.Size(), manifest.Metadata.Size)
+	}
+	img := newImage(s.Artifact, dir, manifest)
+	img.created = s.Created
+	for _, o := range s.Origins {
+		img.addOrigin(o)
+	}
+	slices.Reverse(img.origins)
+	return img, nil
+}
+
+// readSmall reads a file of at most a manifest's size.
+func readSmall(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	content, err := io.ReadAll(io.LimitReader(f, oci.MaxManifestSize+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(content) > oci.MaxManifestSize {
+		return nil, fmt.Errorf("%s is longer than %d bytes", name, oci.MaxManifestSize)
+	}
+	return content, nil
+}
+
+// saveOrigins writes image.json again.
+func (m *Manager) saveOrigins(img *image) error {
+	m.mu.Lock()
+	content, err := img.storedJSON()
+	m.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(filepath.Join(img.dir, fileImage), content, 0o600)
+}
+
+// pointOf splits the name of a mount directory.
+func pointOf(name string) (dir string, part Part, ok bool) {
+	dir, number, ok := strings.Cut(name, ".")
+	if !ok {
+		return "", 0, false
+	}
+	if number == Merged.String() {
+		return dir, Merged, true
+	}
+	var n int
+	if _, err := fmt.Sscanf(number, "%d", &n); err != nil || Part(n).String() != number || n < 0 {
+		return "", 0, false
+	}
+	return dir, Part(n), true
+}
+
+// exists reports whether a file is there.
+func exists(name string) bool {
+	_, err := os.Stat(name)
+	return !errors.Is(err, os.ErrNotExist)
+}

@@ -1,0 +1,142 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"sluice/internal/durable"
+	"sluice/internal/node/plane"
+	"sluice/oci"
+)
+
+// sweepLoop collects what nobody owns, every so often.
+func (m *Manager) sweepLoop(ctx context.Context) {
+	interval := max(m.opts.Linger/4, 50*time.Millisecond)
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			m.sweepClaims(ctx)
+			m.Sweep(ctx, time.Now().Add(-m.opts.Linger))
+			m.resumeFills()
+		}
+	}
+}
+
+// Sweep unmounts what had no owner since before, and removes the images that
+// nobody held or used since then. It does nothing until Settled was called.
+func (m *Manager) Sweep(ctx context.Context, before time.Time) {
+	m.mu.Lock()
+	if !m.settled {
+		m.mu.Unlock()
+		return
+	}
+	type idle struct {
+		img *image
+		p   *point
+	}
+	var idles []idle
+	for _, img := range m.images {
+		for _, p := range img.points {
+			if p.attached && len(p.owners) == 0 && p.used.Before(before) {
+				idles = append(idles, idle{img, p})
+			}
+		}
+	}
+	for s, c := range m.calls {
+		if c.over(time.Now()) {
+			delete(m.calls, s)
+		}
+	}
+	m.mu.Unlock()
+	for _, i := range idles {
+		m.sweepPoint(ctx, i.img, i.p, before)
+	}
+	m.sweepImages(ctx, before)
+}
+
+// sweepPoint unmounts a point unless somebody got it meanwhile.
+func (m *Manager) sweepPoint(ctx context.Context, img *image, p *point, before time.Time) {
+	select {
+	case <-p.lock:
+	default:
+		return // in use
+	}
+	defer func() { p.lock <- struct{}{} }()
+	m.mu.Lock()
+	free := p.attached && len(p.owners) == 0 && p.used.Before(before)
+	m.mu.Unlock()
+	if !free {
+		return
+	}
+	err := m.detach(ctx, p)
+	switch {
+	case errors.Is(err, plane.ErrBusy):
+		m.log.InfoContext(ctx, "a mount that nobody owns is still in use", "image", img.id, "mount", p.dir)
+		m.mu.Lock()
+		p.used = time.Now()
+		m.mu.Unlock()
+	case err != nil:
+		m.log.WarnContext(ctx, "a mount that nobody owns stays", "image", img.id, "mount", p.dir, "error", err)
+	}
+}
+
+// sweepImages removes the images that nobody needs.
+func (m *Manager) sweepImages(ctx context.Context, before time.Time) {
+	m.naming.Lock()
+	defer m.naming.Unlock()
+	m.mu.Lock()
+	var gone []*image
+	for id, img := range m.images {
+		if len(img.holders) > 0 || !img.used.Before(before) || img.mounted() {
+			continue
+		}
+		delete(m.images, id)
+		m.forget(id)
+		gone = append(gone, img)
+	}
+	m.mu.Unlock()
+	for _, img := range gone {
+		m.log.InfoContext(ctx, "image is removed", "image", img.id)
+		if err := m.removeDir(img); err != nil {
+			m.log.WarnContext(ctx, "a removed image's directory stays", "image", img.id, "error", err)
+		}
+	}
+}
+
+// mounted reports whether any part is mounted or has an owner who is about to
+// mount it. The caller has m.mu.
+func (img *image) mounted() bool {
+	for _, p := range img.points {
+		if p.attached || len(p.owners) > 0 || len(p.lock) == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// forget drops what earlier pulls found. The caller has m.mu.
+func (m *Manager) forget(id oci.Digest) {
+	for s, known := range m.known {
+		if known == id {
+			delete(m.known, s)
+		}
+	}
+}
+
+// removeDir removes an image's directory: first its name, so that a crash
+// leaves nothing that looks like an image. The caller has m.naming.
+func (m *Manager) removeDir(img *image) error {
+	trash := filepath.Join(m.imagesDir(), durable.TempPrefix+filepath.Base(img.dir))
+	err := os.RemoveAll(trash)
+	if err == nil {
+		err = durable.Rename(img.dir, trash)
+	}
+	return errors.Join(err, os.RemoveAll(trash))
+}
