@@ -1,0 +1,196 @@
+package registry
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"sluice/oci"
+)
+
+// cacheForever is for content under its digest, which can't change.
+const cacheForever = "max-age=31536000, immutable"
+
+// headBlob is end-2 with HEAD.
+func (h *Handler) headBlob(w http.ResponseWriter, r *http.Request, req Request) error {
+	desc, err := h.registry.ResolveBlob(r.Context(), req.Repository, req.Digest)
+	if err != nil {
+		return err
+	}
+	describeBlob(w.Header(), desc)
+	w.Header().Set("Content-Length", strconv.FormatInt(desc.Size, 10))
+	w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// getBlob is end-2 with GET: a whole blob or one range of it.
+func (h *Handler) getBlob(w http.ResponseWriter, r *http.Request, req Request) error {
+	ctx := r.Context()
+	if matches(r.Header.Get("If-None-Match"), req.Digest) {
+		desc, err := h.registry.ResolveBlob(ctx, req.Repository, req.Digest)
+		if err != nil {
+			return err
+		}
+		describeBlob(w.Header(), desc)
+		w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
+	rng, ranged := parseRange(r.Header.Get("Range"))
+	if ir := r.Header.Get("If-Range"); ir != "" && ir != etag(req.Digest) {
+		ranged = false // RFC 9110, 13.1.5: of something else, so send it all
+	}
+	if ranged {
+		return h.getBlobRange(w, r, req, rng)
+	}
+	blob, err := h.registry.GetBlob(ctx, req.Repository, req.Digest)
+	if err != nil {
+		return err
+	}
+	defer blob.Close()
+	size := blob.Descriptor().Size
+	describeBlob(w.Header(), blob.Descriptor())
+	return sendBlob(w, http.StatusOK, blob, size)
+}
+
+func (h *Handler) getBlobRange(w http.ResponseWriter, r *http.Request, req Request, rng byteRange) error {
+	desc, err := h.registry.ResolveBlob(r.Context(), req.Repository, req.Digest)
+	if err != nil {
+		return err
+	}
+	offset, length, ok := rng.within(desc.Size)
+	if !ok {
+		return unsatisfiable(req, desc.Size)
+	}
+	blob, err := h.registry.GetBlobRange(r.Context(), req.Repository, req.Digest, offset, length)
+	if err != nil {
+		return err
+	}
+	defer blob.Close()
+	describeBlob(w.Header(), desc)
+	w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", offset, offset+length-1, desc.Size))
+	return sendBlob(w, http.StatusPartialContent, blob, length)
+}
+
+func unsatisfiable(req Request, size int64) error {
+	return &httpError{
+		status: http.StatusRequestedRangeNotSatisfiable,
+		header: http.Header{"Content-Range": {fmt.Sprintf("bytes */%d", size)}},
+		err:    oci.ErrRangeInvalid.Withf("blob %s of %s has %d bytes, and the range begins beyond", req.Digest, req.Repository, size),
+	}
+}
+
+// sendBlob sends the length bytes that blob yields.
+func sendBlob(w http.ResponseWriter, status int, blob oci.BlobReader, length int64) error {
+	w.Header().Set("Content-Length", strconv.FormatInt(length, 10))
+	w.WriteHeader(status)
+	if length == 0 {
+		return nil
+	}
+	n, err := io.Copy(w, blob)
+	if err == nil && n != length {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return fmt.Errorf("after %d of %d bytes: %w", n, length, err)
+	}
+	return nil
+}
+
+// deleteBlob is end-10.
+func (h *Handler) deleteBlob(w http.ResponseWriter, r *http.Request, req Request) error {
+	if err := h.registry.DeleteBlob(r.Context(), req.Repository, req.Digest); err != nil {
+		return err
+	}
+	accepted(w)
+	return nil
+}
+
+func accepted(w http.ResponseWriter) {
+	w.Header().Set("Content-Length", "0")
+	w.WriteHeader(http.StatusAccepted)
+}
+
+func describeBlob(header http.Header, desc oci.Descriptor) {
+	header.Set("Content-Type", oci.MediaTypeOctetStream)
+	header.Set("Docker-Content-Digest", desc.Digest.String())
+	header.Set("ETag", etag(desc.Digest))
+	header.Set("Accept-Ranges", "bytes")
+	header.Set("Cache-Control", cacheForever)
+}
+
+func etag(digest oci.Digest) string { return `"` + digest.String() + `"` }
+
+// matches reports whether an If-None-Match header names the digest.
+func matches(header string, digest oci.Digest) bool {
+	for tag := range strings.SplitSeq(header, ",") {
+		tag = strings.TrimPrefix(strings.TrimSpace(tag), "W/")
+		if tag == "*" || tag == etag(digest) {
+			return true
+		}
+	}
+	return false
+}
+
+// byteRange is what a Range header asks for: "first-last", "first-" with a last
+// of -1, or "-suffix" with a first of -1.
+type byteRange struct {
+	first, last int64
+}
+
+// parseRange parses a Range header (RFC 9110, 14.2). Without a single range of
+// bytes in it, false: the header is then to be ignored and all be sent, which
+// is allowed for several ranges too.
+func parseRange(header string) (byteRange, bool) {
+	spec, ok := strings.CutPrefix(header, "bytes=")
+	if !ok || strings.Contains(spec, ",") {
+		return byteRange{}, false
+	}
+	from, to, ok := strings.Cut(strings.TrimSpace(spec), "-")
+	if !ok || from == "" && to == "" {
+		return byteRange{}, false
+	}
+	rng := byteRange{-1, -1}
+	if from != "" {
+		if rng.first, ok = parseCount(from); !ok {
+			return byteRange{}, false
+		}
+	}
+	if to != "" {
+		if rng.last, ok = parseCount(to); !ok {
+			return byteRange{}, false
+		}
+	}
+	return rng, true
+}
+
+// parseCount parses decimal digits and nothing else. What is larger than any
+// blob is as large as possible.
+func parseCount(s string) (int64, bool) {
+	for _, c := range []byte(s) {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		return 1<<63 - 1, s != ""
+	}
+	return n, true
+}
+
+// within returns the part of a blob that the range means; false if that is
+// nothing. A last before the first is answered like a range beyond the end.
+func (b byteRange) within(size int64) (offset, length int64, ok bool) {
+	switch {
+	case b.first < 0:
+		length = min(b.last, size)
+		return size - length, length, length > 0
+	case b.first >= size || b.last >= 0 && b.last < b.first:
+		return 0, 0, false
+	case b.last < 0 || b.last >= size:
+		return b.first, size - b.first, true
+	}
+	return b.first, b.last - b.first + 1, true
+}

@@ -1,0 +1,146 @@
+package registry
+
+import (
+	"io"
+	"net/http"
+	"time"
+)
+
+// conversation is one request and its response: an http.ResponseWriter that
+// remembers what the access log wants to know and ends a client that stands
+// still.
+//
+// There is no limit to a whole request, since a blob may take hours. Instead
+// the connection's deadlines are moved on with every piece that is read or
+// written. They stay behind when the request is over: for the server, which
+// may still have to skip the rest of a body or to flush, they hold as well, and
+// it sets its own before it waits for the next request.
+type conversation struct {
+	http.ResponseWriter
+	request *http.Request
+	control *http.ResponseController
+	idle    time.Duration
+	began   time.Time
+
+	status         int   // of the response; 0 while none was written
+	received, sent int64 // bytes of bodies
+	err            error // what went wrong
+}
+
+// sendSize is how much is handed to the kernel before the deadline moves on.
+const sendSize = 1 << 20
+
+func newConversation(w http.ResponseWriter, r *http.Request, idle time.Duration) *conversation {
+	c := &conversation{
+		ResponseWriter: w, request: r,
+		control: http.NewResponseController(w),
+		idle:    idle, began: time.Now(),
+	}
+	// Errors of deadlines are those of writers without a connection, as in
+	// tests; there is nothing to time then.
+	c.control.SetWriteDeadline(time.Now().Add(idle))
+	if r.Body != nil && r.Body != http.NoBody {
+		c.control.SetReadDeadline(time.Now().Add(idle))
+		r.Body = &requestBody{ReadCloser: r.Body, c: c}
+	}
+	return c
+}
+
+// Unwrap is for http.ResponseController.
+func (c *conversation) Unwrap() http.ResponseWriter { return c.ResponseWriter }
+
+func (c *conversation) WriteHeader(status int) {
+	if c.status == 0 {
+		c.status = status
+	}
+	c.control.SetWriteDeadline(time.Now().Add(c.idle))
+	c.ResponseWriter.WriteHeader(status)
+}
+
+func (c *conversation) Write(p []byte) (int, error) {
+	if c.status == 0 {
+		c.WriteHeader(http.StatusOK)
+	}
+	total := 0
+	for len(p) > 0 {
+		c.control.SetWriteDeadline(time.Now().Add(c.idle))
+		n, err := c.ResponseWriter.Write(p[:min(len(p), sendSize)])
+		total += n
+		c.sent += int64(n)
+		if err != nil {
+			return total, err
+		}
+		p = p[n:]
+	}
+	return total, nil
+}
+
+// ReadFrom sends what src yields. A file, limited or not, goes from page cache
+// to socket by sendfile(2), which net/http does if it is given an *os.File or
+// an io.LimitedReader of one, and nothing wrapped further.
+func (c *conversation) ReadFrom(src io.Reader) (int64, error) {
+	to, ok := c.ResponseWriter.(io.ReaderFrom)
+	if !ok {
+		return io.Copy(struct{ io.Writer }{c}, src)
+	}
+	if c.status == 0 {
+		c.WriteHeader(http.StatusOK)
+	}
+	limited, _ := src.(*io.LimitedReader)
+	var total int64
+	for {
+		piece := &io.LimitedReader{R: src, N: sendSize}
+		if limited != nil {
+			piece.R, piece.N = limited.R, min(limited.N, sendSize)
+		}
+		want := piece.N
+		if want == 0 {
+			return total, nil
+		}
+		c.control.SetWriteDeadline(time.Now().Add(c.idle))
+		n, err := to.ReadFrom(piece)
+		total += n
+		c.sent += n
+		if limited != nil {
+			limited.N -= n
+		}
+		if err != nil || n < want {
+			return total, err
+		}
+	}
+}
+
+// fail answers with an error or, if the response has begun, breaks it off: it
+// has a Content-Length, so the client notices.
+func (c *conversation) fail(err error) {
+	c.err = err
+	if c.status == 0 {
+		writeError(c, c.request, err)
+	}
+}
+
+// requestBody is a request's body that must keep coming.
+type requestBody struct {
+	io.ReadCloser
+	c *conversation
+}
+
+func (b *requestBody) Read(p []byte) (int, error) {
+	b.c.control.SetReadDeadline(time.Now().Add(b.c.idle))
+	n, err := b.ReadCloser.Read(p)
+	b.c.received += int64(n)
+	if err == io.EOF {
+		// The server goes on reading, to notice when the client goes away;
+		// that may take as long as it likes.
+		b.c.control.SetReadDeadline(time.Time{})
+	} else if err != nil {
+		err = &bodyError{err}
+	}
+	return n, err
+}
+
+// bodyError is a failure to receive a body, which is nobody's fault here.
+type bodyError struct{ err error }
+
+func (e *bodyError) Error() string { return "receive the request's body: " + e.err.Error() }
+func (e *bodyError) Unwrap() error { return e.err }

@@ -1,0 +1,138 @@
+package registry
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"sluice/oci"
+)
+
+// maxTagParameters bounds how many tags one push sets: the specification wants
+// at least ten.
+const maxTagParameters = 100
+
+// getManifest is end-3. What the client accepts is not asked: there is one form
+// of each manifest, and clients' Accept headers are often too narrow.
+func (h *Handler) getManifest(w http.ResponseWriter, r *http.Request, req Request) error {
+	m, err := h.registry.GetManifest(r.Context(), req.Repository, req.Reference)
+	if err != nil {
+		return err
+	}
+	desc := m.Descriptor
+	w.Header().Set("Content-Type", desc.MediaType)
+	w.Header().Set("Docker-Content-Digest", desc.Digest.String())
+	w.Header().Set("ETag", etag(desc.Digest))
+	if isDigest(req.Reference) {
+		w.Header().Set("Cache-Control", cacheForever)
+	}
+	if matches(r.Header.Get("If-None-Match"), desc.Digest) {
+		w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
+	if r.Method == http.MethodHead {
+		w.Header().Set("Content-Length", strconv.FormatInt(desc.Size, 10))
+		w.WriteHeader(http.StatusOK)
+		return nil
+	}
+	writeBody(w, r, http.StatusOK, desc.MediaType, m.Content)
+	return nil
+}
+
+// putManifest is end-7 and, with tag parameters, end-7b.
+func (h *Handler) putManifest(w http.ResponseWriter, r *http.Request, req Request) error {
+	tags := req.Query["tag"]
+	if len(tags) > maxTagParameters {
+		return &httpError{
+			status: http.StatusRequestURITooLong,
+			err:    oci.ErrManifestInvalid.Withf("%d tag parameters: %d are allowed", len(tags), maxTagParameters),
+		}
+	}
+	for _, tag := range tags {
+		if err := oci.CheckTag(tag); err != nil {
+			return err
+		}
+	}
+	content, err := readManifest(r)
+	if err != nil {
+		return err
+	}
+	contentType := manifestType(r.Header, content)
+	desc, err := h.registry.PushManifest(r.Context(), req.Repository, req.Reference, contentType, content)
+	if err != nil {
+		return err
+	}
+	for _, tag := range tags {
+		reference := tag
+		if desc.Digest.Algorithm() != oci.SHA256 {
+			reference = tag + "@" + desc.Digest.String()
+		}
+		if _, err := h.registry.PushManifest(r.Context(), req.Repository, reference, contentType, content); err != nil {
+			return fmt.Errorf("tag %s: %w", tag, err)
+		}
+		w.Header().Add("OCI-Tag", tag)
+	}
+	if subject := subjectOf(content); subject != "" {
+		w.Header().Set("OCI-Subject", subject.String())
+	}
+	w.Header().Set("Location", manifestPath(req.Repository, desc.Digest.String()))
+	w.Header().Set("Docker-Content-Digest", desc.Digest.String())
+	w.Header().Set("Content-Length", "0")
+	w.WriteHeader(http.StatusCreated)
+	return nil
+}
+
+// readManifest reads a request's body, which must not be larger than a manifest
+// may be.
+func readManifest(r *http.Request) ([]byte, error) {
+	tooLarge := &httpError{
+		status: http.StatusRequestEntityTooLarge,
+		err:    oci.ErrSizeInvalid.Withf("a manifest may have %d bytes", oci.MaxManifestSize),
+	}
+	if r.ContentLength > oci.MaxManifestSize {
+		return nil, tooLarge
+	}
+	content, err := io.ReadAll(io.LimitReader(r.Body, oci.MaxManifestSize+1))
+	switch {
+	case err != nil:
+		return nil, err
+	case len(content) > oci.MaxManifestSize:
+		return nil, tooLarge
+	}
+	return content, nil
+}
+
+// manifestType returns the media type that a manifest is pushed with. Clients
+// that don't know better send none or a general one; then the manifest's own
+// word counts.
+func manifestType(header http.Header, content []byte) string {
+	sent := mediaType(header)
+	if sent != "" && sent != "application/json" && sent != oci.MediaTypeOctetStream && !strings.HasPrefix(sent, "text/") {
+		return sent
+	}
+	var m struct {
+		MediaType string `json:"mediaType"`
+	}
+	if err := json.Unmarshal(content, &m); err != nil {
+		return sent // and PushManifest will say what is wrong
+	}
+	return m.MediaType
+}
+
+// deleteManifest is end-9: a manifest with its tags, or a tag alone.
+func (h *Handler) deleteManifest(w http.ResponseWriter, r *http.Request, req Request) error {
+	var err error
+	if isDigest(req.Reference) {
+		err = h.registry.DeleteManifest(r.Context(), req.Repository, oci.Digest(req.Reference))
+	} else {
+		err = h.registry.DeleteTag(r.Context(), req.Repository, req.Reference)
+	}
+	if err != nil {
+		return err
+	}
+	accepted(w)
+	return nil
+}

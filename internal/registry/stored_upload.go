@@ -1,0 +1,214 @@
+package registry
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"sluice/internal/storage"
+	"sluice/oci"
+)
+
+// busyTimeout is how long a request for an upload waits for another one, such
+// as one whose client has vanished, to let go of it.
+const busyTimeout = 30 * time.Second
+
+// storedUpload is an upload of a Stored. It holds nothing open: each method
+// resumes the upload in the store, which sees to it that one at a time does, so
+// any number of storedUploads may be about the same upload.
+type storedUpload struct {
+	registry *Stored
+	repo, id string
+	size     int64
+}
+
+// uploadState is what a checkpoint keeps besides the bytes.
+type uploadState struct {
+	Repository string `json:"repository"`
+
+	// SHA256 is the state of the hash of all bytes, so that a commit needn't
+	// read them again. (A sha512 digest is rare enough for reading.)
+	SHA256 []byte `json:"sha256,omitempty"`
+}
+
+// StartUpload implements oci.Writer.
+func (s *Stored) StartUpload(ctx context.Context, repo string) (oci.Upload, error) {
+	if err := check(ctx, repo); err != nil {
+		return nil, err
+	}
+	u, err := s.store.StartUpload(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer u.Close()
+	if err := checkpoint(ctx, u, repo, sha256.New()); err != nil {
+		return nil, err
+	}
+	return &storedUpload{registry: s, repo: repo, id: u.ID()}, nil
+}
+
+// ResumeUpload implements oci.Writer.
+func (s *Stored) ResumeUpload(ctx context.Context, repo, id string) (oci.Upload, error) {
+	if err := check(ctx, repo); err != nil {
+		return nil, err
+	}
+	size, state, err := s.store.StatUpload(ctx, id)
+	if err == nil {
+		_, err = parseState(state, repo)
+	}
+	if err != nil {
+		return nil, uploadError(repo, id, err)
+	}
+	return &storedUpload{registry: s, repo: repo, id: id, size: size}, nil
+}
+
+// ID implements oci.Upload.
+func (u *storedUpload) ID() string { return u.id }
+
+// Size implements oci.Upload.
+func (u *storedUpload) Size() int64 { return u.size }
+
+// Append implements oci.Upload. What came before a failure is kept.
+func (u *storedUpload) Append(ctx context.Context, offset int64, r io.Reader) error {
+	su, sum, err := u.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer su.Close()
+	if size, _ := su.Position(); offset != size {
+		return oci.ErrRangeInvalid.Withf("upload %s to %s: append at %d, and it has %d bytes", u.id, u.repo, offset, size)
+	}
+	_, err = copyContext(ctx, io.MultiWriter(su, sum), r)
+	// Also of a request that has ended: its client will be back for the rest.
+	if cerr := checkpoint(context.WithoutCancel(ctx), su, u.repo, sum); cerr != nil {
+		return uploadError(u.repo, u.id, cerr)
+	}
+	u.size, _ = su.Position()
+	return uploadError(u.repo, u.id, err)
+}
+
+// Commit implements oci.Upload.
+func (u *storedUpload) Commit(ctx context.Context, want oci.Digest) (oci.Descriptor, error) {
+	if _, err := oci.ParseDigest(want.String()); err != nil {
+		return oci.Descriptor{}, err
+	}
+	su, sum, err := u.open(ctx)
+	if err != nil {
+		return oci.Descriptor{}, err
+	}
+	defer su.Close()
+	if want.Algorithm() != oci.SHA256 {
+		sum = want.Algorithm().Hash()
+		if err := hashContent(ctx, su, sum); err != nil {
+			return oci.Descriptor{}, uploadError(u.repo, u.id, err)
+		}
+	}
+	size, _ := su.Position()
+	if actual := digest.NewDigest(want.Algorithm(), sum); actual != want {
+		err := oci.ErrDigestInvalid.Withf("upload to %s of %d bytes has the digest %s, not %s", u.repo, size, actual, want)
+		return oci.Descriptor{}, errors.Join(err, u.registry.store.CancelUpload(ctx, u.id))
+	}
+	if err := su.Commit(ctx, layerKey(u.repo, want)); err != nil && !errors.Is(err, storage.ErrExists) {
+		return oci.Descriptor{}, uploadError(u.repo, u.id, err)
+	}
+	return blobDescriptor(want, size), nil
+}
+
+// Cancel implements oci.Upload.
+func (u *storedUpload) Cancel(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return uploadError(u.repo, u.id, u.registry.store.CancelUpload(ctx, u.id))
+}
+
+// open resumes the upload, with the hash of what it has.
+func (u *storedUpload) open(ctx context.Context) (storage.Upload, hash.Hash, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	wait, cancel := context.WithTimeout(ctx, busyTimeout)
+	defer cancel()
+	su, err := u.registry.store.ResumeUpload(wait, u.id)
+	if err != nil {
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			err = oci.ErrBlobUploadInvalid.Withf("upload %s to %s: another request is still writing to it: try again", u.id, u.repo)
+		}
+		return nil, nil, uploadError(u.repo, u.id, err)
+	}
+	_, state := su.Position()
+	parsed, err := parseState(state, u.repo)
+	var sum hash.Hash
+	if err == nil {
+		sum, err = resumeHash(ctx, su, parsed)
+	}
+	if err != nil {
+		su.Close()
+		return nil, nil, uploadError(u.repo, u.id, err)
+	}
+	return su, sum, nil
+}
+
+// resumeHash returns the hash of what an upload has, from its state or, if
+// that is of another version of the program, by reading it all.
+func resumeHash(ctx context.Context, u storage.Upload, state uploadState) (hash.Hash, error) {
+	sum := sha256.New()
+	if um, ok := sum.(encoding.BinaryUnmarshaler); ok && um.UnmarshalBinary(state.SHA256) == nil {
+		return sum, nil
+	}
+	sum.Reset()
+	return sum, hashContent(ctx, u, sum)
+}
+
+func hashContent(ctx context.Context, u storage.Upload, sum hash.Hash) error {
+	content, err := u.Content(ctx)
+	if err != nil {
+		return err
+	}
+	defer content.Close()
+	_, err = copyContext(ctx, sum, content)
+	return err
+}
+
+// checkpoint acknowledges what was written to u.
+func checkpoint(ctx context.Context, u storage.Upload, repo string, sum hash.Hash) error {
+	state := uploadState{Repository: repo}
+	if m, ok := sum.(encoding.BinaryMarshaler); ok {
+		if b, err := m.MarshalBinary(); err == nil {
+			state.SHA256 = b
+		}
+	}
+	encoded, err := json.Marshal(state)
+	if err != nil {
+		return err
+	}
+	return u.Checkpoint(ctx, encoded)
+}
+
+// parseState returns the state of an upload to repo. An upload to another
+// repository is as unknown as none.
+func parseState(encoded []byte, repo string) (uploadState, error) {
+	var state uploadState
+	if err := json.Unmarshal(encoded, &state); err != nil || state.Repository != repo {
+		return uploadState{}, storage.ErrUploadUnknown
+	}
+	return state, nil
+}
+
+func uploadError(repo, id string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, storage.ErrUploadUnknown):
+		return oci.ErrBlobUploadUnknown.Withf("upload %.100q to %s is unknown or over", id, repo)
+	}
+	return fmt.Errorf("upload %.100q to %s: %w", id, repo, err)
+}
