@@ -126,12 +126,15 @@ func (b *builder) descend(dir string, cause *Node) (*Node, error) {
 			return nil, fmt.Errorf("more than %d directories deep", b.limits.Depth)
 		}
 		next := at.Children[element]
-		_, gone := b.whiteouts[next]
+		gone := b.isWhiteout(next)
 		switch {
 		case next == nil || gone:
 			made := &Node{
 				Mode: TypeDir | 0o755, Mtime: cause.Mtime, MtimeNsec: cause.MtimeNsec,
 				Implicit: true, Opaque: gone,
+			}
+			if at.Mode&setgid != 0 {
+				made.GID = at.GID // mkdir(2); the bit itself is not handed on
 			}
 			if err := b.insert(at, element, made); err != nil {
 				return nil, err
@@ -171,10 +174,15 @@ func (b *builder) whiteout(parent *Node, base, hidden string) error {
 	return b.insert(parent, hidden, n)
 }
 
+func (b *builder) isWhiteout(n *Node) bool {
+	_, ok := b.whiteouts[n]
+	return ok
+}
+
 func (b *builder) directory(parent *Node, base string, n *Node) error {
 	old := parent.Children[base]
 	if old == nil || !old.IsDir() {
-		_, n.Opaque = b.whiteouts[old]
+		n.Opaque = b.isWhiteout(old)
 		b.remove(parent, base)
 		return b.insert(parent, base, n)
 	}
@@ -194,6 +202,8 @@ func (b *builder) hardLink(parent *Node, base, target string, n *Node) error {
 		return fmt.Errorf("hard link to %.200q: %w", target, err)
 	case t == nil:
 		return b.insert(parent, base, &Node{LowerLink: lower})
+	case b.isWhiteout(t):
+		return b.whiteout(parent, whiteoutPrefix+base, base) // what link(2) makes of it
 	case t.IsDir():
 		return fmt.Errorf("hard link to the directory %.200q", target)
 	case t.LowerLink == "":
@@ -233,9 +243,6 @@ func (b *builder) linkTarget(target string) (*Node, string, error) {
 	}
 	if len(clean) > maxPath {
 		return nil, "", errTooLong
-	}
-	if _, gone := b.whiteouts[n]; gone {
-		n = nil
 	}
 	return n, strings.Clone(clean), nil
 }
@@ -314,10 +321,7 @@ func (b *builder) finish() *Node {
 			continue // what the name led to is gone
 		}
 		n := lookup(b.root, p)
-		if n == nil || n == b.root || n.LowerLink != "" {
-			continue
-		}
-		if _, gone := b.whiteouts[n]; !gone {
+		if n != nil && n != b.root && n.LowerLink == "" && !b.isWhiteout(n) {
 			n.Mtime, n.MtimeNsec = d.sec, d.nsec
 		}
 	}

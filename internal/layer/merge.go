@@ -145,7 +145,8 @@ func incomplete(n *Node) bool {
 //
 // Which of those an Implicit directory takes after is containerd's rule
 // (mkparent in pkg/archive): the nearest layer that has the path, links inside
-// that layer followed, but none beyond one that has something else there.
+// that layer followed, but none beyond one that has something else there. If
+// there is none, it is a new directory.
 func (c *completer) survey(dir *Node, at string, lower []lowerDir) error {
 	for _, name := range dir.Names() { // in order, so that errors are always the same
 		n, p := dir.Children[name], path.Join(at, name)
@@ -159,8 +160,8 @@ func (c *completer) survey(dir *Node, at string, lower []lowerDir) error {
 			if err != nil {
 				return fmt.Errorf("find %.200q in the lower layers: %w", p, err)
 			}
-			if n.Implicit && len(next) > 0 && !n.sameAttributes(next[0].Node) {
-				c.inherit[n] = next[0].Node
+			if n.Implicit {
+				c.attributes(n, dir, next)
 			}
 			if err := c.survey(n, p, next); err != nil {
 				return err
@@ -168,6 +169,22 @@ func (c *completer) survey(dir *Node, at string, lower []lowerDir) error {
 		}
 	}
 	return nil
+}
+
+// attributes finds the attributes of n, Implicit in dir.
+func (c *completer) attributes(n, dir *Node, lower []lowerDir) {
+	if len(lower) > 0 {
+		if from := lower[0].Node; !n.sameAttributes(from) {
+			c.inherit[n] = from
+		}
+		return
+	}
+	// What mkdir(2) takes from a parent that lists itself, Read has seen.
+	if from := c.inherit[dir]; from != nil && from.Mode&setgid != 0 && n.GID != from.GID {
+		own := *n
+		own.GID = from.GID
+		c.inherit[n] = &own
+	}
 }
 
 // namesakes returns the directories called name in the given ones; p is the

@@ -17,6 +17,9 @@ const (
 	TypeFIFO    = 0o010000
 )
 
+// setgid in a directory's Mode makes its group that of what is created in it.
+const setgid = 0o2000
+
 // Tree is what one layer, or a stack of them, contains. Trees are immutable
 // once made: they share nodes, and several goroutines may read them.
 type Tree struct {
