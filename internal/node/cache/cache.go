@@ -1,0 +1,479 @@
+// Package cache keeps the decoded content of layers on the node's disk, chunk
+// by chunk, as it is needed.
+//
+// A Cache is a directory with one sparse file of decoded bytes per device key
+// (see artifact.Device), shared by all images that have the layer. Acquire
+// returns a Layer, whose ReadAt fetches what is missing: each chunk once
+// however many wait for it, adjacent chunks in one request, those that
+// sequential readers will want next ahead of them. Every chunk is verified
+// against its digest before any byte of it is decoded, let alone read. PutFrame
+// takes chunks that came another way, in a boot pack. Fill fetches the rest
+// behind everybody's back, then checks the whole layer against its diff ID:
+// from then on it is Complete, needs no registry, and its file (Path) can be
+// given to the kernel as it is. A layer that fails that check is quarantined.
+//
+// What is recorded as being on disk never is ahead of what the disk holds,
+// also across loss of power (see content), and carries a checksum that is
+// checked on the first read after a restart. Files that are damaged are
+// discarded and fetched again. A full disk costs speed, not correctness:
+// content is then served from memory.
+//
+// Start with Cache and Layer. How a chunk reaches the disk is content.go, how
+// it reaches readers flight.go and fetch.go.
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
+
+	"sluice/internal/artifact"
+	"sluice/internal/blob"
+	"sluice/internal/durable"
+	"sluice/oci"
+)
+
+// Options configure a Cache. The zero value of each is its default.
+type Options struct {
+	// Dir is the cache's directory, made if it's missing. One Cache at a time
+	// has it.
+	Dir string
+
+	// Quota is how many bytes of disk the cache may have; 0 is no bound.
+	// Layers that nobody has acquired are evicted for it, least recently used
+	// first, and Fill stops at it. What running containers read is stored
+	// even so: it has to be read anyway.
+	Quota int64
+
+	// FaultTimeout bounds how long a ReadAt waits for content; default 60 s.
+	FaultTimeout time.Duration
+
+	// ReadAhead is up to how many decoded bytes are fetched ahead of a
+	// sequential reader; default 4 MiB, negative for none.
+	ReadAhead int64
+
+	// MaxRequest bounds the bytes of one ranged request; default 4 MiB.
+	MaxRequest int64
+
+	// FillBandwidth bounds what all Fills together fetch, in bytes per
+	// second; default no bound.
+	FillBandwidth int64
+
+	// FlushInterval is how often new content is made durable; default 1 s.
+	// What a crash catches before that is fetched again.
+	FlushInterval time.Duration
+
+	// Log receives what operators should know; default none.
+	Log *slog.Logger
+}
+
+func (o Options) withDefaults() Options {
+	o.FaultTimeout = defaultTo(o.FaultTimeout, 60*time.Second)
+	o.FlushInterval = defaultTo(o.FlushInterval, time.Second)
+	o.MaxRequest = defaultTo(o.MaxRequest, 4<<20)
+	switch {
+	case o.ReadAhead == 0:
+		o.ReadAhead = 4 << 20
+	case o.ReadAhead < 0:
+		o.ReadAhead = 0
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+func defaultTo[T int64 | time.Duration](v, d T) T {
+	if v <= 0 {
+		return d
+	}
+	return v
+}
+
+const (
+	// flushAt is how many bytes may wait for the flusher's next round.
+	flushAt = 64 << 20
+
+	// writeErrorInterval is how often a disk that takes nothing is logged.
+	writeErrorInterval = 30 * time.Second
+
+	// lockPatience is how long Open waits for an earlier process to end.
+	lockPatience = 10 * time.Second
+)
+
+var (
+	// ErrTimeout is a ReadAt that waited Options.FaultTimeout in vain.
+	ErrTimeout = errors.New("content did not arrive in time")
+
+	// ErrClosed is the use of a Cache or a Layer after Close or Release.
+	ErrClosed = errors.New("layer released or cache closed")
+
+	// ErrQuota ends a Fill for which there's no room.
+	ErrQuota = errors.New("the cache's quota is used up by layers in use; raise it or remove images")
+)
+
+// IntegrityError is content that isn't what its digest promises, and that
+// asking again didn't mend.
+type IntegrityError struct {
+	Key   oci.Digest // of the layer
+	Chunk int        // -1: the layer as a whole, which is now quarantined
+	Err   error
+}
+
+// Error names the layer, the chunk and what differs.
+func (e *IntegrityError) Error() string {
+	if e.Chunk < 0 {
+		return fmt.Sprintf("layer %s: integrity: %v", e.Key, e.Err)
+	}
+	return fmt.Sprintf("layer %s: integrity of chunk %d: %v", e.Key, e.Chunk, e.Err)
+}
+
+// Unwrap returns what differs.
+func (e *IntegrityError) Unwrap() error { return e.Err }
+
+// Cache is a directory of cached layers. It may be used concurrently.
+type Cache struct {
+	opts    Options
+	log     *slog.Logger
+	lock    *os.File // flock: this process has the directory
+	buffers *buffers
+	traffic *traffic
+	limiter *rate.Limiter // of all Fills
+	stats   *stats
+	full    atomic.Bool // a write found no space since the flusher last looked
+
+	// mu guards slots, the fields of each slot that say so, and closed.
+	// Nothing blocks while it is held. Order: slot.mu, content.flushing,
+	// content.mu; Cache.mu is taken last and alone after any of them.
+	mu     sync.Mutex
+	slots  map[oci.Digest]*slot
+	closed bool
+
+	kick    chan struct{} // wakes the flusher early
+	stop    chan struct{} // closed by Close
+	stopped sync.WaitGroup
+}
+
+// slot is the place of one device key, open or only on disk.
+type slot struct {
+	key oci.Digest
+
+	// mu is held while the layer's files are opened, closed or removed.
+	mu sync.Mutex
+
+	// Guarded by Cache.mu. content changes only with slot.mu held too.
+	content *content // nil unless open
+	refs    int      // Layers, and calls of Acquire under way
+	bytes   int64    // on disk, when it was last closed
+	used    time.Time
+}
+
+// Open opens the cache in opts.Dir. It waits, for 10 s at most, for an earlier
+// process that still has the directory.
+func Open(ctx context.Context, opts Options) (*Cache, error) {
+	opts = opts.withDefaults()
+	if err := durable.MkdirAll(opts.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open cache: %w", err)
+	}
+	lock, err := lockDir(ctx, opts.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("open cache: %w", err)
+	}
+	c := &Cache{
+		opts: opts, log: opts.Log, lock: lock,
+		buffers: &buffers{}, traffic: newTraffic(),
+		limiter: blob.Bandwidth(opts.FillBandwidth),
+		stats:   &stats{},
+		slots:   map[oci.Digest]*slot{},
+		kick:    make(chan struct{}, 1),
+		stop:    make(chan struct{}),
+	}
+	if err := c.scan(); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("open cache: %w", err)
+	}
+	c.stopped.Go(c.flusher)
+	return c, nil
+}
+
+// lockDir takes the directory for this process, until the file is closed.
+func lockDir(ctx context.Context, dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("lock %s: another process has the cache; stop it first: %w", f.Name(), ctx.Err())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// scan finds the layers that earlier processes left, and removes what they
+// didn't finish removing.
+func (c *Cache) scan() error {
+	entries, err := os.ReadDir(c.opts.Dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(c.opts.Dir, e.Name())
+		if durable.IsTemp(e.Name()) {
+			if err := os.RemoveAll(path); err != nil {
+				return err
+			}
+			continue
+		}
+		key, ok := keyOf(e.Name())
+		if !ok || !e.IsDir() {
+			continue // not ours
+		}
+		s := &slot{key: key, bytes: diskUsage(path)}
+		if info, err := e.Info(); err == nil {
+			s.used = info.ModTime()
+		}
+		c.slots[key] = s
+	}
+	return nil
+}
+
+// dirOf returns a layer's directory: its key with a dash, because mount
+// options and search paths make something of colons.
+func (c *Cache) dirOf(key oci.Digest) string {
+	return filepath.Join(c.opts.Dir, key.Algorithm().String()+"-"+key.Encoded())
+}
+
+// keyOf is the reverse of dirOf's last element.
+func keyOf(name string) (oci.Digest, bool) {
+	const prefix = "sha256-"
+	if len(name) < len(prefix) || name[:len(prefix)] != prefix {
+		return "", false
+	}
+	key, err := oci.ParseDigest("sha256:" + name[len(prefix):])
+	return key, err == nil
+}
+
+// Acquire opens the layer that dev describes, for reading through src, which
+// must be its blob (dev.Blob). The layer stays in the cache at least until
+// the Layer is released. Several Layers of one key share everything but dev
+// and src, and each fetches through its own.
+//
+// An *IntegrityError means that the layer was quarantined. src should be
+// patient by itself (blob.Retry): the cache asks again only for content that
+// arrived damaged, or that it was waiting for through another Layer's source.
+func (c *Cache) Acquire(ctx context.Context, dev *artifact.Device, src blob.Source) (*Layer, error) {
+	shape, err := shapeOf(dev)
+	if err != nil {
+		return nil, err
+	}
+	if src.Size() != dev.Blob.Size {
+		return nil, fmt.Errorf("layer %s: its source has %d bytes, its blob %d", dev.Key, src.Size(), dev.Blob.Size)
+	}
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil, ErrClosed
+	}
+	s := c.slots[dev.Key]
+	if s == nil {
+		s = &slot{key: dev.Key}
+		c.slots[dev.Key] = s
+	}
+	s.refs++
+	c.mu.Unlock()
+
+	content, err := c.open(s, shape)
+	if err != nil {
+		c.release(s)
+		return nil, err
+	}
+	return newLayer(ctx, c, s, content, dev, src), nil
+}
+
+// open returns the slot's content, opening its files if they aren't.
+func (c *Cache) open(s *slot, shape shape) (*content, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if have := c.contentOf(s); have != nil {
+		if bad := have.bad.Load(); bad != nil {
+			return nil, bad
+		}
+		if have.shape != shape {
+			return nil, fmt.Errorf("layer %s: two devices of the same key differ in size", s.key)
+		}
+		return have, nil
+	}
+	dir := c.dirOf(s.key)
+	env := environment{buffers: c.buffers, stats: c.stats, log: c.log.With("layer", s.key), wake: c.wake}
+	opened, err := openContent(dir, shape, env)
+	if errors.Is(err, unix.ENOSPC) && c.evict(0) > 0 {
+		opened, err = openContent(dir, shape, env)
+	}
+	if err != nil {
+		return nil, err
+	}
+	touch(dir)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.content = opened
+	return opened, nil
+}
+
+func (c *Cache) contentOf(s *slot) *content {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return s.content
+}
+
+// touch records that a layer was used, for eviction after a restart. It may
+// get lost: it's a hint.
+func touch(dir string) {
+	now := time.Now()
+	_ = os.Chtimes(dir, now, now)
+}
+
+// release gives up one reference to the slot, and with the last one its
+// files.
+func (c *Cache) release(s *slot) {
+	c.mu.Lock()
+	s.refs--
+	s.used = time.Now()
+	last := s.refs == 0
+	if last && s.content == nil && s.bytes == 0 {
+		delete(c.slots, s.key) // an Acquire that failed
+	}
+	c.mu.Unlock()
+	if !last {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.mu.Lock()
+	open := s.content
+	if s.refs > 0 {
+		open = nil // acquired again meanwhile
+	}
+	if open != nil {
+		s.content = nil
+	}
+	c.mu.Unlock()
+	if open == nil {
+		return
+	}
+	if err := open.close(); err != nil {
+		c.log.Warn("closing a cached layer", "error", err)
+	}
+	touch(open.dir)
+	c.mu.Lock()
+	s.bytes = diskUsage(open.dir)
+	c.mu.Unlock()
+}
+
+// Close makes everything durable that can be, and gives up the directory.
+// Layers still acquired are of no use afterwards: their reads fail.
+func (c *Cache) Close() error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil
+	}
+	c.closed = true
+	var open []*content
+	for _, s := range c.slots {
+		if s.content != nil {
+			open = append(open, s.content)
+		}
+	}
+	c.mu.Unlock()
+	close(c.stop)
+	c.stopped.Wait()
+	var errs []error
+	for _, o := range open {
+		errs = append(errs, o.close())
+	}
+	return errors.Join(append(errs, c.lock.Close())...)
+}
+
+// wake makes the flusher look now. full tells that the disk is.
+func (c *Cache) wake(full bool) {
+	if full {
+		c.full.Store(true)
+	}
+	select {
+	case c.kick <- struct{}{}:
+	default:
+	}
+}
+
+// flusher makes new content durable, and makes room where the quota or the
+// disk asks for it.
+func (c *Cache) flusher() {
+	tick := time.NewTicker(c.opts.FlushInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-c.stop:
+			return
+		case <-tick.C:
+		case <-c.kick:
+		}
+		c.mu.Lock()
+		var open []*content
+		for _, s := range c.slots {
+			if s.content != nil {
+				open = append(open, s.content)
+			}
+		}
+		c.mu.Unlock()
+		for _, o := range open {
+			if err := o.flush(); err != nil {
+				c.log.Error("making cached content durable", "error", err)
+			}
+		}
+		c.makeRoom()
+	}
+}
+
+// stats count since Open.
+type stats struct {
+	faults, requests, readAheads, corrupt, writeErrors atomic.Int64
+}
+
+// Stats are counts since the Cache was opened.
+type Stats struct {
+	Faults      int64 // ReadAts that had to wait for content
+	Requests    int64 // ranged requests, those of Fill included
+	ReadAheads  int64 // of Requests: made ahead of sequential readers
+	Corrupt     int64 // frames that arrived and weren't what their digest promises
+	WriteErrors int64 // chunks that the disk did not take
+}
+
+// Stats returns the counts up to now.
+func (c *Cache) Stats() Stats {
+	return Stats{
+		Faults: c.stats.faults.Load(), Requests: c.stats.requests.Load(), ReadAheads: c.stats.readAheads.Load(),
+		Corrupt: c.stats.corrupt.Load(), WriteErrors: c.stats.writeErrors.Load(),
+	}
+}

@@ -1,0 +1,439 @@
+package cache
+
+import (
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
+
+	"sluice/internal/artifact"
+	"sluice/internal/durable"
+)
+
+// The files of a cached layer, in a directory named after its device key.
+const (
+	dataFile       = "data"       // the device, sparse: a chunk that isn't there yet is a hole
+	stateFile      = "state"      // which chunks data has
+	completeFile   = "complete"   // exists when all of data has been checked against the diff ID
+	quarantineFile = "quarantine" // exists, with the reason, when that check failed
+)
+
+// What is known of a chunk; bits of content.chunks[i].
+const (
+	// present: in data, written by this process or checked by it, so that it
+	// may be served. Implies that the page cache has it, not the disk.
+	present = 1 << iota
+
+	// claimed: the state file says that data has it. It becomes present when
+	// its CRC has been checked.
+	claimed
+
+	// mark: whoever reads it starts the next read-ahead.
+	mark
+)
+
+// content is the cached bytes of one device, shared by all Layers of its key.
+//
+// A chunk's way to disk: verified against the chunk table, written to data,
+// present in chunks (now everybody is served from the page cache); later, in
+// flush: fdatasync of data, its entry in state, fdatasync of state. So state
+// is never ahead of what the disk holds, and a chunk that a crash catches
+// between is fetched again.
+//
+// That leaves one gap which is any local file system's: if the disk fails to
+// write a page back, and the kernel drops the page before the next flush, at
+// most Options.FlushInterval later, notices, a read between may see a hole.
+// Being out of space can't do that: it's found when writing.
+type content struct {
+	shape
+	environment
+	dir   string
+	data  *os.File
+	state *os.File
+
+	// chunks has a chunk's bits, crcs the CRC-32C of its decoded bytes, valid
+	// while it is present or claimed. Written before the bit is set.
+	chunks []atomic.Uint32
+	crcs   []atomic.Uint32
+
+	stored   atomic.Int64 // decoded bytes of chunks in data, about
+	complete atomic.Bool  // checked as a whole, and recorded so
+	bad      atomic.Pointer[IntegrityError]
+
+	// mu guards what follows. Nothing blocks while it is held.
+	mu       sync.Mutex
+	flights  map[int]*flight // chunks on their way, or arrived and not in data
+	unstored []*flight       // those of flights that couldn't be written, oldest first
+	streams  streams
+	pending  []int // present, not yet in state
+	unsynced int64 // decoded bytes of pending
+
+	// flushing serialises flush and close. Taken before mu.
+	flushing sync.Mutex
+	closed   bool          // guarded by flushing
+	filling  chan struct{} // holds a token while nobody fills
+
+	writeErrors rate.Sometimes
+}
+
+// environment is what a content has from its Cache.
+type environment struct {
+	buffers *buffers
+	stats   *stats
+	log     *slog.Logger
+	wake    func(full bool) // asks for a flush, or for room
+}
+
+// maxUnstored bounds the chunks of a layer that stay in memory because the
+// disk doesn't take them.
+const maxUnstored = 8
+
+// openContent opens or makes the files of a layer in dir. Files that aren't
+// right are removed and made anew.
+func openContent(dir string, s shape, env environment) (*content, error) {
+	c := &content{
+		shape: s, dir: dir, environment: env,
+		chunks:      make([]atomic.Uint32, s.count),
+		crcs:        make([]atomic.Uint32, s.count),
+		flights:     map[int]*flight{},
+		filling:     make(chan struct{}, 1),
+		writeErrors: rate.Sometimes{First: 1, Interval: writeErrorInterval},
+	}
+	c.filling <- struct{}{}
+	if reason, err := os.ReadFile(filepath.Join(dir, quarantineFile)); err == nil {
+		return nil, &IntegrityError{Key: s.key, Chunk: -1, Err: fmt.Errorf("quarantined earlier: %s", reason)}
+	}
+	err := c.open()
+	if err != nil {
+		if !errors.Is(err, os.ErrNotExist) {
+			c.log.Warn("discarding a cached layer whose files are damaged", "dir", dir, "error", err)
+		}
+		err = c.create()
+	}
+	if err != nil {
+		c.closeFiles()
+		return nil, fmt.Errorf("cache of layer %s: %w", s.key, err)
+	}
+	return c, nil
+}
+
+// open opens what an earlier process left. Any error means that it is to be
+// discarded.
+func (c *content) open() (err error) {
+	if c.state, err = os.OpenFile(filepath.Join(c.dir, stateFile), os.O_RDWR, 0); err != nil {
+		return err
+	}
+	if c.data, err = os.OpenFile(filepath.Join(c.dir, dataFile), os.O_RDWR, 0); err != nil {
+		return err
+	}
+	info, err := c.data.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() || info.Size() != c.size {
+		return fmt.Errorf("data file is a %v of %d bytes, want a file of %d", info.Mode().Type(), info.Size(), c.size)
+	}
+	file := make([]byte, c.fileSize())
+	if info, err := c.state.Stat(); err != nil || info.Size() != c.fileSize() {
+		return fmt.Errorf("state file doesn't have the %d bytes it should have", c.fileSize())
+	}
+	if _, err := c.state.ReadAt(file, 0); err != nil {
+		return err
+	}
+	known, damaged, err := c.parse(file)
+	if err != nil {
+		return err
+	}
+	if damaged > 0 {
+		c.log.Warn("some entries of a cached layer's state are damaged; their chunks will be fetched again", "damaged", damaged)
+	}
+	bits := uint32(claimed)
+	if c.readComplete() {
+		if len(known) != c.count {
+			return fmt.Errorf("marked complete, but only %d of %d chunks are recorded", len(known), c.count)
+		}
+		c.complete.Store(true)
+		bits = present | claimed
+	}
+	for _, k := range known {
+		c.crcs[k.chunk].Store(k.crc)
+		c.chunks[k.chunk].Store(bits)
+	}
+	c.stored.Store(allocated(c.data))
+	return nil
+}
+
+// readComplete reports whether the marker of a complete layer is there, and
+// is this layer's.
+func (c *content) readComplete() bool {
+	b, err := readSmall(filepath.Join(c.dir, completeFile))
+	return err == nil && string(b) == c.completeMark()
+}
+
+// readSmall returns what a file holds, but not more than one needs to know of
+// a marker.
+func readSmall(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, 1<<10))
+}
+
+func (c *content) completeMark() string { return c.key.String() + "\n" }
+
+// create makes the layer's files, empty, in place of any that are there.
+func (c *content) create() error {
+	c.closeFiles()
+	if err := discard(c.dir); err != nil {
+		return err
+	}
+	if err := durable.MkdirAll(c.dir, 0o700); err != nil {
+		return err
+	}
+	var err error
+	c.data, err = os.OpenFile(filepath.Join(c.dir, dataFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := c.data.Truncate(c.size); err != nil {
+		return err
+	}
+	if err := c.data.Sync(); err != nil {
+		return err
+	}
+	// The state file comes last: without it the data file isn't looked at.
+	// It is written whole, so that recording a chunk never needs space.
+	name := filepath.Join(c.dir, stateFile)
+	if err := durable.WriteFile(name, c.emptyState(), 0o600); err != nil {
+		return err
+	}
+	c.state, err = os.OpenFile(name, os.O_RDWR, 0)
+	return err
+}
+
+// discard removes a layer's directory so that a crash leaves none or all of
+// it under its name.
+func discard(dir string) error {
+	trash := filepath.Join(filepath.Dir(dir), durable.TempPrefix+filepath.Base(dir))
+	if err := os.RemoveAll(trash); err != nil {
+		return err
+	}
+	if err := durable.Rename(dir, trash); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return os.RemoveAll(trash)
+}
+
+// allocated returns how many bytes of disk f has.
+func allocated(f *os.File) int64 {
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) != nil {
+		return 0
+	}
+	return st.Blocks * 512
+}
+
+func (c *content) has(i int) bool { return c.chunks[i].Load()&present != 0 }
+
+// check makes a claimed chunk present if the data fits what is recorded of
+// it, and otherwise forgets it. It reports whether the chunk is present.
+func (c *content) check(i int, ch artifact.Chunk) bool {
+	bits := c.chunks[i].Load()
+	if bits&present != 0 || bits&claimed == 0 {
+		return bits&present != 0
+	}
+	buf := c.buffers.get()
+	defer buf.release()
+	b := buf.b[:ch.Length]
+	_, err := c.data.ReadAt(b, ch.Offset)
+	if err == nil && crc32.Checksum(b, castagnoli) == c.crcs[i].Load() {
+		c.chunks[i].Or(present)
+		return true
+	}
+	c.distrust(i, err)
+	return false
+}
+
+// distrust forgets chunk i, which is not on disk as it was written.
+func (c *content) distrust(i int, err error) {
+	if errors.Is(err, os.ErrClosed) {
+		return // nothing is wrong with the disk
+	}
+	c.log.Warn("a cached chunk is damaged on disk; it will be fetched again", "chunk", i, "error", err)
+	c.chunks[i].And(mark)
+	if c.complete.CompareAndSwap(true, false) {
+		if err := durable.Remove(filepath.Join(c.dir, completeFile)); err != nil {
+			c.log.Error("cannot take back that a layer is complete", "error", err)
+		}
+	}
+}
+
+// read is pread, all of p or an error. What is read is the layer's content as
+// long as no error is returned and the chunks were present before.
+func (c *content) read(p []byte, off int64) error {
+	n, err := c.data.ReadAt(p, off)
+	if bad := c.bad.Load(); bad != nil {
+		return bad
+	}
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// put takes a frame of chunk i from wherever it came: verifies and decodes
+// it, hands the bytes to those who wait for them, then writes them. An
+// IntegrityError means that the frame is not the chunk's. Any other error is
+// of writing; waiters have been served all the same.
+func (c *content) put(i int, ch artifact.Chunk, frame []byte) error {
+	if c.has(i) {
+		c.land(i, true)
+		return nil
+	}
+	buf := c.buffers.get()
+	defer buf.release()
+	out, err := ch.Decode(buf.b[:0], frame)
+	if err != nil {
+		return &IntegrityError{Key: c.key, Chunk: i, Err: err}
+	}
+	buf.b = out
+	c.arrive(i, buf)
+	err = c.store(i, ch, out)
+	c.land(i, err == nil)
+	return err
+}
+
+// store writes a verified chunk and makes it present.
+func (c *content) store(i int, ch artifact.Chunk, b []byte) error {
+	if bad := c.bad.Load(); bad != nil {
+		return bad
+	}
+	if _, err := c.data.WriteAt(b, ch.Offset); err != nil {
+		c.stats.writeErrors.Add(1)
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+			c.wake(true)
+		}
+		c.writeErrors.Do(func() {
+			c.log.Warn("cannot write to the cache; content is served from memory and fetched again when needed", "error", err)
+		})
+		return fmt.Errorf("cache of layer %s: %w", c.key, err)
+	}
+	c.crcs[i].Store(crc32.Checksum(b, castagnoli))
+	if c.chunks[i].Or(present)&present != 0 {
+		return nil // somebody else brought it, too
+	}
+	c.stored.Add(int64(len(b)))
+	c.mu.Lock()
+	c.pending = append(c.pending, i)
+	c.unsynced += int64(len(b))
+	much := c.unsynced >= flushAt
+	c.mu.Unlock()
+	if much {
+		c.wake(false)
+	}
+	return nil
+}
+
+// flush makes what is present durable: data first, then the record of it. If
+// data can't be synced, nobody knows what the disk has: all chunks since the
+// last flush are forgotten.
+func (c *content) flush() error {
+	c.flushing.Lock()
+	defer c.flushing.Unlock()
+	if c.closed {
+		return nil
+	}
+	c.mu.Lock()
+	pending := c.pending
+	c.pending, c.unsynced = nil, 0
+	c.mu.Unlock()
+	if len(pending) == 0 {
+		return nil
+	}
+	if err := fdatasync(c.data); err != nil {
+		for _, i := range pending {
+			c.distrust(i, err)
+		}
+		return fmt.Errorf("cache of layer %s: syncing its data: %w", c.key, err)
+	}
+	c.stored.Store(allocated(c.data))
+	slices.Sort(pending)
+	for len(pending) > 0 {
+		n := 1
+		for n < len(pending) && pending[n] == pending[0]+n {
+			n++
+		}
+		run := make([]byte, 0, n*stateEntrySize)
+		for _, i := range pending[:n] {
+			e := c.entry(i, c.crcs[i].Load())
+			run = append(run, e[:]...)
+		}
+		// Not recorded is merely fetched again after a restart, so an error
+		// here loses nothing; the file's next state is as good.
+		if _, err := c.state.WriteAt(run, stateHeaderSize+int64(pending[0])*stateEntrySize); err != nil {
+			return fmt.Errorf("cache of layer %s: recording chunks: %w", c.key, err)
+		}
+		pending = pending[n:]
+	}
+	if err := fdatasync(c.state); err != nil {
+		return fmt.Errorf("cache of layer %s: syncing its state: %w", c.key, err)
+	}
+	return nil
+}
+
+func fdatasync(f *os.File) error {
+	for {
+		if err := unix.Fdatasync(int(f.Fd())); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// quarantine makes the layer unreadable, now and after a restart, and gives
+// its space back. Nobody's read turns from right to wrong by it: the flag is
+// raised first, and the file is unlinked, not truncated.
+func (c *content) quarantine(err *IntegrityError) {
+	c.bad.Store(err)
+	c.log.Error("layer quarantined: its content is not what its digest promises", "error", err)
+	if werr := durable.WriteFile(filepath.Join(c.dir, quarantineFile), []byte(err.Err.Error()+"\n"), 0o600); werr != nil {
+		c.log.Error("the quarantine is not recorded, and will be decided again", "error", werr)
+	}
+	for _, name := range []string{completeFile, stateFile, dataFile} {
+		if rerr := os.Remove(filepath.Join(c.dir, name)); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
+			c.log.Error("cannot remove quarantined content", "error", rerr)
+		}
+	}
+	c.stored.Store(0)
+}
+
+// close flushes and closes the files. No fetch may be running.
+func (c *content) close() error {
+	err := c.flush()
+	c.flushing.Lock()
+	defer c.flushing.Unlock()
+	c.closed = true
+	c.closeFiles()
+	return err
+}
+
+func (c *content) closeFiles() {
+	for _, f := range []*os.File{c.data, c.state} {
+		if f != nil {
+			f.Close() // what matters has been synced
+		}
+	}
+}

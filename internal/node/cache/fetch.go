@@ -1,0 +1,307 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"sluice/internal/artifact"
+)
+
+const (
+	// maxWindow is how many bytes of one ReadAt are looked after at a time.
+	maxWindow = 4 << 20
+
+	// maxRounds is how often a ReadAt looks again when content that others
+	// were fetching didn't come, or vanished from the disk.
+	maxRounds = 4
+)
+
+// want is a chunk that somebody needs.
+type want struct {
+	chunk   int
+	ch      artifact.Chunk
+	flight  *flight // nil: present
+	started bool    // the flight is ours to end
+}
+
+// fault is ReadAt when something is missing, or might be.
+func (l *Layer) fault(ctx context.Context, p []byte, off int64) (int, error) {
+	patience := l.cache.opts.FaultTimeout
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("%w (%v)", ErrTimeout, patience))
+	defer cancel()
+	n := 0
+	for n < len(p) {
+		m, err := l.window(ctx, p[n:], off+int64(n))
+		n += m
+		if err != nil {
+			return n, fmt.Errorf("layer %s: reading %d bytes at %d: %w", l.dev.Key, len(p), off, err)
+		}
+	}
+	return n, nil
+}
+
+// window reads some bytes that p begins with, at least one.
+func (l *Layer) window(ctx context.Context, p []byte, off int64) (int, error) {
+	c := l.content
+	if bad := c.bad.Load(); bad != nil {
+		return 0, bad
+	}
+	if off >= c.length {
+		clear(p)
+		return len(p), nil
+	}
+	p = p[:min(int64(len(p)), maxWindow, c.length-off)]
+	wants, err := l.cover(ctx, off, int64(len(p)))
+	if err != nil {
+		return 0, err
+	}
+	for range maxRounds {
+		var again bool
+		if again, err = l.gather(ctx, wants, p, off); !again {
+			break
+		}
+	}
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// cover returns the chunks that have the n bytes at off.
+func (l *Layer) cover(ctx context.Context, off, n int64) ([]want, error) {
+	first, err := l.dev.Find(ctx, off)
+	if err != nil {
+		return nil, err
+	}
+	var wants []want
+	for i := first; ; i++ {
+		ch, err := l.dev.Chunk(ctx, i)
+		if err != nil {
+			return nil, err
+		}
+		wants = append(wants, want{chunk: i, ch: ch})
+		if ch.Offset+int64(ch.Length) >= off+n {
+			return wants, nil
+		}
+	}
+}
+
+// gather fills p with the wanted chunks, starting fetches for what is
+// missing. again asks the caller to try once more, should it have a turn left:
+// what failed wasn't this call's doing.
+func (l *Layer) gather(ctx context.Context, wants []want, p []byte, off int64) (again bool, _ error) {
+	c := l.content
+	for _, w := range wants {
+		c.check(w.chunk, w.ch)
+	}
+	if l.enlist(ctx, wants) {
+		l.cache.stats.faults.Add(1)
+	}
+	var failed error
+	for _, w := range wants {
+		piece, from := overlap(p, off, w.ch)
+		switch {
+		case w.flight == nil && failed == nil:
+			if err := c.read(piece, w.ch.Offset+from); err != nil {
+				if bad := c.bad.Load(); bad != nil {
+					again, failed = false, bad
+					continue
+				}
+				c.distrust(w.chunk, err)
+				again, failed = true, err
+			}
+		case w.flight != nil && failed != nil:
+			c.leave(w.flight)
+		case w.flight != nil:
+			buf, err := c.wait(ctx, w.flight)
+			switch {
+			case buf != nil:
+				copy(piece, buf.b[from:])
+				buf.release()
+			case err != nil:
+				// Another call's fetch went through another source, or for
+				// another context: this one may have more luck.
+				again, failed = !w.started && ctx.Err() == nil, err
+			default: // it is in the data file now
+				again, failed = true, fmt.Errorf("chunk %d went away before it could be read", w.chunk)
+			}
+		}
+	}
+	return again, failed
+}
+
+// overlap returns the part of p, which is to be read from off on, that chunk
+// ch has, and where in the chunk it begins.
+func overlap(p []byte, off int64, ch artifact.Chunk) (piece []byte, from int64) {
+	begin := max(off, ch.Offset)
+	end := min(off+int64(len(p)), ch.Offset+int64(ch.Length))
+	return p[begin-off : end-off], begin - ch.Offset
+}
+
+// enlist gives each want that isn't present a flight, and starts fetches for
+// those that had none: one for each run of adjacent chunks, the last one
+// extended by what a sequential reader will want next. It reports whether
+// anything has to be waited for.
+func (l *Layer) enlist(ctx context.Context, wants []want) bool {
+	c := l.content
+	waiting := false
+	var runs [][]want
+	c.mu.Lock()
+	for k := range wants {
+		w := &wants[k]
+		w.flight, w.started = c.join(w.chunk)
+		waiting = waiting || w.flight != nil
+		if !w.started {
+			continue
+		}
+		if n := len(runs); n > 0 && l.fits(runs[n-1], *w) {
+			runs[n-1] = append(runs[n-1], *w)
+		} else {
+			runs = append(runs, []want{*w})
+		}
+	}
+	if n := len(runs); n > 0 {
+		runs[n-1] = l.extend(runs[n-1])
+	}
+	c.mu.Unlock()
+	for k := range wants {
+		if c.chunks[wants[k].chunk].Load()&mark != 0 {
+			l.readAhead(ctx, wants[k].chunk)
+		}
+	}
+	for _, run := range runs {
+		l.startFetch(ctx, run, func() {})
+	}
+	return waiting
+}
+
+// fits reports whether w continues run within the bound of one request.
+func (l *Layer) fits(run []want, w want) bool {
+	first, last := run[0].ch, run[len(run)-1]
+	return w.chunk == last.chunk+1 &&
+		w.ch.BlobOffset+int64(w.ch.BlobLength)-first.BlobOffset <= l.cache.opts.MaxRequest
+}
+
+// startFetch fetches a run of chunks in a goroutine of the layer's, which
+// calls done at its end. The context's end doesn't end it; FaultTimeout,
+// Release and Close do.
+func (l *Layer) startFetch(ctx context.Context, run []want, done func()) {
+	patience := l.cache.opts.FaultTimeout
+	ctx, end, err := l.begin(context.WithoutCancel(ctx))
+	if err != nil {
+		l.abort(run, err)
+		done()
+		return
+	}
+	l.cache.traffic.enter()
+	go func() {
+		defer end()
+		defer done()
+		defer l.cache.traffic.leave()
+		ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("%w (%v)", ErrTimeout, patience))
+		defer cancel()
+		l.fetch(ctx, run)
+	}()
+}
+
+func (l *Layer) abort(run []want, err error) {
+	flights := make([]*flight, len(run))
+	for k, w := range run {
+		flights[k] = w.flight
+	}
+	l.content.abort(flights, err)
+}
+
+// fetch gets a run of chunks, each of which has a flight, and ends all of the
+// flights. What arrived damaged is asked for once more, by itself.
+func (l *Layer) fetch(ctx context.Context, run []want) {
+	bad, err := l.stream(ctx, run)
+	if err != nil {
+		l.abort(run, err)
+		l.cache.log.Debug("fetch failed", "layer", l.dev.Key, "chunk", run[0].chunk, "chunks", len(run), "error", err)
+		return
+	}
+	for _, w := range bad {
+		again, err := l.stream(ctx, []want{w})
+		if err == nil && len(again) > 0 {
+			err = l.damaged(again[0])
+		}
+		if err != nil {
+			l.abort([]want{w}, err)
+		}
+	}
+}
+
+// damaged is the error of a chunk that arrived damaged twice.
+func (l *Layer) damaged(w want) error {
+	err := &IntegrityError{Key: l.dev.Key, Chunk: w.chunk, Err: fmt.Errorf(
+		"the %d bytes at %d of blob %s don't have the chunk table's SHA-256, also when asked for again", w.ch.BlobLength, w.ch.BlobOffset, l.dev.Blob.Digest)}
+	l.cache.log.Error("the source sends wrong content", "error", err)
+	return err
+}
+
+// stream reads a run's frames in one request and puts each as it arrives. It
+// returns those that arrived and weren't what they should be.
+func (l *Layer) stream(ctx context.Context, run []want) (bad []want, err error) {
+	return l.streamFrom(ctx, l.src, run, func() {})
+}
+
+// frames is the part of a Source that streamFrom needs.
+type frames interface {
+	ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error)
+}
+
+// streamFrom is stream from a given source. before is called before each
+// frame is read.
+func (l *Layer) streamFrom(ctx context.Context, src frames, run []want, before func()) (bad []want, err error) {
+	first, last := run[0].ch, run[len(run)-1].ch
+	l.cache.stats.requests.Add(1)
+	body, err := src.ReadRange(ctx, first.BlobOffset, last.BlobOffset+int64(last.BlobLength)-first.BlobOffset)
+	if err != nil {
+		return nil, canceled(ctx, err)
+	}
+	defer body.Close()
+	buf := l.cache.buffers.get()
+	defer buf.release()
+	for _, w := range run {
+		before()
+		frame := buf.mem[:w.ch.BlobLength]
+		if _, err := io.ReadFull(body, frame); err != nil {
+			return bad, canceled(ctx, err)
+		}
+		err := l.content.put(w.chunk, w.ch, frame)
+		var ie *IntegrityError
+		switch {
+		case err == nil:
+		case errors.As(err, &ie) && ie.Chunk >= 0:
+			l.noteCorrupt(err)
+			bad = append(bad, w)
+		default: // not stored: whoever waited has it, and the disk's state is logged
+		}
+	}
+	// All has been verified. The end is read so that the connection can be
+	// used again.
+	var one [1]byte
+	_, _ = body.Read(one[:])
+	return bad, nil
+}
+
+// noteCorrupt counts what arrived damaged.
+func (l *Layer) noteCorrupt(err error) {
+	var ie *IntegrityError
+	if errors.As(err, &ie) {
+		l.cache.stats.corrupt.Add(1)
+		l.cache.log.Warn("content arrived damaged", "error", err)
+	}
+}
+
+// canceled adds why the context ended, if it did: "context canceled" tells
+// nobody anything.
+func canceled(ctx context.Context, err error) error {
+	if c := context.Cause(ctx); c != nil && !errors.Is(err, c) {
+		return fmt.Errorf("%w: %w", c, err)
+	}
+	return err
+}

@@ -1,0 +1,235 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"path/filepath"
+	"time"
+
+	"sluice/internal/blob"
+	"sluice/internal/durable"
+)
+
+const (
+	// fillTimeout bounds one request of Fill, bandwidth limit included.
+	fillTimeout = 5 * time.Minute
+
+	// fillSeconds is for how many seconds one request of Fill may use the
+	// bandwidth.
+	fillSeconds = 10
+
+	// fillRounds is how often Fill starts over when chunks turn out to be
+	// damaged on disk.
+	fillRounds = 3
+)
+
+// Fill fetches everything that is missing, then checks the layer as a whole:
+// the SHA-256 of its content, as read back from disk, against the device's
+// diff ID. When it returns nil the layer is Complete, durably. Content that
+// doesn't match quarantines the layer: Fill, all reads and later Acquires
+// return an *IntegrityError.
+//
+// It stands back for reads that wait for content, keeps to
+// Options.FillBandwidth, and stops at the quota with ErrQuota. After any other
+// error it may be called again, and goes on where it stopped. Concurrent calls
+// for one layer take turns.
+func (l *Layer) Fill(ctx context.Context) error {
+	ctx, done, err := l.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	c := l.content
+	select {
+	case <-c.filling:
+		defer func() { c.filling <- struct{}{} }()
+	case <-ctx.Done():
+		return fmt.Errorf("fill layer %s: waiting for another fill of it: %w", l.dev.Key, context.Cause(ctx))
+	}
+	for range fillRounds {
+		if c.complete.Load() {
+			return nil
+		}
+		if bad := c.bad.Load(); bad != nil {
+			return bad
+		}
+		if err := l.fillMissing(ctx); err != nil {
+			return fmt.Errorf("fill layer %s: %w", l.dev.Key, err)
+		}
+		whole, err := l.verify(ctx)
+		var ie *IntegrityError
+		if errors.As(err, &ie) {
+			c.quarantine(ie)
+			return ie
+		}
+		if err != nil {
+			return fmt.Errorf("fill layer %s: %w", l.dev.Key, err)
+		}
+		if !whole {
+			continue
+		}
+		if err := c.setComplete(); err != nil {
+			return fmt.Errorf("fill layer %s: %w", l.dev.Key, err)
+		}
+		return nil
+	}
+	return fmt.Errorf("fill layer %s: chunks keep getting damaged on disk; check %s", l.dev.Key, c.dir)
+}
+
+// fillMissing fetches, in order, all chunks that aren't on disk, or said to
+// be.
+func (l *Layer) fillMissing(ctx context.Context) error {
+	src := blob.Limit(l.src, l.cache.limiter)
+	for next := 0; next < l.content.count; {
+		run, err := l.missing(ctx, next)
+		if err != nil {
+			return err
+		}
+		if len(run) == 0 {
+			return nil
+		}
+		next = run[len(run)-1].chunk + 1
+		if err := l.fillRun(ctx, src, run); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// missing returns the first run of missing chunks from chunk i on, as long as
+// one request may be.
+func (l *Layer) missing(ctx context.Context, i int) ([]want, error) {
+	c := l.content
+	most := l.cache.opts.MaxRequest
+	if b := l.cache.opts.FillBandwidth; b > 0 {
+		most = min(most, b*fillSeconds)
+	}
+	var run []want
+	var size int64
+	for ; i < c.count; i++ {
+		if c.chunks[i].Load()&(present|claimed) != 0 {
+			if len(run) > 0 {
+				break
+			}
+			continue
+		}
+		ch, err := l.dev.Chunk(ctx, i)
+		if err != nil {
+			return nil, err
+		}
+		if size += int64(ch.BlobLength); size > most && len(run) > 0 {
+			break
+		}
+		run = append(run, want{chunk: i, ch: ch})
+	}
+	return run, nil
+}
+
+// fillRun fetches one run, standing back for faults before each chunk of it.
+// Chunks have no flight meanwhile: a fault for one doesn't wait for a request
+// that is standing back for it.
+func (l *Layer) fillRun(ctx context.Context, src frames, run []want) error {
+	var decoded int64
+	for _, w := range run {
+		decoded += int64(w.ch.Length)
+	}
+	if err := l.cache.room(decoded); err != nil {
+		return err
+	}
+	if err := l.cache.traffic.fill(ctx); err != nil {
+		return err
+	}
+	defer l.cache.traffic.endFill()
+	ctx, cancel := context.WithTimeoutCause(ctx, fillTimeout, fmt.Errorf("%w (%v)", ErrTimeout, fillTimeout))
+	defer cancel()
+	yield := func() { l.cache.traffic.yield(ctx) }
+	bad, err := l.streamFrom(ctx, src, run, yield)
+	if err != nil {
+		return err
+	}
+	for _, w := range bad {
+		again, err := l.streamFrom(ctx, src, []want{w}, yield)
+		if err != nil {
+			return err
+		}
+		if len(again) > 0 {
+			return l.damaged(w)
+		}
+	}
+	for _, w := range run {
+		if !l.content.has(w.chunk) {
+			return fmt.Errorf("the disk does not take chunk %d of %d bytes; make room in %s", w.chunk, w.ch.Length, l.content.dir)
+		}
+	}
+	return nil
+}
+
+// verify reads the layer back, checks each chunk against its CRC and the
+// whole against the diff ID. false means that chunks were damaged on disk,
+// and have been forgotten; an *IntegrityError that the chunks are as the chunk
+// table has them, and still not the layer.
+func (l *Layer) verify(ctx context.Context) (bool, error) {
+	c := l.content
+	if err := c.flush(); err != nil {
+		return false, err
+	}
+	hash := l.dev.DiffID.Algorithm().Hash()
+	buf := c.buffers.get()
+	defer buf.release()
+	whole := true
+	for i := range c.count {
+		l.cache.traffic.yield(ctx)
+		if ctx.Err() != nil {
+			return false, context.Cause(ctx)
+		}
+		ch, err := l.dev.Chunk(ctx, i)
+		if err != nil {
+			return false, err
+		}
+		b := buf.mem[:ch.Length]
+		_, err = c.data.ReadAt(b, ch.Offset)
+		if err != nil || crc32.Checksum(b, castagnoli) != c.crcs[i].Load() {
+			c.distrust(i, err)
+			whole = false
+			continue
+		}
+		c.chunks[i].Or(present)
+		hash.Write(b) // never fails
+	}
+	if !whole {
+		return false, nil
+	}
+	if got := fmt.Sprintf("%x", hash.Sum(nil)); got != l.dev.DiffID.Encoded() {
+		return false, &IntegrityError{Key: l.dev.Key, Chunk: -1, Err: fmt.Errorf(
+			"all %d bytes of the layer have digest %s:%s, the image says %s", c.length, l.dev.DiffID.Algorithm(), got, l.dev.DiffID)}
+	}
+	return true, nil
+}
+
+// setComplete records that the whole layer is on disk and checked. All chunks
+// are present and synced.
+func (c *content) setComplete() error {
+	c.flushing.Lock()
+	defer c.flushing.Unlock()
+	if c.closed {
+		return ErrClosed
+	}
+	b := c.emptyState()
+	for i := range c.count {
+		e := c.entry(i, c.crcs[i].Load())
+		copy(b[stateHeaderSize+i*stateEntrySize:], e[:])
+	}
+	if _, err := c.state.WriteAt(b, 0); err != nil {
+		return fmt.Errorf("recording that it is complete: %w", err)
+	}
+	if err := fdatasync(c.state); err != nil {
+		return fmt.Errorf("recording that it is complete: %w", err)
+	}
+	if err := durable.WriteFile(filepath.Join(c.dir, completeFile), []byte(c.completeMark()), 0o600); err != nil {
+		return fmt.Errorf("recording that it is complete: %w", err)
+	}
+	c.complete.Store(true)
+	return nil
+}

@@ -1,0 +1,97 @@
+package cache
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+const (
+	// maxReadAheads and maxFills bound the requests of these kinds at a time.
+	maxReadAheads = 4
+	maxFills      = 2
+
+	// maxYield is how long a Fill stands back for faults before it takes the
+	// next chunk all the same: a node that always faults must get complete,
+	// too.
+	maxYield = time.Second
+)
+
+// traffic decides who may use the network. Faults always may; read-ahead if
+// there's not much of it yet; Fill when nobody waits.
+type traffic struct {
+	readAheads chan struct{} // a token for each that runs
+	fills      chan struct{} // likewise
+
+	mu     sync.Mutex    // a leaf lock
+	active int           // fetches for faults and read-ahead
+	quiet  chan struct{} // closed when active is 0
+}
+
+func newTraffic() *traffic {
+	t := &traffic{
+		readAheads: make(chan struct{}, maxReadAheads),
+		fills:      make(chan struct{}, maxFills),
+		quiet:      make(chan struct{}),
+	}
+	close(t.quiet)
+	return t
+}
+
+func (t *traffic) enter() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.active++; t.active == 1 {
+		t.quiet = make(chan struct{})
+	}
+}
+
+func (t *traffic) leave() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.active--; t.active == 0 {
+		close(t.quiet)
+	}
+}
+
+func (t *traffic) tryReadAhead() bool {
+	select {
+	case t.readAheads <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (t *traffic) endReadAhead() { <-t.readAheads }
+
+// fill waits for a turn to make a request for Fill; endFill gives it back.
+func (t *traffic) fill(ctx context.Context) error {
+	select {
+	case t.fills <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (t *traffic) endFill() { <-t.fills }
+
+// yield waits while somebody waits for content, but maxYield at most.
+func (t *traffic) yield(ctx context.Context) {
+	t.mu.Lock()
+	quiet := t.quiet
+	t.mu.Unlock()
+	select {
+	case <-quiet:
+		return
+	default:
+	}
+	timer := time.NewTimer(maxYield)
+	defer timer.Stop()
+	select {
+	case <-quiet:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
