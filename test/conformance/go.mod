@@ -2,8 +2,6 @@ module sluice/test/conformance
 
 go 1.26.6
 
-replace sluice => ../..
-
 tool github.com/opencontainers/distribution-spec/conformance
 
 require (
