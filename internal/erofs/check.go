@@ -19,7 +19,7 @@ type Limits struct {
 
 	// Devices are the sizes in bytes of the devices that the image will be mounted
 	// with. Their number and their sizes in blocks must be those in the image,
-	// and no file may reach behind the last byte. Nil: not compared.
+	// and every block of a file must be wholly on its device. Nil: not compared.
 	Devices []int64
 }
 

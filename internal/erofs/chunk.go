@@ -91,6 +91,9 @@ func checkExtent(in *Inode, e Extent, devices []Device) error {
 	case e.Offset%BlockSize != 0 || e.FileOffset%BlockSize != 0:
 		return fmt.Errorf("an extent has the offset %d on device %d and %d in the file; both must be multiples of %d",
 			e.Offset, e.Device, e.FileOffset, BlockSize)
+	case e.Offset+roundUp(e.Length, BlockSize) > devices[e.Device].Size:
+		return fmt.Errorf("the last block of an extent of %d bytes at the offset %d is not wholly on device %d, which has %d bytes: pad the device to a multiple of %d",
+			e.Length, e.Offset, e.Device, devices[e.Device].Size, BlockSize)
 	case e.Length%BlockSize != 0 && e.FileOffset+e.Length != in.Size:
 		return fmt.Errorf("an extent of %d bytes at the offset %d ends inside a block and before the end of the file",
 			e.Length, e.FileOffset)

@@ -50,7 +50,9 @@ type Xattr struct {
 
 // Extent is a range of a regular file that lies in one piece on a device.
 // Offset and FileOffset are multiples of BlockSize, and so is Length unless the
-// extent ends with the file.
+// extent ends with the file. The last block of an extent must be wholly on the
+// device, because for Linux (6.18 at least) a read of a block that the device
+// has only a part of is an I/O error.
 type Extent struct {
 	Device     int   // index in Image.Devices
 	Offset     int64 // on the device

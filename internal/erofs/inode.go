@@ -170,8 +170,8 @@ func (f *FS) target(in *inode) (string, error) {
 }
 
 // extents yields the extents of the regular file in, neighbours joined. Every
-// one is on a device and within its size: that of the image in blocks, and that
-// of sizes in bytes if it is not nil.
+// one is on a device and all its blocks are within the device's size: the one in
+// the image, or that in sizes, in bytes, if it is not nil.
 func (f *FS) extents(in *inode, sizes []int64, yield func(Extent)) error {
 	if in.Size == 0 {
 		return nil
@@ -225,7 +225,7 @@ func (f *FS) chunkExtent(in *inode, p []byte, at, length int64, sizes []int64) (
 	if sizes != nil {
 		size = sizes[e.Device]
 	}
-	if e.Offset > size-length {
+	if e.Offset > size-roundUp(length, BlockSize) {
 		return Extent{}, corruptInode(in.NID, "the chunk at %d is %d bytes at %d of device %d, which has %d", at, length, e.Offset, e.Device, size)
 	}
 	return e, nil

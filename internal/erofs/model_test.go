@@ -203,7 +203,7 @@ func name(name string, in *Inode) Entry { return Entry{name, in} }
 
 // specimen is one of everything.
 func specimen() Image {
-	devices := []Device{{Size: 40 * BlockSize, Tag: "first"}, {Size: 9*BlockSize + 100}, {Size: 0}}
+	devices := []Device{{Size: 40 * BlockSize, Tag: "first"}, {Size: 10 * BlockSize}, {Size: 0}, {Size: 700}}
 	acl := "\x02\x00\x00\x00\x01\x00\x06\x00\xff\xff\xff\xff\x04\x00\x04\x00\xff\xff\xff\xff\x20\x00\x04\x00\xff\xff\xff\xff"
 	hard := &Inode{
 		Mode: modeRegular | 0o644, Size: 700, Extents: []Extent{{0, 512, 700, 0}},

@@ -147,6 +147,7 @@ func (l layout) fill(t *tree, shared sharedXattrs) []byte {
 	l.encodeDevices(buf, t.devices)
 	at := l.xattrs
 	for _, x := range shared.entries {
+		at = x.place(at)
 		at += x.encode(buf[at:])
 	}
 	// The function never fails here.

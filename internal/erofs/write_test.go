@@ -19,7 +19,7 @@ import (
 // The bytes of an image are part of the artifact's format: if this digest
 // changes, so does the format version.
 func TestWriteGolden(t *testing.T) {
-	const want = "e321f10acb6607f6e347fc91f2295a5240ac02d3a7b91d5d174c85504158d630"
+	const want = "c5fd561539d5a0f3262905f4b9dc9f2edd01b88ccb110117ce75cfcf9052d060"
 	sum := sha256.Sum256(write(t, specimen()))
 	if got := hex.EncodeToString(sum[:]); got != want {
 		t.Errorf("the specimen's image has the digest %s, not %s", got, want)
@@ -154,6 +154,7 @@ func TestWriteRejects(t *testing.T) {
 		{regular(1<<62, Extent{0, 0, 1 << 62, 1 << 62}), "of a file of"},
 		{regular(1024, Extent{0, 1024, 1024, 0}), "which has 2000 bytes"},
 		{regular(1024, Extent{0, 1 << 62, 1024, 0}), "which has 2000 bytes"},
+		{regular(1900, Extent{0, 0, 1900, 0}), "not wholly on device 0"},
 		{regular(1024, Extent{0, 0, 100, 0}), "ends inside a block"},
 		{regular(1024, Extent{0, 0, 1024, 0}, Extent{1, 0, 512, 512}), "two extents"},
 		{regular(1<<40, Extent{0, 0, 512, 512}), "chunk indexes"},

@@ -32,6 +32,15 @@ func (x xattr) size() int64 {
 	return roundUp(int64(xattrEntrySize+len(x.name)+len(x.value)), xattrEntrySize)
 }
 
+// place returns where the entry x of the shared area begins if the one before ends at
+// end.
+func (x xattr) place(end int64) int64 {
+	if end%BlockSize+x.size() > BlockSize {
+		return roundUp(end, BlockSize)
+	}
+	return end
+}
+
 func (x xattr) encode(p []byte) int64 {
 	p[0] = byte(len(x.name))
 	p[1] = x.index
@@ -88,8 +97,9 @@ type sharedXattrs struct {
 }
 
 // planXattrs decides for all inodes which of their attributes are shared: those
-// for which one entry and a 4-byte number in each inode is smaller than
-// an entry in each inode.
+// that fit into a block and for which one entry and a 4-byte number in each inode
+// is smaller than an entry in each inode. A shared entry does not cross a block
+// border: the kernel would not mind, but go-erofs would.
 func planXattrs(t *tree) (sharedXattrs, error) {
 	count := make(map[xattr]int64)
 	var with []*node
@@ -106,12 +116,13 @@ func planXattrs(t *tree) (sharedXattrs, error) {
 	var area sharedXattrs
 	number := make(map[xattr]uint32)
 	for x, c := range count {
-		if c*x.size() > c*xattrEntrySize+x.size() {
+		if x.size() <= BlockSize && c*x.size() > c*xattrEntrySize+x.size() {
 			area.entries = append(area.entries, x)
 		}
 	}
 	slices.SortFunc(area.entries, compareXattrs)
 	for _, x := range area.entries {
+		area.size = x.place(area.size)
 		if area.size/xattrEntrySize > 1<<32-1 {
 			return area, fmt.Errorf("erofs: the shared attributes take more than %d bytes", area.size)
 		}
