@@ -282,8 +282,11 @@ func TestEncodingFailsCleanly(t *testing.T) {
 			if len(c.sink.blobs) != 0 || c.sink.open != 0 {
 				t.Errorf("%d blobs were committed, %d are open", len(c.sink.blobs), c.sink.open)
 			}
-			if after := runtime.NumGoroutine(); after > before {
-				t.Errorf("%d goroutines before, %d after", before, after)
+			// What context.AfterFunc and timers started may take a moment to end.
+			for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatalf("%d goroutines before, %d after", before, runtime.NumGoroutine())
+				}
 			}
 		})
 	}
@@ -336,7 +339,7 @@ func (d *discard) Cancel()                                    {}
 // The memory that encoding takes doesn't grow with the layer.
 func TestEncodingMemoryIsBounded(t *testing.T) {
 	if testing.Short() {
-		t.Skip("encodes 512 MiB")
+		t.Skip("encodes 96 MiB")
 	}
 	var peak uint64
 	stop, ended := make(chan struct{}), make(chan struct{})
@@ -353,13 +356,13 @@ func TestEncodingMemoryIsBounded(t *testing.T) {
 			}
 		}
 	}()
-	_, err := EncodeLayer(t.Context(), endlessTar(t, 512<<20), &discard{}, EncodeOptions{})
+	_, err := EncodeLayer(t.Context(), endlessTar(t, 96<<20), &discard{}, EncodeOptions{})
 	close(stop)
 	<-ended
 	if err != nil {
 		t.Fatal(err)
 	}
-	if peak > 96<<20 {
+	if peak > 64<<20 {
 		t.Errorf("the heap grew to %d MiB", peak>>20)
 	}
 	t.Logf("peak heap %d MiB", peak>>20)

@@ -53,8 +53,8 @@ const (
 // Limits of a manifest's blobs, in bytes.
 const (
 	MaxLayers       = 512
-	MaxMetadataSize = 1 << 30  // a decoded EROFS metadata image
-	MaxBootPackSize = 64 << 20 // a boot pack
+	MaxMetadataSize = 512 << 20 // a decoded EROFS metadata image
+	MaxBootPackSize = 64 << 20  // a boot pack
 )
 
 // Manifest is a parsed artifact manifest.

@@ -60,17 +60,13 @@ func mergedMetadata(merged *layer.Merged, layers []*Layer) (*metadata, error) {
 	for i := range all {
 		all[i] = i
 	}
-	return encodeTree(merged.Tree, 0, layers, ids, all)
+	return encodeTree(merged.Tree, layers, ids, all)
 }
 
 // layerMetadata makes the EROFS image of layer i alone. Its devices are the
 // layer's own and those that its hard links to lower layers' files need.
 func layerMetadata(merged *layer.Merged, i int, layers []*Layer) (*metadata, error) {
 	tree := merged.Context[i]
-	from := 0 // what an extent's layer counts from: see layer.Merged
-	if !merged.Changed[i] {
-		from = i
-	}
 	needed := map[deviceID]bool{{i, false}: true}
 	if layers[i].Sparse != nil {
 		needed[deviceID{i, true}] = true
@@ -83,7 +79,7 @@ func layerMetadata(merged *layer.Merged, i int, layers []*Layer) (*metadata, err
 		}
 		seen[n] = true
 		for _, e := range n.Extents {
-			needed[deviceID{from + e.Layer, e.Sparse}] = true
+			needed[deviceID{e.Layer, e.Sparse}] = true
 		}
 		for _, child := range n.Children {
 			walk(child)
@@ -97,13 +93,12 @@ func layerMetadata(merged *layer.Merged, i int, layers []*Layer) (*metadata, err
 			numbers = append(numbers, n)
 		}
 	}
-	return encodeTree(tree, from, layers, ids, numbers)
+	return encodeTree(tree, layers, ids, numbers)
 }
 
-// encodeTree makes an EROFS image of tree, whose extents count layers from
-// from, on the devices with the given numbers.
-func encodeTree(tree *layer.Tree, from int, layers []*Layer, ids []deviceID, numbers []int) (*metadata, error) {
-	c := treeCoder{from: from, slots: make(map[deviceID]int), inodes: make(map[*layer.Node]*erofs.Inode)}
+// encodeTree makes an EROFS image of tree on the devices with the given numbers.
+func encodeTree(tree *layer.Tree, layers []*Layer, ids []deviceID, numbers []int) (*metadata, error) {
+	c := treeCoder{slots: make(map[deviceID]int), inodes: make(map[*layer.Node]*erofs.Inode)}
 	var img erofs.Image
 	for slot, n := range numbers {
 		data := ids[n].data(layers)
@@ -130,7 +125,6 @@ func deviceSize(size int64) int64 { return (size + 511) &^ 511 }
 
 // treeCoder turns a layer's tree into one for EROFS.
 type treeCoder struct {
-	from   int
 	slots  map[deviceID]int
 	inodes map[*layer.Node]*erofs.Inode // so that hard links stay hard links
 }
@@ -155,9 +149,9 @@ func (c *treeCoder) inode(n *layer.Node) (*erofs.Inode, error) {
 		}
 	}
 	for _, e := range n.Extents {
-		slot, ok := c.slots[deviceID{c.from + e.Layer, e.Sparse}]
+		slot, ok := c.slots[deviceID{e.Layer, e.Sparse}]
 		if !ok {
-			return nil, fmt.Errorf("file of %d bytes has an extent on a device that isn't there: layer %d, sparse: %t", n.Size, c.from+e.Layer, e.Sparse)
+			return nil, fmt.Errorf("file of %d bytes has an extent on a device that isn't there: layer %d, sparse: %t", n.Size, e.Layer, e.Sparse)
 		}
 		i.Extents = append(i.Extents, erofs.Extent{Device: slot, Offset: e.Offset, Length: e.Length, FileOffset: e.FileOffset})
 	}
@@ -231,7 +225,7 @@ type MetadataFile interface {
 // Unpack reads the metadata's blob from src, writes the EROFS image into the
 // empty file f, and checks all there is to check before a kernel may mount it: the blob's digest,
 // the image's size and digest, and by erofs.Check its every byte. sizes are those of the
-// devices in the image's slots (Table.Devices' Size, by ref.Devices).
+// devices in the image's slots (Table.Devices' Size, by ref.Devices: see Table.Sizes).
 //
 // f never gets more than ref.Size bytes, and is not to be used after an error. It isn't
 // synced.
@@ -243,17 +237,8 @@ func (ref MetadataRef) Unpack(ctx context.Context, src blob.Source, f MetadataFi
 	if err != nil {
 		return fmt.Errorf("metadata %s: %w", ref.Blob.Digest, err)
 	}
-	if _, err := fs.Check(ctx, erofs.Limits{}); err != nil {
+	if _, err := fs.Check(ctx, erofs.Limits{Size: MaxMetadataSize, Devices: sizes}); err != nil {
 		return fmt.Errorf("metadata %s: %w", ref.Blob.Digest, err)
-	}
-	devices := fs.Devices()
-	if len(devices) != len(sizes) {
-		return fmt.Errorf("metadata %s: EROFS image has %d devices, %d are to be given to it", ref.Blob.Digest, len(devices), len(sizes))
-	}
-	for i, d := range devices {
-		if d.Size != sizes[i] {
-			return fmt.Errorf("metadata %s: EROFS image wants a device %d of %d bytes, the chunk table's has %d", ref.Blob.Digest, i, d.Size, sizes[i])
-		}
 	}
 	return nil
 }

@@ -83,6 +83,15 @@ type page struct {
 	chunks     atomic.Pointer[[]Chunk]
 }
 
+// Sizes returns the sizes of the devices with the given numbers, which must exist.
+func (t *Table) Sizes(numbers []int) []int64 {
+	sizes := make([]int64, len(numbers))
+	for i, n := range numbers {
+		sizes[i] = t.Devices[n].Size
+	}
+	return sizes
+}
+
 // Find returns the index of the chunk that has the device's byte off. Beyond
 // ContentSize there's none, which is an error. It loads one page if that
 // hasn't been loaded yet.
