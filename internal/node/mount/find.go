@@ -57,8 +57,8 @@ func (m *Manager) findFor(ctx context.Context, reg Registry, ref oci.Reference, 
 		return f, err
 	}
 	o := <-other
-	if o.err != nil || o.desc.Digest == s.digest {
-		return nil, err
+	if o.err != nil || !oci.IsIndex(o.desc.MediaType) || o.desc.Digest == s.digest {
+		return nil, err // a tag that moved on names another image
 	}
 	if f, ierr := m.findSubject(ctx, reg, s.repository, o.desc.Digest); ierr == nil || ReasonOf(ierr) != NoStreamingArtifact {
 		return f, ierr
