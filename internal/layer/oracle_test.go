@@ -292,7 +292,7 @@ func (s *stack) compare() {
 
 // diff compares, except for times that are left to chance, and whiteouts of
 // names that begin with .wh. themselves, which containerd makes of aufs' files.
-func diff(want, got map[string]file) string {
+func diff(want, got map[string]attributes) string {
 	for p, f := range want {
 		if strings.HasPrefix(path.Base(p), ".wh.") && f.Mode == unix.S_IFCHR {
 			delete(want, p)
@@ -306,8 +306,8 @@ func diff(want, got map[string]file) string {
 	return cmp.Diff(want, got)
 }
 
-// file is everything that is compared.
-type file struct {
+// attributes is everything that is compared.
+type attributes struct {
 	Mode         uint32
 	UID, GID     uint32
 	Mtime        string // "any" where containerd leaves the time of extraction
@@ -321,8 +321,8 @@ type file struct {
 
 // walkDisk reads a directory. A name that can't be looked up is a whiteout
 // that overlayfs lists but doesn't show.
-func walkDisk(t *rapid.T, root string) map[string]file {
-	all := map[string]file{}
+func walkDisk(t *rapid.T, root string) map[string]attributes {
+	all := map[string]attributes{}
 	inodes := map[uint64]string{}
 	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -337,7 +337,7 @@ func walkDisk(t *rapid.T, root string) map[string]file {
 		} else if err != nil {
 			return err
 		}
-		f := file{
+		f := attributes{
 			Mode: st.Mode, UID: st.Uid, GID: st.Gid, Xattrs: xattrs(t, p),
 			Mtime: fmt.Sprintf("%d.%09d", st.Mtim.Sec, st.Mtim.Nsec),
 		}
@@ -377,9 +377,9 @@ func walkDisk(t *rapid.T, root string) map[string]file {
 }
 
 // plain removes what nobody promises of a whiteout.
-func plain(f file) file {
+func plain(f attributes) attributes {
 	if f.Mode&unix.S_IFMT == unix.S_IFCHR && f.Major == 0 && f.Minor == 0 {
-		return file{Mode: unix.S_IFCHR}
+		return attributes{Mode: unix.S_IFCHR}
 	}
 	return f
 }
@@ -406,12 +406,12 @@ func xattrs(t *rapid.T, p string) map[string]string {
 
 // walkTree turns a tree into the same form. context, for a merged tree, tells
 // which directories have a time that extraction leaves to chance.
-func (s *stack) walkTree(root *layer.Node, context []*layer.Tree) map[string]file {
-	all := map[string]file{}
+func (s *stack) walkTree(root *layer.Node, context []*layer.Tree) map[string]attributes {
+	all := map[string]attributes{}
 	inodes := map[*layer.Node]string{}
 	var walk func(p string, n *layer.Node)
 	walk = func(p string, n *layer.Node) {
-		f := file{
+		f := attributes{
 			Mode: n.Mode, UID: n.UID, GID: n.GID, Size: n.Size, Major: n.Major, Minor: n.Minor,
 			Target: n.Target, Xattrs: n.Xattrs, Mtime: fmt.Sprintf("%d.%09d", n.Mtime, n.MtimeNsec),
 		}
