@@ -11,8 +11,6 @@ import (
 	"io"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-
 	"sluice/internal/storage"
 	"sluice/oci"
 )
@@ -112,7 +110,7 @@ func (u *storedUpload) Commit(ctx context.Context, want oci.Digest) (oci.Descrip
 		}
 	}
 	size, _ := su.Position()
-	if actual := digest.NewDigest(want.Algorithm(), sum); actual != want {
+	if actual := oci.Digest(fmt.Sprintf("%s:%x", want.Algorithm(), sum.Sum(nil))); actual != want {
 		err := oci.ErrDigestInvalid.Withf("upload to %s of %d bytes has the digest %s, not %s", u.repo, size, actual, want)
 		return oci.Descriptor{}, errors.Join(err, u.registry.store.CancelUpload(ctx, u.id))
 	}

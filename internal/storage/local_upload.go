@@ -147,6 +147,18 @@ func (s *Local) readCheckpoint(id string) (checkpoint, error) {
 	return cp, nil
 }
 
+// StatUpload implements Uploader.
+func (s *Local) StatUpload(_ context.Context, id string) (int64, []byte, error) {
+	if !uploadPattern.MatchString(id) {
+		return 0, nil, fmt.Errorf("upload %.100q: %w", id, ErrUploadUnknown)
+	}
+	if _, err := os.Stat(s.uploadPath(id)); err != nil {
+		return 0, nil, uploadError(id, err)
+	}
+	cp, err := s.readCheckpoint(id)
+	return cp.Size, cp.State, uploadError(id, err)
+}
+
 // CancelUpload implements Uploader. It takes the names away; a process that has
 // the upload open notices when it next needs one.
 func (s *Local) CancelUpload(_ context.Context, id string) error {

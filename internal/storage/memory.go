@@ -178,6 +178,17 @@ func (m *Memory) ResumeUpload(ctx context.Context, id string) (Upload, error) {
 	return &memoryUpload{store: m, id: id, data: p.data, state: p.state, done: done}, nil
 }
 
+// StatUpload implements Uploader.
+func (m *Memory) StatUpload(_ context.Context, id string) (int64, []byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.pending[id]
+	if p == nil {
+		return 0, nil, fmt.Errorf("upload %.100q: %w", id, ErrUploadUnknown)
+	}
+	return int64(len(p.data)), p.state, nil
+}
+
 // CancelUpload implements Uploader.
 func (m *Memory) CancelUpload(_ context.Context, id string) error {
 	m.mu.Lock()

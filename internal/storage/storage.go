@@ -106,6 +106,12 @@ type Uploader interface {
 	// Errors: ErrUploadUnknown.
 	ResumeUpload(ctx context.Context, id string) (Upload, error)
 
+	// StatUpload returns what the last checkpoint of an upload recorded,
+	// without waiting for whoever has it open.
+	//
+	// Errors: ErrUploadUnknown.
+	StatUpload(ctx context.Context, id string) (size int64, state []byte, err error)
+
 	// CancelUpload discards an upload and all of its bytes, also while
 	// somebody has it open: their next Checkpoint or Commit fails with
 	// ErrUploadUnknown.
