@@ -103,42 +103,13 @@ const (
 	// flushAt is how many bytes may wait for the flusher's next round.
 	flushAt = 64 << 20
 
-	// writeErrorInterval is how often a disk that takes nothing is logged.
-	writeErrorInterval = 30 * time.Second
+	// logInterval is how often one and the same complaint about a layer is
+	// logged.
+	logInterval = 30 * time.Second
 
 	// lockPatience is how long Open waits for an earlier process to end.
 	lockPatience = 10 * time.Second
 )
-
-var (
-	// ErrTimeout is a ReadAt that waited Options.FaultTimeout in vain.
-	ErrTimeout = errors.New("content did not arrive in time")
-
-	// ErrClosed is the use of a Cache or a Layer after Close or Release.
-	ErrClosed = errors.New("layer released or cache closed")
-
-	// ErrQuota ends a Fill for which there's no room.
-	ErrQuota = errors.New("the cache's quota is used up by layers in use; raise it or remove images")
-)
-
-// IntegrityError is content that isn't what its digest promises, and that
-// asking again didn't mend.
-type IntegrityError struct {
-	Key   oci.Digest // of the layer
-	Chunk int        // -1: the layer as a whole, which is now quarantined
-	Err   error
-}
-
-// Error names the layer, the chunk and what differs.
-func (e *IntegrityError) Error() string {
-	if e.Chunk < 0 {
-		return fmt.Sprintf("layer %s: integrity: %v", e.Key, e.Err)
-	}
-	return fmt.Sprintf("layer %s: integrity of chunk %d: %v", e.Key, e.Chunk, e.Err)
-}
-
-// Unwrap returns what differs.
-func (e *IntegrityError) Unwrap() error { return e.Err }
 
 // Cache is a directory of cached layers. It may be used concurrently.
 type Cache struct {
@@ -336,8 +307,14 @@ func (c *Cache) open(s *slot, shape shape) (*content, error) {
 	}
 	touch(dir)
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	s.content = opened
+	closed := c.closed // and then Close doesn't know of opened
+	if !closed {
+		s.content = opened
+	}
+	c.mu.Unlock()
+	if closed {
+		return nil, errors.Join(ErrClosed, opened.close())
+	}
 	return opened, nil
 }
 
@@ -392,7 +369,8 @@ func (c *Cache) release(s *slot) {
 }
 
 // Close makes everything durable that can be, and gives up the directory.
-// Layers still acquired are of no use afterwards: their reads fail.
+// Layers still acquired are to be released, and of no other use: what is on
+// disk can't be read through them any more.
 func (c *Cache) Close() error {
 	c.mu.Lock()
 	if c.closed {
@@ -400,17 +378,11 @@ func (c *Cache) Close() error {
 		return nil
 	}
 	c.closed = true
-	var open []*content
-	for _, s := range c.slots {
-		if s.content != nil {
-			open = append(open, s.content)
-		}
-	}
 	c.mu.Unlock()
 	close(c.stop)
 	c.stopped.Wait()
 	var errs []error
-	for _, o := range open {
+	for _, o := range c.opened() {
 		errs = append(errs, o.close())
 	}
 	return errors.Join(append(errs, c.lock.Close())...)
@@ -439,21 +411,35 @@ func (c *Cache) flusher() {
 		case <-tick.C:
 		case <-c.kick:
 		}
-		c.mu.Lock()
-		var open []*content
-		for _, s := range c.slots {
-			if s.content != nil {
-				open = append(open, s.content)
+		// Nothing new, no need for room: in particular not while a restarted
+		// node is still acquiring what its mounts use.
+		grown := c.full.Load()
+		for _, o := range c.opened() {
+			if !o.dirty() {
+				continue
 			}
-		}
-		c.mu.Unlock()
-		for _, o := range open {
+			grown = true
 			if err := o.flush(); err != nil {
 				c.log.Error("making cached content durable", "error", err)
 			}
 		}
-		c.makeRoom()
+		if grown {
+			c.makeRoom()
+		}
 	}
+}
+
+// opened returns the layers that are open.
+func (c *Cache) opened() []*content {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var open []*content
+	for _, s := range c.slots {
+		if s.content != nil {
+			open = append(open, s.content)
+		}
+	}
+	return open
 }
 
 // stats count since Open.

@@ -67,6 +67,7 @@ type content struct {
 
 	stored   atomic.Int64 // decoded bytes of chunks in data, about
 	complete atomic.Bool  // checked as a whole, and recorded so
+	failing  atomic.Bool  // the last write didn't succeed
 	bad      atomic.Pointer[IntegrityError]
 
 	// mu guards what follows. Nothing blocks while it is held.
@@ -82,7 +83,8 @@ type content struct {
 	closed   bool          // guarded by flushing
 	filling  chan struct{} // holds a token while nobody fills
 
-	writeErrors rate.Sometimes
+	// These keep a disk or a source that is broken from filling the log.
+	writeErrors, damage rate.Sometimes
 }
 
 // environment is what a content has from its Cache.
@@ -106,14 +108,15 @@ func openContent(dir string, s shape, env environment) (*content, error) {
 		crcs:        make([]atomic.Uint32, s.count),
 		flights:     map[int]*flight{},
 		filling:     make(chan struct{}, 1),
-		writeErrors: rate.Sometimes{First: 1, Interval: writeErrorInterval},
+		writeErrors: rate.Sometimes{First: 1, Interval: logInterval},
+		damage:      rate.Sometimes{First: 5, Interval: logInterval},
 	}
 	c.filling <- struct{}{}
 	if reason, err := os.ReadFile(filepath.Join(dir, quarantineFile)); err == nil {
 		return nil, &IntegrityError{Key: s.key, Chunk: -1, Err: fmt.Errorf("quarantined earlier: %s", reason)}
 	}
 	err := c.open()
-	if err != nil {
+	if err != nil && !passing(err) {
 		if !errors.Is(err, os.ErrNotExist) {
 			c.log.Warn("discarding a cached layer whose files are damaged", "dir", dir, "error", err)
 		}
@@ -126,8 +129,18 @@ func openContent(dir string, s shape, env environment) (*content, error) {
 	return c, nil
 }
 
-// open opens what an earlier process left. Any error means that it is to be
-// discarded.
+// passing reports whether an error of opening files says nothing about them.
+func passing(err error) bool {
+	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EINTR, unix.EACCES, unix.EPERM, unix.EROFS} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// open opens what an earlier process left. An error that isn't passing means
+// that it is to be discarded.
 func (c *content) open() (err error) {
 	if c.state, err = os.OpenFile(filepath.Join(c.dir, stateFile), os.O_RDWR, 0); err != nil {
 		return err
@@ -270,7 +283,9 @@ func (c *content) distrust(i int, err error) {
 	if errors.Is(err, os.ErrClosed) {
 		return // nothing is wrong with the disk
 	}
-	c.log.Warn("a cached chunk is damaged on disk; it will be fetched again", "chunk", i, "error", err)
+	c.damage.Do(func() {
+		c.log.Warn("a cached chunk is damaged on disk; it will be fetched again", "chunk", i, "error", err)
+	})
 	c.chunks[i].And(mark)
 	if c.complete.CompareAndSwap(true, false) {
 		if err := durable.Remove(filepath.Join(c.dir, completeFile)); err != nil {
@@ -324,6 +339,7 @@ func (c *content) store(i int, ch artifact.Chunk, b []byte) error {
 	}
 	if _, err := c.data.WriteAt(b, ch.Offset); err != nil {
 		c.stats.writeErrors.Add(1)
+		c.failing.Store(true)
 		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 			c.wake(true)
 		}
@@ -331,6 +347,9 @@ func (c *content) store(i int, ch artifact.Chunk, b []byte) error {
 			c.log.Warn("cannot write to the cache; content is served from memory and fetched again when needed", "error", err)
 		})
 		return fmt.Errorf("cache of layer %s: %w", c.key, err)
+	}
+	if c.failing.Load() {
+		c.failing.Store(false)
 	}
 	c.crcs[i].Store(crc32.Checksum(b, castagnoli))
 	if c.chunks[i].Or(present)&present != 0 {
@@ -393,6 +412,13 @@ func (c *content) flush() error {
 		return fmt.Errorf("cache of layer %s: syncing its state: %w", c.key, err)
 	}
 	return nil
+}
+
+// dirty reports whether there is something to flush.
+func (c *content) dirty() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.pending) > 0
 }
 
 func fdatasync(f *os.File) error {

@@ -238,14 +238,14 @@ func (l *Layer) fetch(ctx context.Context, run []want) {
 func (l *Layer) damaged(w want) error {
 	err := &IntegrityError{Key: l.dev.Key, Chunk: w.chunk, Err: fmt.Errorf(
 		"the %d bytes at %d of blob %s don't have the chunk table's SHA-256, also when asked for again", w.ch.BlobLength, w.ch.BlobOffset, l.dev.Blob.Digest)}
-	l.cache.log.Error("the source sends wrong content", "error", err)
+	l.content.damage.Do(func() { l.cache.log.Error("the source sends wrong content", "error", err) })
 	return err
 }
 
 // stream reads a run's frames in one request and puts each as it arrives. It
 // returns those that arrived and weren't what they should be.
 func (l *Layer) stream(ctx context.Context, run []want) (bad []want, err error) {
-	return l.streamFrom(ctx, l.src, run, func() {})
+	return l.streamFrom(ctx, l.src, run, func() error { return nil })
 }
 
 // frames is the part of a Source that streamFrom needs.
@@ -254,8 +254,8 @@ type frames interface {
 }
 
 // streamFrom is stream from a given source. before is called before each
-// frame is read.
-func (l *Layer) streamFrom(ctx context.Context, src frames, run []want, before func()) (bad []want, err error) {
+// frame is read, and may end it.
+func (l *Layer) streamFrom(ctx context.Context, src frames, run []want, before func() error) (bad []want, err error) {
 	first, last := run[0].ch, run[len(run)-1].ch
 	l.cache.stats.requests.Add(1)
 	body, err := src.ReadRange(ctx, first.BlobOffset, last.BlobOffset+int64(last.BlobLength)-first.BlobOffset)
@@ -266,7 +266,9 @@ func (l *Layer) streamFrom(ctx context.Context, src frames, run []want, before f
 	buf := l.cache.buffers.get()
 	defer buf.release()
 	for _, w := range run {
-		before()
+		if err := before(); err != nil {
+			return bad, err
+		}
 		frame := buf.mem[:w.ch.BlobLength]
 		if _, err := io.ReadFull(body, frame); err != nil {
 			return bad, canceled(ctx, err)
@@ -293,7 +295,7 @@ func (l *Layer) noteCorrupt(err error) {
 	var ie *IntegrityError
 	if errors.As(err, &ie) {
 		l.cache.stats.corrupt.Add(1)
-		l.cache.log.Warn("content arrived damaged", "error", err)
+		l.content.damage.Do(func() { l.cache.log.Warn("content arrived damaged", "error", err) })
 	}
 }
 

@@ -26,8 +26,8 @@ const (
 )
 
 // Fill fetches everything that is missing, then checks the layer as a whole:
-// the SHA-256 of its content, as read back from disk, against the device's
-// diff ID. When it returns nil the layer is Complete, durably. Content that
+// the SHA-256 of its content, as the file has it, against the device's diff
+// ID. When it returns nil the layer is Complete, durably. Content that
 // doesn't match quarantines the layer: Fill, all reads and later Acquires
 // return an *IntegrityError.
 //
@@ -144,13 +144,21 @@ func (l *Layer) fillRun(ctx context.Context, src frames, run []want) error {
 	defer l.cache.traffic.endFill()
 	ctx, cancel := context.WithTimeoutCause(ctx, fillTimeout, fmt.Errorf("%w (%v)", ErrTimeout, fillTimeout))
 	defer cancel()
-	yield := func() { l.cache.traffic.yield(ctx) }
-	bad, err := l.streamFrom(ctx, src, run, yield)
+	c := l.content
+	c.failing.Store(false) // so that the disk is tried again
+	before := func() error {
+		l.cache.traffic.yield(ctx)
+		if c.failing.Load() {
+			return fmt.Errorf("the disk does not take what is fetched; make room in %s", c.dir)
+		}
+		return nil
+	}
+	bad, err := l.streamFrom(ctx, src, run, before)
 	if err != nil {
 		return err
 	}
 	for _, w := range bad {
-		again, err := l.streamFrom(ctx, src, []want{w}, yield)
+		again, err := l.streamFrom(ctx, src, []want{w}, before)
 		if err != nil {
 			return err
 		}
@@ -158,12 +166,7 @@ func (l *Layer) fillRun(ctx context.Context, src frames, run []want) error {
 			return l.damaged(w)
 		}
 	}
-	for _, w := range run {
-		if !l.content.has(w.chunk) {
-			return fmt.Errorf("the disk does not take chunk %d of %d bytes; make room in %s", w.chunk, w.ch.Length, l.content.dir)
-		}
-	}
-	return nil
+	return before() // for the last chunk
 }
 
 // verify reads the layer back, checks each chunk against its CRC and the

@@ -164,8 +164,8 @@ func (l *Layer) PutFrame(ctx context.Context, chunk int, frame []byte) error {
 }
 
 // Release gives the layer up: it cancels its fetches and Fill, and waits for
-// them to end. Other Layers of the same key don't notice. Only the first call
-// does anything.
+// them to end; the last Layer of a key also makes new content durable. Other
+// Layers of the key don't notice. Only the first call does anything.
 func (l *Layer) Release() {
 	l.mu.Lock()
 	if l.released {

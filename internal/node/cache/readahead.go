@@ -75,10 +75,10 @@ func (t *stream) grow(most int64) { t.window = min(max(2*t.window, firstReadAhea
 // want next if it is sequential. content.mu is held.
 func (l *Layer) extend(run []want) []want {
 	most := l.cache.opts.ReadAhead
-	if most <= 0 {
+	c := l.content
+	if most <= 0 || c.failing.Load() { // what can't be written isn't kept for long
 		return run
 	}
-	c := l.content
 	end := run[len(run)-1].chunk + 1
 	t := c.streams.advance(run[0].chunk, end, most)
 	if t == nil {
