@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -280,6 +282,40 @@ func TestKernelPageTails(t *testing.T) {
 		}
 		if err := unix.Munmap(m); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// An image that Check accepts must be one that the kernel mounts and reads to
+// the end without an error, however it came about.
+func TestKernelReadsWhatCheckAccepts(t *testing.T) {
+	if testing.Short() {
+		t.Skip("many mounts")
+	}
+	img := small()
+	image := write(t, img)
+	_, devices := writeFiles(t, t.TempDir(), image, deviceContents(img.Devices))
+	r := rand.New(rand.NewPCG(6, 18))
+	mounted := 0
+	for mounted < 150 {
+		p := slices.Clone(image)
+		for range 1 + r.IntN(3) {
+			p[superOff+r.IntN(len(p)-superOff)] ^= byte(1 + r.UintN(255))
+		}
+		if !checkBytes(t, seal(p)) {
+			continue
+		}
+		mounted++
+		t.Run("image", func(t *testing.T) {
+			meta, _ := writeFiles(t, t.TempDir(), p, nil)
+			got := walkKernel(t, mountImage(t, meta, devices))
+			want := readAll(t, p, deviceContents(img.Devices))
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+		if t.Failed() {
+			return
 		}
 	}
 }
