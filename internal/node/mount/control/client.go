@@ -1,0 +1,112 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"syscall"
+
+	"sluice/internal/node/mount"
+	"sluice/internal/node/plane"
+)
+
+// ErrNoDaemon: nobody answers on the socket.
+var ErrNoDaemon = errors.New("no node daemon answers")
+
+// Client talks to the daemon at a socket. It may be used concurrently.
+type Client struct {
+	socket string
+	http   http.Client
+}
+
+// NewClient returns a client of the daemon at socket. It connects with the
+// first call.
+func NewClient(socket string) *Client {
+	var d net.Dialer
+	return &Client{
+		socket: socket,
+		http: http.Client{Transport: &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return d.DialContext(ctx, "unix", socket)
+			},
+		}},
+	}
+}
+
+// Status asks how the daemon is.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var s Status
+	return s, c.do(ctx, http.MethodGet, "/v1/status", nil, &s)
+}
+
+// Mount asks for an image's mount. The error of an image that doesn't stream
+// is a *mount.NotStreaming.
+func (c *Client) Mount(ctx context.Context, req Mount) (Mounted, error) {
+	var m Mounted
+	return m, c.do(ctx, http.MethodPost, "/v1/mounts", req, &m)
+}
+
+// Unmount ends a claim, by its ID or directory. Errors: mount.ErrUnknownClaim,
+// plane.ErrBusy.
+func (c *Client) Unmount(ctx context.Context, name string) error {
+	return c.do(ctx, http.MethodDelete, "/v1/mounts?name="+url.QueryEscape(name), nil, nil)
+}
+
+func (c *Client) do(ctx context.Context, method, path string, body, answer any) error {
+	var content bytes.Buffer
+	if body != nil {
+		if err := json.NewEncoder(&content).Encode(body); err != nil {
+			return err
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://node"+path, &content)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("%w on %s", ErrNoDaemon, c.socket)
+	}
+	if err != nil {
+		return fmt.Errorf("node daemon: %w", err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	if err != nil {
+		return fmt.Errorf("node daemon's answer: %w", err)
+	}
+	if resp.StatusCode/100 != 2 {
+		return decodeError(resp.StatusCode, b)
+	}
+	if answer == nil {
+		return nil
+	}
+	if err := json.Unmarshal(b, answer); err != nil {
+		return fmt.Errorf("node daemon's answer: %w", err)
+	}
+	return nil
+}
+
+// decodeError makes the daemon's error one of this process.
+func decodeError(code int, body []byte) error {
+	var e Error
+	if err := json.Unmarshal(body, &e); err != nil || e.Message == "" {
+		return fmt.Errorf("node daemon answers %d: %.200q", code, body)
+	}
+	err := errors.New(e.Message)
+	switch {
+	case e.Reason != "":
+		return &mount.NotStreaming{Reason: e.Reason, Err: err}
+	case code == http.StatusNotFound:
+		return mount.ErrUnknownClaim
+	case code == http.StatusConflict:
+		return plane.ErrBusy
+	}
+	return err
+}

@@ -1,0 +1,129 @@
+// Package control is how programs on the same machine talk to a node daemon:
+// HTTP with JSON on a unix socket that only root can open. Handler is the
+// daemon's end, Client the other; `sluice node status`, `mount`, `umount` and
+// `run` are clients.
+//
+//	GET    /v1/status            -> Status
+//	POST   /v1/mounts            Mount -> Mounted
+//	DELETE /v1/mounts?name=NAME  name is a claim's ID or directory
+//
+// An answer other than 2xx has an Error as its body.
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"os"
+
+	"sluice/internal/node/mount"
+	"sluice/internal/node/plane"
+)
+
+// maxBody bounds requests and answers, in bytes.
+const maxBody = 64 << 20
+
+// Info is what a daemon says of itself.
+type Info struct {
+	PID  int    `json:"pid"`
+	Root string `json:"root"`
+	// Standalone: started by `sluice mount` or `sluice run`, ends by itself.
+	Standalone bool `json:"standalone,omitempty"`
+	// Snapshotter is the socket that containerd uses, if there's one.
+	Snapshotter string `json:"snapshotter,omitempty"`
+	// Resumed: the mounts of an earlier daemon go on. Otherwise Reason says
+	// why not, if there were any.
+	Resumed bool   `json:"resumed"`
+	Reason  string `json:"reason,omitempty"`
+}
+
+// Status is the answer to GET /v1/status.
+type Status struct {
+	Daemon Info `json:"daemon"`
+	mount.Status
+}
+
+// Mount is the body of POST /v1/mounts.
+type Mount struct {
+	Reference string `json:"reference"`
+	Dir       string `json:"dir,omitempty"`
+	Writable  bool   `json:"writable,omitempty"`
+	PID       int    `json:"pid,omitempty"`
+}
+
+// Mounted is the answer to POST /v1/mounts.
+type Mounted struct {
+	Claim  mount.Claim     `json:"claim"`
+	Config json.RawMessage `json:"config"` // the image's config, verified
+}
+
+// Error is the answer to what failed.
+type Error struct {
+	Reason  mount.Reason `json:"reason,omitempty"`
+	Message string       `json:"message"`
+}
+
+// Handler answers the control API for m.
+func Handler(m *mount.Manager, info Info, log *slog.Logger) http.Handler {
+	info.PID = os.Getpid()
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, http.StatusOK, Status{Daemon: info, Status: m.Status(r.Context())}, log)
+	})
+	mux.HandleFunc("POST /v1/mounts", func(w http.ResponseWriter, r *http.Request) {
+		var req Mount
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&req); err != nil {
+			reply(w, http.StatusBadRequest, Error{Message: "request: " + err.Error()}, log)
+			return
+		}
+		claim, config, err := m.Mount(r.Context(), mount.Request{Reference: req.Reference, Dir: req.Dir, Writable: req.Writable, PID: req.PID})
+		if err != nil {
+			fail(w, err, log)
+			return
+		}
+		reply(w, http.StatusCreated, Mounted{Claim: claim, Config: config}, log)
+	})
+	mux.HandleFunc("DELETE /v1/mounts", func(w http.ResponseWriter, r *http.Request) {
+		if err := m.Unmount(r.Context(), r.URL.Query().Get("name")); err != nil {
+			fail(w, err, log)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
+	return mux
+}
+
+// fail answers with an error.
+func fail(w http.ResponseWriter, err error, log *slog.Logger) {
+	code := http.StatusInternalServerError
+	switch {
+	case errors.Is(err, mount.ErrUnknownClaim):
+		code = http.StatusNotFound
+	case errors.Is(err, plane.ErrBusy):
+		code = http.StatusConflict
+	case errors.Is(err, context.Canceled):
+		code = 499 // nobody reads it
+	case mount.ReasonOf(err) != "":
+		code = http.StatusUnprocessableEntity
+	}
+	reply(w, code, Error{Reason: mount.ReasonOf(err), Message: message(err)}, log)
+}
+
+// message is err's text without the reason, which is said apart.
+func message(err error) string {
+	var n *mount.NotStreaming
+	if errors.As(err, &n) {
+		return n.Err.Error()
+	}
+	return err.Error()
+}
+
+func reply(w http.ResponseWriter, code int, body any, log *slog.Logger) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	if err := json.NewEncoder(w).Encode(body); err != nil {
+		log.Debug("a control client went away", "error", err)
+	}
+}

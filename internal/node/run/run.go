@@ -1,0 +1,254 @@
+// Package run runs the process of an image with runc, on a root file system
+// that streams: an overlayfs of the image's mount and a directory for what the
+// process writes, which is thrown away.
+//
+// It is a container runtime's smallest part and no more: the host's network, no
+// resource limits, no volumes. Its use is `sluice run`, which starts an image
+// on a machine without containerd.
+//
+// Run does it all; spec.go makes the OCI runtime configuration from the image's
+// config, user.go finds out who the process runs as.
+package run
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sluice/oci"
+)
+
+// Container is a process to run.
+type Container struct {
+	// Rootfs is the directory of the image's read-only root file system.
+	Rootfs string
+
+	// Config is the image's config. Args, unless empty, replace its Cmd; Env
+	// elements "KEY=VALUE" replace its variables of the same name.
+	Config oci.ImageConfig
+	Args   []string
+	Env    []string
+
+	// Terminal gives the process a terminal. Stdin must be one.
+	Terminal bool
+
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+}
+
+// Options says how to run.
+type Options struct {
+	// Dir is a directory for what belongs to running containers, made if
+	// need be, on a file system that overlayfs can write to. What killed
+	// processes left in it is cleared away.
+	Dir string
+
+	// Runc is the program, an OCI runtime with runc's command line; default
+	// "runc" from PATH.
+	Runc string
+
+	// Patience is how long the process has to end when ctx does, before it's
+	// killed; default 10 s.
+	Patience time.Duration
+
+	// Log receives what went wrong in clearing up. Nil discards it.
+	Log *slog.Logger
+}
+
+func (o Options) withDefaults() Options {
+	if o.Runc == "" {
+		o.Runc = "runc"
+	}
+	if o.Patience <= 0 {
+		o.Patience = 10 * time.Second
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+// Run runs c until its process ends and returns the process's exit code, as a
+// shell counts: 128 plus the number for a signal. When ctx ends the process gets
+// SIGTERM. Nothing of the container is left when Run returns.
+//
+// The error is about the container, not of what runs in it.
+func Run(ctx context.Context, c Container, opts Options) (code int, err error) {
+	opts = opts.withDefaults()
+	runc, err := exec.LookPath(opts.Runc)
+	if err != nil {
+		return 0, fmt.Errorf("find the OCI runtime: %w: install runc, or say where it is", err)
+	}
+	if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
+		return 0, err
+	}
+	sweep(opts, runc)
+	b, err := newBundle(opts.Dir, runc)
+	if err != nil {
+		return 0, fmt.Errorf("prepare a container: %w", err)
+	}
+	defer func() { err = errors.Join(err, b.remove()) }()
+	if err := b.mount(c.Rootfs); err != nil {
+		return 0, fmt.Errorf("prepare a container: %w", err)
+	}
+	spec, err := newSpec(c, b.id, b.rootfs())
+	if err != nil {
+		return 0, fmt.Errorf("prepare a container: %w", err)
+	}
+	content, err := json.MarshalIndent(spec, "", " ")
+	if err != nil {
+		return 0, err
+	}
+	if err := os.WriteFile(filepath.Join(b.dir, "config.json"), content, 0o600); err != nil {
+		return 0, err
+	}
+	return b.run(ctx, c, opts)
+}
+
+// bundle is a container's directory:
+//
+//	lock         held by the process that runs it
+//	config.json  the runtime's configuration
+//	upper, work  what the container writes
+//	rootfs       where it is mounted
+//	state        the runtime's own state
+type bundle struct {
+	id, dir, runc string
+	lock          *os.File
+}
+
+const bundlePrefix = "run-"
+
+func newBundle(dir, runc string) (*bundle, error) {
+	path, err := os.MkdirTemp(dir, bundlePrefix)
+	if err != nil {
+		return nil, err
+	}
+	b := &bundle{id: "sluice-" + strings.TrimPrefix(filepath.Base(path), bundlePrefix), dir: path, runc: runc}
+	if err := b.take(); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(path))
+	}
+	for _, d := range []string{"upper", "work", "rootfs", "state"} {
+		if err := os.Mkdir(filepath.Join(path, d), 0o755); err != nil {
+			return nil, errors.Join(err, b.remove())
+		}
+	}
+	return b, nil
+}
+
+// take locks the bundle for this process.
+func (b *bundle) take() error {
+	f, err := os.OpenFile(filepath.Join(b.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	b.lock = f
+	return nil
+}
+
+func (b *bundle) rootfs() string { return filepath.Join(b.dir, "rootfs") }
+
+// mount mounts the container's root file system.
+func (b *bundle) mount(lower string) error {
+	fi, err := os.Stat(lower)
+	if err != nil {
+		return err
+	}
+	upper := filepath.Join(b.dir, "upper")
+	// The upper directory is the root that the container sees.
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		if err := errors.Join(os.Chown(upper, int(st.Uid), int(st.Gid)), os.Chmod(upper, fi.Mode())); err != nil {
+			return err
+		}
+	}
+	options := "lowerdir=" + lower + ",upperdir=" + upper + ",workdir=" + filepath.Join(b.dir, "work")
+	if err := unix.Mount("overlay", b.rootfs(), "overlay", 0, options); err != nil {
+		return fmt.Errorf("mount overlayfs with %s: %w", options, err)
+	}
+	return nil
+}
+
+// run starts the runtime and waits for it.
+func (b *bundle) run(ctx context.Context, c Container, opts Options) (int, error) {
+	cmd := exec.CommandContext(ctx, b.runc, "--root", filepath.Join(b.dir, "state"), "run", "--bundle", b.dir, b.id)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Stdin, c.Stdout, c.Stderr
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // runc passes it on
+	cmd.WaitDelay = opts.Patience
+	err := cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0, nil
+	case errors.As(err, &exit):
+		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+			return 128 + int(status.Signal()), nil
+		}
+		return exit.ExitCode(), nil
+	case ctx.Err() != nil && cmd.ProcessState != nil:
+		return 128 + int(syscall.SIGTERM), nil
+	}
+	return 0, fmt.Errorf("run %s: %w", b.runc, err)
+}
+
+// removeTimeout bounds how long the runtime may take to kill a container.
+const removeTimeout = 30 * time.Second
+
+// remove ends what is left of the container and removes its directory.
+func (b *bundle) remove() error {
+	ctx, cancel := context.WithTimeout(context.Background(), removeTimeout)
+	defer cancel()
+	var errs []error
+	state := filepath.Join(b.dir, "state")
+	if entries, err := os.ReadDir(state); err == nil && len(entries) > 0 {
+		out, err := exec.CommandContext(ctx, b.runc, "--root", state, "delete", "--force", b.id).CombinedOutput()
+		if err != nil {
+			errs = append(errs, fmt.Errorf("delete container %s: %w: %.200s", b.id, err, out))
+		}
+	}
+	for {
+		// A process that couldn't be killed yet keeps its own view.
+		err := unix.Unmount(b.rootfs(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			break // nothing is mounted there, or any more
+		}
+		if err != nil {
+			return errors.Join(append(errs, fmt.Errorf("unmount %s: %w", b.rootfs(), err))...)
+		}
+	}
+	errs = append(errs, os.RemoveAll(b.dir))
+	if b.lock != nil {
+		errs = append(errs, b.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// sweep removes what killed processes left.
+func sweep(opts Options, runc string) {
+	dirs, err := filepath.Glob(filepath.Join(opts.Dir, bundlePrefix+"*"))
+	if err != nil {
+		return // the pattern is ours
+	}
+	for _, dir := range dirs {
+		b := &bundle{id: "sluice-" + strings.TrimPrefix(filepath.Base(dir), bundlePrefix), dir: dir, runc: runc}
+		if b.take() != nil {
+			continue // it runs
+		}
+		if err := b.remove(); err != nil {
+			opts.Log.Warn("what an ended container left can't be removed", "directory", dir, "error", err)
+		}
+	}
+}
