@@ -149,7 +149,7 @@ func TestCheckRejects(t *testing.T) {
 		{"a directory of 0 bytes", func(d damage) { put64(d.inode("d")[inSize:], 0) }},
 		{"blocks of data from block", func(d damage) { put64(d.inode("wide")[inSize:], 1<<40+100) }},
 		{"links, 1 subdirectories", func(d damage) { put32(d.inode("d")[inNlink:], 4) }},
-		{"the directory \"sub\" lies deeper", func(d damage) { put64(d.dirent("d", "sub"), d.nid("wide")) }},
+		{"the directory \"sub\" has been reached twice", func(d damage) { put64(d.dirent("d", "sub"), d.nid("wide")) }},
 		{"reached twice", func(d damage) { put64(d.dirent("d", "sub"), d.nid("d")) }},
 		{"reached twice", func(d damage) { put64(d.dirent("d/sub", "file"), rootNID); d.dirent("d/sub", "file")[10] = 2 }},
 		{`entry "." is`, func(d damage) { put64(d.dirent("d", "."), rootNID) }},
@@ -249,13 +249,10 @@ func TestCheckDevices(t *testing.T) {
 func TestCheckLimits(t *testing.T) {
 	image := write(t, small())
 	f := open(t, image)
-	for _, lim := range []Limits{{Size: int64(len(image)) - 1}, {Inodes: 12}, {Content: 6195}} {
+	for _, lim := range []Limits{{Size: int64(len(image)) - 1}, {Inodes: 12}, {Content: 6195}, {Depth: 1}} {
 		if _, err := f.Check(t.Context(), lim); !errors.Is(err, ErrTooLarge) {
 			t.Errorf("%+v: %v", lim, err)
 		}
-	}
-	if _, err := f.Check(t.Context(), Limits{Depth: 1}); err == nil {
-		t.Error("a depth of 2 passes a limit of 1")
 	}
 	want := Summary{Inodes: 13, Directories: 5, Files: 4, Symlinks: 2, Specials: 2, Names: 13, Depth: 2, Content: 6196, Mapped: 3124}
 	got, err := f.Check(t.Context(), Limits{Size: int64(len(image)), Inodes: 13, Content: 6196, Depth: 2})
@@ -352,6 +349,20 @@ func TestDevices(t *testing.T) {
 	}
 }
 
+// Where 32 bits do not suffice, devices have no unified address.
+func TestDevicesBeyondUnifiedAddresses(t *testing.T) {
+	img := Image{Root: dir(), Devices: []Device{{Size: 1 << 40}, {Size: 1 << 40}, {Size: 512}}}
+	image := write(t, img)
+	if diff := cmp.Diff(img.Devices, open(t, image).Devices()); diff != "" {
+		t.Error(diff)
+	}
+	for i, want := range []bool{true, false, false} {
+		if got := le.Uint32(image[devtabOff+i*slotSize+slotUniaddr:]) != 0; got != want {
+			t.Errorf("device %d has a unified address: %v", i, got)
+		}
+	}
+}
+
 // The cache must give the same bytes whatever it has dropped.
 func TestPageCacheEvicts(t *testing.T) {
 	p := make([]byte, 70<<20+512)
@@ -427,6 +438,7 @@ func TestCheckEveryByte(t *testing.T) {
 	}
 }
 
+// Run it with -fuzzminimizetime 1x: images are large for Go's minimizer.
 func FuzzCheck(f *testing.F) {
 	f.Add(write(f, small()))
 	f.Add(write(f, Image{Root: dir()}))

@@ -15,8 +15,8 @@ const maxDepth = 4096
 // order of the image: all names of a directory, sorted by their bytes, then
 // the same for each of its subdirectories. An inode with several names comes
 // with each of them. An error of fn ends the walk and is returned. A directory that
-// lies in itself, or has two names, or lies deeper than 4,096 others, is
-// ErrCorrupt, so a walk always ends.
+// lies in itself or has two names is ErrCorrupt, one that lies deeper than 4,096
+// others is ErrTooLarge: a walk always ends.
 func (f *FS) Walk(ctx context.Context, fn func(path string, info Info) error) error {
 	w := newWalker(f, maxDepth)
 	path, of := "", -1
@@ -139,8 +139,11 @@ func (w *walker) enter(ctx context.Context, dir int, fn func(visit) error) error
 		}
 		again := w.mark(e.NID)
 		if e.Type == modeDir {
-			if again || ref.depth+1 > w.depth {
-				return corruptInode(e.NID, "the directory %q lies deeper than %d others, or has been reached twice", e.Name, w.depth)
+			if again {
+				return corruptInode(e.NID, "the directory %q has been reached twice", e.Name)
+			}
+			if ref.depth+1 > w.depth {
+				return fmt.Errorf("erofs: %w: nid %d lies deeper than %d directories", ErrTooLarge, e.NID, w.depth)
 			}
 			w.dirs = append(w.dirs, dirRef{e.NID, dir, ref.depth + 1, e.Name})
 		}
