@@ -121,7 +121,7 @@ func union(a, b map[string]string) map[string]string {
 // trusted.* is how overlayfs keeps its own books.
 func keepXattr(name string) bool {
 	return strings.HasPrefix(name, "user.") || strings.HasPrefix(name, "security.") ||
-		name == "system.posix_acl_access" || name == "system.posix_acl_default"
+		name == aclAccess || name == aclDefault
 }
 
 // takesXattr reports whether the kernel lets a file of this type have it
@@ -132,9 +132,9 @@ func takesXattr(mode uint32, name string) bool {
 	case TypeDir:
 		return true
 	case TypeRegular:
-		return name != "system.posix_acl_default"
+		return name != aclDefault
 	case TypeSymlink:
 		return strings.HasPrefix(name, "security.")
 	}
-	return strings.HasPrefix(name, "security.") || name == "system.posix_acl_access"
+	return strings.HasPrefix(name, "security.") || name == aclAccess
 }

@@ -289,14 +289,24 @@ func (b *builder) charge(n int64) error {
 	return nil
 }
 
-// chargeXattrs drops the xattrs that the type of n cannot have and accounts
-// for the others.
+// chargeXattrs makes the xattrs of n, whose attributes have just been set,
+// what the kernel would have made of them, and accounts for them.
 func (b *builder) chargeXattrs(n *Node) error {
 	size := 0
 	for k, v := range n.Xattrs {
 		if !takesXattr(n.Mode, k) {
 			delete(n.Xattrs, k)
 			continue
+		}
+		if k == aclAccess || k == aclDefault {
+			stored, err := storedACL(k, v, n.Mode)
+			if err != nil {
+				return fmt.Errorf("xattr %s: %w", k, err)
+			}
+			if n.Xattrs[k] = stored; stored == "" {
+				delete(n.Xattrs, k)
+				continue
+			}
 		}
 		size += len(k) + len(v)
 	}

@@ -27,9 +27,10 @@
 //   - Times before 1970 or after 2262 become 1970.
 //   - xattrs come from SCHILY.xattr PAX records. Those in the namespaces user,
 //     security and the two POSIX ACLs are kept, others dropped (trusted ones
-//     above all: a layer must not speak to overlayfs directly), as are user
-//     xattrs on anything but files and directories. LIBARCHIVE.xattr records
-//     are ignored.
+//     above all: a layer must not speak to overlayfs directly), as is what
+//     the kernel refuses for a type of file (user xattrs on a symbolic link).
+//     An ACL says of the owner, the mask and others what the mode says.
+//     LIBARCHIVE.xattr records are ignored.
 //   - Whiteouts (.wh.NAME, .wh..wh..opq) speak of lower layers only, wherever
 //     they stand in the tar.
 //
@@ -44,6 +45,8 @@
 //   - A whiteout and an entry of the same name in one layer may come in either
 //     order; if the entry is a directory it hides the lower one. containerd
 //     fails in one order and forgets the whiteout in the other.
+//   - In the lowest layer, too, whiteouts say nothing of the layer itself;
+//     containerd deletes there what came before in the tar.
 //   - Names beginning with ".wh..wh." other than the opaque marker belong to
 //     aufs and are skipped.
 //   - Hard links to files of lower layers, contiguous files (type 7) and old GNU

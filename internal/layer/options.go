@@ -38,7 +38,7 @@ type Limits struct {
 	// PATH_MAX has room for.
 	Depth int
 	// Sparse: logical bytes of all sparse members together, holes included,
-	// because holes are found by reading them (some GB/s). Default 16 GiB.
+	// because holes are found by reading them (about 5 GB/s). Default 16 GiB.
 	Sparse int64
 }
 

@@ -3,6 +3,7 @@ package layer_test
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -154,11 +155,31 @@ var (
 	odd        = []string{"a", "b", "c", "d", "e f", "\xff\xfe", "ü", strings.Repeat("n", 255)}
 	targets    = []string{"a", "b", "../a", "../b/c", "/a", "/a/b", "a/../c", ".", "/", "..", "../../../d", "c/d/", "e f", "nowhere"}
 	capability = string([]byte{1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
-	times      = []time.Time{
+	acls       = []string{
+		acl(1, 7, 0, 2, 5, 1000, 4, 4, 9, 16, 5, 0, 32, 1, 0), // owner, a user, group, mask, others
+		acl(1, 6, 0, 4, 4, 0, 8, 7, 70000, 16, 7, 0, 32, 0, 0),
+		acl(1, 7, 0, 4, 0, 0, 16, 7, 0, 32, 0, 0),
+		acl(1, 6, 0, 4, 4, 0, 32, 4, 0), // no more than a mode
+		acl(),
+		acl(1, 7, 0, 2, 5, 1000, 4, 4, 0, 32, 1, 0), // invalid: no mask
+		"\x01\x00\x00\x00", "\x02", "",
+	}
+	times = []time.Time{
 		time.Unix(0, 0), time.Unix(1700000000, 0), time.Unix(1700000000, 123456789), time.Unix(1<<33, 1),
 		time.Unix(-5, 0), time.Unix(1<<40, 0),
 	}
 )
+
+// acl is an ACL's xattr: tag, permissions, id of each entry.
+func acl(fields ...uint32) string {
+	p := binary.LittleEndian.AppendUint32(nil, 2)
+	for i := 0; i < len(fields); i += 3 {
+		p = binary.LittleEndian.AppendUint16(p, uint16(fields[i]))
+		p = binary.LittleEndian.AppendUint16(p, uint16(fields[i+1]))
+		p = binary.LittleEndian.AppendUint32(p, fields[i+2])
+	}
+	return string(p)
+}
 
 func name(t *rapid.T, label string) string {
 	parts := rapid.SliceOfN(rapid.SampledFrom(odd[:5]), 1, 4).Draw(t, label)
@@ -215,10 +236,14 @@ func (s *stack) entry(earlier []tar.Header) tar.Header {
 		h.PAXRecords = map[string]string{}
 		for _, k := range rapid.SliceOfN(rapid.SampledFrom([]string{
 			"user.a", "user.b", "security.capability", "security.selinux", "trusted.overlay.opaque", "trusted.x", "nonsense.x",
+			"system.posix_acl_access",
 		}), 1, 3).Draw(t, "xattr") {
 			v := rapid.SampledFrom([]string{"v", "", "w\x00x"}).Draw(t, "value")
 			if k == "security.capability" {
 				v = capability
+			}
+			if k == "system.posix_acl_access" {
+				v = rapid.SampledFrom(acls).Draw(t, "acl")
 			}
 			h.PAXRecords["SCHILY.xattr."+k] = v
 		}

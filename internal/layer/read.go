@@ -41,7 +41,7 @@ func Read(ctx context.Context, r io.Reader, opts Options) (*Tree, error) {
 		if err == io.EOF {
 			break
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, tar.ErrInsecurePath) { // names are judged in cleanName
 			return nil, fmt.Errorf("layer entry at offset %d (read up to %d): %w", header, in.n, unexpected(err))
 		}
 		next, err := l.entry(h, header)

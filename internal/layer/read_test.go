@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -436,5 +437,107 @@ func TestLinksAreBounded(t *testing.T) {
 	_, err := layer.Read(t.Context(), bytes.NewReader(tarOf(t, in...)), layer.Options{})
 	if err == nil || !strings.Contains(err.Error(), "too much work") {
 		t.Errorf("error %v after %v", err, time.Since(start))
+	}
+}
+
+// zeros is an endless file.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+func TestFilesBeyond4GiB(t *testing.T) {
+	if testing.Short() {
+		t.Skip("reads 5 GiB of zeros")
+	}
+	const size = 5<<30 + 1
+	var head bytes.Buffer
+	w := tar.NewWriter(&head)
+	h := file("big", size)
+	if err := w.WriteHeader(&h); err != nil {
+		t.Fatal(err)
+	}
+	start := int64(head.Len())
+	in := io.MultiReader(&head, io.LimitReader(zeros{}, size+511), bytes.NewReader(tarOf(t, file("after", 3))))
+	tree, err := layer.Read(t.Context(), in, layer.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := tree.Root.Children["big"].Extents; len(e) != 1 || e[0] != (layer.Extent{Offset: start, Length: size}) {
+		t.Errorf("big: %+v", e)
+	}
+	if e := tree.Root.Children["after"].Extents; len(e) != 1 || e[0] != (layer.Extent{Offset: start + size + 511 + 512, Length: 3}) {
+		t.Errorf("after: %+v", e)
+	}
+}
+
+// TestTreesAreSmall: what a tree keeps of a header doesn't keep the header's
+// whole text alive.
+func TestTreesAreSmall(t *testing.T) {
+	var in []tar.Header
+	for i := range 100 {
+		name := fmt.Sprintf("%s-%d", strings.Repeat("n", 120), i)
+		in = append(in, tar.Header{Name: name, Typeflag: tar.TypeSymlink, Linkname: strings.Repeat("t", 120), Format: tar.FormatPAX,
+			PAXRecords: map[string]string{"SCHILY.xattr.security.x": "v", "COMMENT.x": strings.Repeat("c", 400<<10)}})
+	}
+	data := tarOf(t, in...)
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	tree := read(t, data)
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if kept := int64(after.HeapAlloc) - int64(before.HeapAlloc); kept > 4<<20 || len(tree.Root.Children) != 100 {
+		t.Errorf("a tree of %d names takes %d bytes", len(tree.Root.Children), kept)
+	}
+	runtime.KeepAlive(data)
+}
+
+func TestACLs(t *testing.T) {
+	const access, standard = "system.posix_acl_access", "system.posix_acl_default"
+	full := acl(1, 6, 1<<32-1, 2, 5, 1000, 4, 4, 1<<32-1, 16, 4, 1<<32-1, 32, 4, 1<<32-1)
+	tests := map[string]struct {
+		name, in, want, err string
+	}{
+		"follows the mode":  {access, acl(1, 7, 0, 2, 5, 1000, 4, 4, 0, 16, 7, 0, 32, 7, 0), full, ""},
+		"says nothing more": {access, acl(1, 7, 0, 4, 7, 0, 32, 7, 0), "", ""},
+		"empty":             {access, acl(), "", ""},
+		"unknown version":   {access, "\x01\x00\x00\x00", "", ""},
+		"not on files":      {standard, acl(1, 7, 0, 4, 7, 0, 32, 7, 0), "", ""},
+		"no mask":           {access, acl(1, 7, 0, 2, 5, 1000, 4, 4, 0, 32, 7, 0), "", "not valid"},
+		"no owner":          {access, acl(4, 4, 0, 32, 7, 0), "", "not valid"},
+		"out of order":      {access, acl(4, 4, 0, 1, 7, 0, 32, 7, 0), "", "not valid"},
+		"twice":             {access, acl(1, 7, 0, 4, 4, 0, 4, 4, 0, 32, 7, 0), "", "not valid"},
+		"nobody":            {access, acl(1, 7, 0, 2, 5, 1<<32-1, 4, 4, 0, 16, 7, 0, 32, 7, 0), "", "not valid"},
+		"permissions":       {access, acl(1, 8, 0, 4, 4, 0, 32, 7, 0), "", "not valid"},
+		"unknown tag":       {access, acl(1, 7, 0, 4, 4, 0, 32, 7, 0, 64, 7, 0), "", "not valid"},
+		"cut":               {access, full[:len(full)-1], "", "not valid"},
+		"short":             {access, "\x02", "", "not valid"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			h := file("f", 0)
+			h.PAXRecords = map[string]string{"SCHILY.xattr." + test.name: test.in}
+			tree, err := layer.Read(t.Context(), bytes.NewReader(tarOf(t, h)), layer.Options{})
+			if test.err != "" {
+				if err == nil || !strings.Contains(err.Error(), test.err) {
+					t.Errorf("error %v", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := tree.Root.Children["f"].Xattrs[test.name]; got != test.want {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+		})
+	}
+	d := dir("d")
+	d.PAXRecords = map[string]string{"SCHILY.xattr." + standard: acl(1, 7, 0, 4, 7, 0, 32, 0, 0)}
+	if got := read(t, tarOf(t, d)).Root.Children["d"].Xattrs[standard]; got != acl(1, 7, 1<<32-1, 4, 7, 1<<32-1, 32, 0, 1<<32-1) {
+		t.Errorf("default ACL %q", got)
 	}
 }

@@ -9,10 +9,11 @@ import (
 
 // Holes are looked for in runs of at least minGrain bytes: a page, and the
 // smallest block of the file systems that made these files. In a file over
-// minGrain*maxGrains = 1 GiB the grain doubles with the size, so that a file
-// that is nearly all hole doesn't cost more metadata than that.
+// minGrain*maxGrains = 1 GiB the grain doubles with the size up to maxGrain, so
+// that a file that is nearly all hole doesn't cost more metadata than that.
 const (
 	minGrain  = 4 << 10
+	maxGrain  = 1 << 20
 	maxGrains = 1 << 18
 )
 
@@ -20,7 +21,7 @@ const (
 // the file but the last begins and ends on a multiple of it.
 func grainOf(size int64) int64 {
 	g := int64(minGrain)
-	for g < size/maxGrains {
+	for g < size/maxGrains && g < maxGrain {
 		g *= 2
 	}
 	return g
@@ -49,7 +50,7 @@ func (s *sparseWriter) member(r io.Reader, size int64) ([]Extent, error) {
 	if int64(len(s.buf)) < grain {
 		s.buf = make([]byte, max(grain, 64<<10))
 	}
-	batch := int64(len(s.buf)) / grain * grain
+	batch := int64(len(s.buf)) // a multiple of grain, both being powers of two
 	var extents []Extent
 	for pos := int64(0); pos < size; {
 		want := min(batch, size-pos)

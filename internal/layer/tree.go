@@ -31,8 +31,8 @@ type Tree struct {
 	// SparseSize is how many bytes were written to Options.Sparse, a multiple
 	// of 512. 0 in a merged tree.
 	SparseSize int64
-	// Entries counts the entries of the tar, without PAX and GNU headers.
-	// 0 in a merged tree.
+	// Entries counts the entries of the tar as archive/tar has them: headers
+	// that only describe the next entry are part of it. 0 in a merged tree.
 	Entries int
 }
 
@@ -69,7 +69,8 @@ type Node struct {
 	Opaque bool
 	// LowerLink is set for a hard link whose target this layer does not have:
 	// the path of the target in the lower layers, relative to the root. Such
-	// a node has nothing else until Merge has replaced it.
+	// a node has nothing else until Merge has put the target in its place,
+	// with the target's attributes.
 	LowerLink string
 }
 
