@@ -20,7 +20,7 @@ import (
 // A child that isn't listed has its parent's level and may import the parent.
 var levels = map[string]int{
 	"oci":                    0,
-	"internal/durable":       1,
+	"internal/durable":       0,
 	"internal/erofs":         1,
 	"internal/layer":         1,
 	"internal/blob":          1,
