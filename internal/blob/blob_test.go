@@ -18,6 +18,7 @@ import (
 	"sluice/internal/blob"
 	"sluice/internal/blob/blobtest"
 	"sluice/oci"
+	"sluice/oci/ocimem"
 )
 
 func TestBytes(t *testing.T) {
@@ -44,6 +45,22 @@ func TestRegistry(t *testing.T) {
 		r := &registry{content: content}
 		return blob.FromRegistry(r, "a/b", r.descriptor())
 	})
+}
+
+// TestMemoryRegistry is FromRegistry on a real oci.Registry.
+func TestMemoryRegistry(t *testing.T) {
+	blobtest.Run(t, func(t *testing.T, content []byte) blob.Source {
+		r := ocimem.New()
+		desc := oci.Descriptor{MediaType: oci.MediaTypeOctetStream, Digest: oci.DigestOf(content), Size: int64(len(content))}
+		if _, err := r.PushBlob(t.Context(), "a/b", desc, bytes.NewReader(content)); err != nil {
+			t.Fatal(err)
+		}
+		return blob.FromRegistry(r, "a/b", desc)
+	})
+	src := blob.FromRegistry(ocimem.New(), "a/b", oci.Descriptor{Digest: oci.DigestOf(nil), Size: 5})
+	if err := blob.ReadFull(t.Context(), src, make([]byte, 5), 0); !errors.Is(err, oci.ErrNameUnknown) || !blob.Final(err) {
+		t.Errorf("a repository that isn't there: %v, want ErrNameUnknown, which is final", err)
+	}
 }
 
 func TestDecorators(t *testing.T) {

@@ -63,3 +63,19 @@ func BenchmarkFault(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkFill fetches a layer of 64 MiB from a source that takes no time,
+// and checks it.
+func BenchmarkFill(b *testing.B) {
+	f := newFixture(b, 1, 64<<20, 256<<10)
+	b.SetBytes(64 << 20)
+	for b.Loop() {
+		c := openCache(b, Options{})
+		l := acquire(b, c, f, f.source())
+		if err := l.Fill(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		l.Release()
+		c.Prune()
+	}
+}

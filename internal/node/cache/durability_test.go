@@ -256,6 +256,23 @@ func TestDamagedOnDisk(t *testing.T) {
 			}
 		}
 	})
+	// Never to happen, since data is synced first; but if a disk lies about
+	// that, it's found.
+	t.Run("state is ahead of data", func(t *testing.T) {
+		dir := copyDir(t, partial)
+		b, err := os.ReadFile(filepath.Join(whole, key, stateFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, key, stateFile), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l := acquire(t, openCache(t, Options{Dir: dir}), f, f.source())
+		mustRead(t, l, f, 0, l.Size())
+		if n := l.cache.Stats().Requests; n == 0 {
+			t.Error("nothing was fetched again")
+		}
+	})
 	t.Run("data, found by Fill", func(t *testing.T) {
 		dir := copyDir(t, partial)
 		if err := flip(filepath.Join(dir, key, dataFile), 150_000, 5); err != nil {
