@@ -2,6 +2,7 @@ package registry
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -66,14 +67,13 @@ func (h *Handler) putManifest(w http.ResponseWriter, r *http.Request, req Reques
 		return err
 	}
 	for _, tag := range tags {
-		reference := tag
-		if desc.Digest.Algorithm() != oci.SHA256 {
-			reference = tag + "@" + desc.Digest.String()
-		}
-		if _, err := h.registry.PushManifest(r.Context(), req.Repository, reference, contentType, content); err != nil {
+		ok, err := h.tagManifest(r, req.Repository, tag, contentType, desc, content)
+		if err != nil {
 			return fmt.Errorf("tag %s: %w", tag, err)
 		}
-		w.Header().Add("OCI-Tag", tag)
+		if ok {
+			w.Header().Add("OCI-Tag", tag)
+		}
 	}
 	if subject := subjectOf(content); subject != "" {
 		w.Header().Set("OCI-Subject", subject.String())
@@ -83,6 +83,21 @@ func (h *Handler) putManifest(w http.ResponseWriter, r *http.Request, req Reques
 	w.Header().Set("Content-Length", "0")
 	w.WriteHeader(http.StatusCreated)
 	return nil
+}
+
+// tagManifest points a tag at a manifest that has been pushed. It reports false
+// if the registry can't, which is allowed: a tag alone stands for the sha256
+// digest, and not every oci.Registry knows TAG@DIGEST.
+func (h *Handler) tagManifest(r *http.Request, repo, tag, contentType string, desc oci.Descriptor, content []byte) (bool, error) {
+	if desc.Digest.Algorithm() == oci.SHA256 {
+		_, err := h.registry.PushManifest(r.Context(), repo, tag, contentType, content)
+		return err == nil, err
+	}
+	_, err := h.registry.PushManifest(r.Context(), repo, tag+"@"+desc.Digest.String(), contentType, content)
+	if errors.Is(err, oci.ErrManifestInvalid) || errors.Is(err, oci.ErrDigestInvalid) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // readManifest reads a request's body, which must not be larger than a manifest

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sluice/oci"
+)
+
+// startRegistry runs the command until the test ends and returns its address
+// and a function that stops it and returns what it ended with.
+func startRegistry(t *testing.T, c registryConfig) (addr string, stop func() error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		err := runRegistry(ctx, c, w, io.Discard)
+		w.CloseWithError(err)
+		done <- err
+	}()
+	t.Cleanup(cancel)
+	line, err := bufio.NewReader(r).ReadString('\n')
+	rest, ok := strings.CutPrefix(line, "listening on ")
+	addr, _, _ = strings.Cut(rest, ",")
+	if !ok || err != nil {
+		t.Fatalf("it said %q, %v", line, err)
+	}
+	return addr, func() error { cancel(); return <-done }
+}
+
+func TestRegistryServesAndStops(t *testing.T) {
+	c := registryConfig{data: filepath.Join(t.TempDir(), "new", "data"), listen: "127.0.0.1:0", uploadAge: time.Hour}
+	addr, stop := startRegistry(t, c)
+
+	// A push that is under way when the registry is told to stop is served.
+	body, source := io.Pipe()
+	content := bytes.Repeat([]byte("x"), 1000)
+	digest := oci.DigestOf(content)
+	req, err := http.NewRequest("POST", "http://"+addr+"/v2/a/blobs/uploads/?digest="+digest.String(), body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer := make(chan int, 1)
+	go func() {
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Error(err)
+			answer <- 0
+			return
+		}
+		resp.Body.Close()
+		answer <- resp.StatusCode
+	}()
+	source.Write(content[:500])
+	stopped := make(chan error, 1)
+	go func() { stopped <- stop() }()
+	for { // until it takes no more connections
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			break
+		}
+		conn.Close()
+		time.Sleep(5 * time.Millisecond)
+	}
+	source.Write(content[500:])
+	source.Close()
+	if status := <-answer; status != http.StatusCreated {
+		t.Errorf("the push under way: status %d", status)
+	}
+	if err := <-stopped; err != nil {
+		t.Errorf("stop: %v", err)
+	}
+
+	addr, stop = startRegistry(t, c)
+	resp, err := http.Head("http://" + addr + "/v2/a/blobs/" + digest.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("the blob after a restart: status %d", resp.StatusCode)
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRegistryRefuses(t *testing.T) {
+	data := t.TempDir()
+	addr, _ := startRegistry(t, registryConfig{data: data, listen: "127.0.0.1:0", uploadAge: time.Hour})
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for want, c := range map[string]registryConfig{
+		"another registry":              {data: data, listen: "127.0.0.1:0"},
+		addr + " is in use":             {data: t.TempDir(), listen: addr},
+		"can't listen on 256.0.0.1:1":   {data: t.TempDir(), listen: "256.0.0.1:1"},
+		file + "/data can't be used":    {data: file + "/data", listen: "127.0.0.1:0"},
+		"no such file or directory":     {data: t.TempDir(), listen: "127.0.0.1:0", tlsCert: "/none", tlsKey: "/none"},
+		"data directory /proc/self/new": {data: "/proc/self/new", listen: "127.0.0.1:0"},
+	} {
+		c.uploadAge = time.Hour
+		err := runRegistry(t.Context(), c, io.Discard, io.Discard)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: error %v, want one with %q", c, err, want)
+		}
+	}
+}
+
+func TestRegistryTLS(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	pool := writeCertificate(t, cert, key)
+	addr, stop := startRegistry(t, registryConfig{data: filepath.Join(dir, "data"), listen: "127.0.0.1:0", tlsCert: cert, tlsKey: key, uploadAge: time.Hour})
+	client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, ForceAttemptHTTP2: true}}
+	content := bytes.Repeat([]byte("0123456789"), 1<<18)
+	url := "https://" + addr + "/v2/a/blobs/"
+	digest := oci.DigestOf(content).String()
+	resp, err := client.Post(url+"uploads/?digest="+digest, "application/octet-stream", bytes.NewReader(content))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusCreated || resp.ProtoMajor != 2 {
+		t.Errorf("push: %s, %s", resp.Status, resp.Proto)
+	}
+	resp, err = client.Get(url + digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if err != nil || !bytes.Equal(got, content) {
+		t.Errorf("pull: %d bytes, %v", len(got), err)
+	}
+	client.CloseIdleConnections()
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+func writeCertificate(t *testing.T, certName, keyName string) *x509.CertPool {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	encoded, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, block := range map[string]*pem.Block{certName: {Type: "CERTIFICATE", Bytes: der}, keyName: {Type: "PRIVATE KEY", Bytes: encoded}} {
+		if err := os.WriteFile(name, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	return pool
+}
