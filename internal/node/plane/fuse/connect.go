@@ -1,0 +1,178 @@
+package fuse
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sluice/internal/node/plane"
+)
+
+// connection is a FUSE mount and its descriptor of /dev/fuse.
+type connection struct {
+	fd      int
+	session session
+}
+
+// session is what a successor has to know of a connection. The holder keeps it
+// along with the descriptor.
+type session struct {
+	Version    int        `json:"version"`
+	Epoch      string     `json:"epoch"`
+	Mountpoint string     `json:"mountpoint"`
+	Device     string     `json:"device"` // "major:minor" of the mount
+	Init       negotiated `json:"init"`
+	// OrphanGrace: how long the holder lets reads wait for a daemon.
+	OrphanGrace time.Duration `json:"orphan_grace"`
+}
+
+const sessionVersion = 1
+
+// fuseType is the file system type in the mount table.
+const fuseType = "fuse.sluice"
+
+// connect mounts a new FUSE file system on dir and settles INIT.
+func connect(dir, epoch string, background int) (_ *connection, err error) {
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, &plane.UnsupportedError{Reasons: []string{fmt.Sprintf("open /dev/fuse: %v", err)}}
+	}
+	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,max_read=%d", fd, maxRead)
+	flags := uintptr(unix.MS_RDONLY | unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC | unix.MS_NOATIME)
+	if err := unix.Mount("sluice", dir, fuseType, flags, options); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("mount FUSE on %s: %w", dir, err)
+	}
+	defer func() {
+		if err != nil {
+			unix.Close(fd) // first: nobody would answer the unmount
+			plane.Unmount(dir, true)
+		}
+	}()
+	init, err := handshake(fd, background)
+	if err != nil {
+		return nil, err
+	}
+	m, err := plane.MountAt(dir)
+	if err != nil {
+		return nil, err
+	}
+	if m == nil {
+		return nil, fmt.Errorf("mount FUSE on %s: it is not in the mount table", dir)
+	}
+	return &connection{fd: fd, session: session{
+		Version: sessionVersion, Epoch: epoch, Mountpoint: dir,
+		Device: fmt.Sprintf("%d:%d", m.Major, m.Minor), Init: init,
+	}}, nil
+}
+
+// handshakeTimeout bounds the wait for INIT, which the kernel sends as soon as
+// the file system is mounted.
+const handshakeTimeout = 10 * time.Second
+
+// handshake answers INIT, the first request of a connection.
+func handshake(fd, background int) (negotiated, error) {
+	deadline := time.Now().Add(handshakeTimeout)
+	var msg [requestSize]byte
+	for {
+		n, err := unix.Read(fd, msg[:])
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
+			left := time.Until(deadline)
+			if left <= 0 {
+				return negotiated{}, fmt.Errorf("the kernel sent no FUSE INIT within %v", handshakeTimeout)
+			}
+			if err := waitFor(fd, unix.POLLIN, left); err != nil {
+				return negotiated{}, err
+			}
+			continue
+		}
+		if err != nil {
+			return negotiated{}, fmt.Errorf("read FUSE INIT: %w", err)
+		}
+		req, ok := parseRequest(msg[:n])
+		if !ok || req.op != opInit {
+			return negotiated{}, fmt.Errorf("the kernel's first FUSE request is %d, not INIT", req.op)
+		}
+		return replyInit(fd, req, background)
+	}
+}
+
+func replyInit(fd int, req request, background int) (negotiated, error) {
+	var reply [outHeaderSize + initOutSize]byte
+	init, ok := answerInit(req.body, reply[outHeaderSize:], background)
+	if !ok {
+		return negotiated{}, &plane.UnsupportedError{Reasons: []string{fmt.Sprintf(
+			"FUSE of this kernel (7.%d, flags %#x) lacks what resuming needs (FUSE_HAS_RESEND, Linux 6.9)", init.Minor, init.Flags)}}
+	}
+	putHeader(reply[:], len(reply), 0, req.unique)
+	if _, err := unix.Write(fd, reply[:]); err != nil {
+		return negotiated{}, fmt.Errorf("answer FUSE INIT: %w", err)
+	}
+	return init, nil
+}
+
+// waitFor waits until fd is ready for events, or has an error.
+func waitFor(fd int, events int16, timeout time.Duration) error {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: events}}
+	_, err := unix.Poll(fds, int(timeout.Milliseconds())+1)
+	if err != nil && !errors.Is(err, unix.EINTR) {
+		return fmt.Errorf("poll /dev/fuse: %w", err)
+	}
+	return nil
+}
+
+// aborted reports whether the connection of fd has ended: the file system was
+// unmounted and is used no more, or somebody aborted it.
+func aborted(fd int) bool {
+	fds := []unix.PollFd{{Fd: int32(fd)}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n > 0 && fds[0].Revents&(unix.POLLERR|unix.POLLNVAL) != 0
+}
+
+// verify tells why the connection that a holder kept can't be gone on with.
+func (c *connection) verify(dir, epoch string) error {
+	s := c.session
+	switch {
+	case s.Version != sessionVersion:
+		return fmt.Errorf("the holder has a session of version %d, this is %d", s.Version, sessionVersion)
+	case s.Mountpoint != dir:
+		return fmt.Errorf("the holder keeps the mount at %s", s.Mountpoint)
+	case s.Epoch != epoch:
+		return errors.New("the state on disk is of another FUSE mount than the holder's")
+	case s.Init.Flags&needFlags != needFlags:
+		return fmt.Errorf("the FUSE mount was made with flags %#x, too few to resume", s.Init.Flags)
+	case aborted(c.fd):
+		return errors.New("the FUSE mount's connection was aborted")
+	}
+	m, err := plane.MountAt(dir)
+	if err != nil {
+		return err
+	}
+	if m == nil {
+		return fmt.Errorf("nothing is mounted at %s any more", dir)
+	}
+	if !strings.HasPrefix(m.FSType, "fuse") || fmt.Sprintf("%d:%d", m.Major, m.Minor) != s.Device {
+		return fmt.Errorf("at %s is another mount (%s %d:%d) than the holder's (%s)", dir, m.FSType, m.Major, m.Minor, s.Device)
+	}
+	return nil
+}
+
+// close drops this process's descriptor. If it was the last one, the
+// connection ends.
+func (c *connection) close() { unix.Close(c.fd) }
+
+// file wraps the descriptor for the runtime's poller and takes it over.
+func (c *connection) file() (*os.File, error) {
+	if err := unix.SetNonblock(c.fd, true); err != nil {
+		return nil, fmt.Errorf("make /dev/fuse non-blocking: %w", err)
+	}
+	f := os.NewFile(uintptr(c.fd), "/dev/fuse")
+	if err := f.SetReadDeadline(time.Time{}); err != nil {
+		return nil, fmt.Errorf("wait for /dev/fuse through the poller: %w", err)
+	}
+	return f, nil
+}

@@ -1,0 +1,269 @@
+package fuse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// keeper is the daemon's end of the holder: it starts one, gives it the
+// connection, and replaces it when it dies while the daemon lives.
+type keeper struct {
+	dir     string
+	command []string
+	log     *slog.Logger
+
+	mu      sync.Mutex // of what follows
+	conn    *net.UnixConn
+	child   *exec.Cmd // if this process started the holder and has not reaped it
+	closing bool
+
+	stop chan struct{} // closed by leave
+	done sync.WaitGroup
+}
+
+const (
+	// holderStart bounds the wait for a new holder's socket.
+	holderStart = 10 * time.Second
+	// holderAnswer bounds the wait for one answer of the holder.
+	holderAnswer = 5 * time.Second
+)
+
+func socketPath(dir string) string { return filepath.Join(dir, "holder.sock") }
+
+// get asks a living holder for what it has. No holder, or an empty one: nil and
+// no error.
+func (k *keeper) get() (*connection, error) {
+	c, err := dialShort(socketPath(k.dir))
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("connect to the holder: %w", err)
+	}
+	m, fd, err := k.ask(c, message{Op: opGet}, -1)
+	if err != nil {
+		c.Close()
+		return nil, fmt.Errorf("get the FUSE connection from the holder: %w", err)
+	}
+	k.mu.Lock()
+	k.conn = c
+	k.mu.Unlock()
+	if fd < 0 || m.Session == nil {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		return nil, nil
+	}
+	return &connection{fd: fd, session: *m.Session}, nil
+}
+
+// put gives c to the holder, starting one if none runs. From its return on c
+// survives this process.
+func (k *keeper) put(ctx context.Context, c *connection) error {
+	k.mu.Lock()
+	conn := k.conn
+	k.mu.Unlock()
+	if conn == nil {
+		var err error
+		if conn, err = k.launch(ctx); err != nil {
+			return err
+		}
+	}
+	if _, _, err := k.ask(conn, message{Op: opPut, Session: &c.session}, c.fd); err != nil {
+		conn.Close()
+		k.mu.Lock()
+		k.conn = nil
+		k.mu.Unlock()
+		return fmt.Errorf("give the FUSE connection to the holder: %w", err)
+	}
+	k.mu.Lock()
+	k.conn = conn
+	k.mu.Unlock()
+	return nil
+}
+
+// ask sends a request and waits for its answer.
+func (k *keeper) ask(c *net.UnixConn, m message, fd int) (message, int, error) {
+	if err := trustPeer(c); err != nil {
+		return message{}, -1, err
+	}
+	c.SetDeadline(time.Now().Add(holderAnswer))
+	defer c.SetDeadline(time.Time{})
+	if err := send(c, m, fd); err != nil {
+		return message{}, -1, err
+	}
+	answer, got, err := receive(c)
+	if err == nil && answer.Op != m.Op {
+		err = fmt.Errorf("the holder answered %q to %q", answer.Op, m.Op)
+		if got >= 0 {
+			unix.Close(got)
+		}
+	}
+	return answer, got, err
+}
+
+// launch starts the holder's program, in a session of its own and with nothing
+// of the daemon but its log file, and waits for its socket.
+func (k *keeper) launch(ctx context.Context) (*net.UnixConn, error) {
+	if len(k.command) == 0 {
+		return nil, errors.New("no holder runs and Options.HolderCommand is empty")
+	}
+	logName := filepath.Join(k.dir, "holder.log")
+	logFile, err := os.OpenFile(logName, os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the holder's log: %w", err)
+	}
+	defer logFile.Close()
+	argv := append(append([]string{}, k.command[1:]...), socketPath(k.dir))
+	cmd := exec.Command(k.command[0], argv...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", logFile, logFile
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start the holder: %w", err)
+	}
+	k.log.Info("started the holder", "pid", cmd.Process.Pid, "log", logName)
+	conn, err := k.await(ctx)
+	if err != nil {
+		cmd.Process.Kill()
+		cmd.Wait()
+		return nil, fmt.Errorf("the holder %v did not come up, see %s: %w", cmd.Args, logName, err)
+	}
+	k.mu.Lock()
+	k.child = cmd
+	k.mu.Unlock()
+	return conn, nil
+}
+
+func (k *keeper) await(ctx context.Context) (*net.UnixConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, holderStart)
+	defer cancel()
+	wait := time.Millisecond
+	for {
+		conn, err := dialShort(socketPath(k.dir))
+		if err == nil {
+			return conn, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w (last: %w)", ctx.Err(), err)
+		case <-time.After(wait):
+			wait = min(2*wait, 50*time.Millisecond)
+		}
+	}
+}
+
+// watch replaces the holder whenever it ends, until leave.
+func (k *keeper) watch(c *connection) {
+	k.done.Go(func() {
+		for k.lasts() {
+			k.log.Error("the holder has died; starting another: until it runs, the death of this daemon would cost all images their content")
+			for wait := time.Second; !k.replace(c); wait = min(2*wait, 30*time.Second) {
+				select {
+				case <-k.stop:
+					return
+				case <-time.After(wait):
+				}
+			}
+		}
+	})
+}
+
+// lasts waits for the connection to the holder to end. False: it was leave
+// that ended it.
+func (k *keeper) lasts() bool {
+	k.mu.Lock()
+	conn := k.conn
+	k.mu.Unlock()
+	var one [1]byte
+	conn.Read(one[:]) // the holder never speaks first
+	k.reap()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	conn.Close()
+	k.conn = nil
+	return !k.closing
+}
+
+func (k *keeper) replace(c *connection) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), holderStart)
+	defer cancel()
+	if err := k.put(ctx, c); err != nil {
+		k.log.Error("cannot replace the holder", "error", err)
+		return false
+	}
+	k.log.Info("a new holder has the FUSE connection")
+	return true
+}
+
+// reap ends the zombie of a holder which has closed its socket, if it is this
+// process's child. It is ending, so the wait is short; a stuck one is killed.
+func (k *keeper) reap() {
+	k.mu.Lock()
+	child := k.child
+	if k.closing { // it lives on, or quit takes care
+		child = nil
+	} else {
+		k.child = nil
+	}
+	k.mu.Unlock()
+	if child != nil {
+		kill := time.AfterFunc(holderAnswer, func() { child.Process.Kill() })
+		child.Wait()
+		kill.Stop()
+	}
+}
+
+// leave ends the daemon's part. The holder lives on.
+func (k *keeper) leave() {
+	k.mu.Lock()
+	if !k.closing {
+		k.closing = true
+		close(k.stop)
+	}
+	if k.conn != nil {
+		k.conn.Close()
+	}
+	k.mu.Unlock()
+	k.done.Wait()
+}
+
+// quit, after leave, makes the holder end and waits for its socket to close.
+func (k *keeper) quit() error {
+	c, err := dialShort(socketPath(k.dir))
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("connect to the holder: %w", err)
+	}
+	defer c.Close()
+	// It may be ending already, because the mount is gone.
+	if _, _, err := k.ask(c, message{Op: opQuit}, -1); err != nil && !gone(err) {
+		return fmt.Errorf("tell the holder to quit: %w", err)
+	}
+	c.SetDeadline(time.Now().Add(holderAnswer))
+	var one [1]byte
+	c.Read(one[:])
+	k.mu.Lock()
+	k.closing = false
+	k.mu.Unlock()
+	k.reap()
+	return nil
+}
+
+// gone reports whether err says that the other end has ended.
+func gone(err error) bool {
+	return errors.Is(err, errClosed) || errors.Is(err, net.ErrClosed) ||
+		errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
+}

@@ -1,0 +1,444 @@
+// Package fuse is the plane for production: devices are files of one small FUSE
+// mount, whose requests a raw loop on /dev/fuse answers.
+//
+//	DIR/blobs      the FUSE mount: one file per device, named as the device
+//	DIR/state.json which device has which node, which image is mounted where
+//	DIR/lock       one process at a time
+//	DIR/holder.*   the holder's socket, lock and log
+//
+// DIR should be on a tmpfs such as /run: nothing in it outlives a reboot, and
+// every Attach writes it to disk.
+//
+// # Restart
+//
+// A FUSE connection lives as long as somebody has its descriptor of /dev/fuse.
+// A small process, the holder (RunHolder), has it besides the daemon. When the
+// daemon dies, in whatever way, requests stay with the kernel and their readers
+// wait. The next daemon gets the descriptor from the holder, asks the kernel to
+// give out again what was given to the dead one (FUSE_NOTIFY_RESEND, Linux
+// 6.9), and goes on. Readers see a delay.
+//
+//	Open     lock DIR; get the descriptor from the holder; is it the mount at
+//	         DIR/blobs, and alive? load state.json; RESEND; serve
+//	Adopt …  each image's content; reads of a device wait for its first one
+//	Ready    what has no content now fails
+//
+// If there is nothing to resume, Open starts anew, and Start says why. Images
+// of an older connection give EIO for ever then: Adopt says ErrStale.
+//
+// What makes this hold:
+//
+//   - All workers read the one descriptor which the holder has too. Requests
+//     read through a clone of it (FUSE_DEV_IOC_CLONE) die with the clone, see
+//     docs/decisions/0003.
+//   - A node is in state.json before the kernel can learn it, and is never
+//     given to another device while the connection lives.
+//   - Buffers that the kernel copies requests into and replies from have been
+//     touched before: a copy that must first fault a page in is given up when
+//     its process is being killed, and the reader would get EIO.
+//   - A read that fails because this process is closing is not answered.
+package fuse
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sort"
+	"time"
+
+	"sluice/internal/durable"
+	"sluice/internal/node/plane"
+)
+
+// Options of Open. The zero value of a field is its default.
+type Options struct {
+	// Dir is the plane's directory, made with mode 0700 if missing.
+	// Required.
+	Dir string
+	// HolderCommand is the program and first arguments of the holder, a
+	// program that calls RunHolder with its last argument; the socket's name
+	// is appended. Required, unless a holder runs already.
+	HolderCommand []string
+	// Workers is how many requests are answered at once, 128 by default.
+	// Each read that waits for content occupies one.
+	Workers int
+	// ReadTimeout bounds one read of content, 60 s by default. The reader
+	// gets EIO then, and may try again.
+	ReadTimeout time.Duration
+	// AdoptTimeout bounds how long a read waits for its device to be
+	// adopted, 10 s by default.
+	AdoptTimeout time.Duration
+	// OrphanGrace is how long reads wait for a daemon when there is none,
+	// 10 minutes by default; after that the holder answers them with EIO. It
+	// is settled when the mount is made.
+	OrphanGrace time.Duration
+	// Readahead of the FUSE mount and of each image's mount in bytes,
+	// 1 MiB by default.
+	Readahead int
+	// DirectIO makes EROFS read devices past the page cache of the FUSE
+	// mount. See docs/decisions/0002 for what that costs and gains.
+	DirectIO bool
+	// Log, slog.Default() by default.
+	Log *slog.Logger
+}
+
+func (o Options) withDefaults() (Options, error) {
+	if o.Dir == "" {
+		return o, errors.New("fuse plane: Options.Dir is empty")
+	}
+	if o.Workers <= 0 {
+		o.Workers = 128
+	}
+	// Below this a handful of slow reads would hold up lookups.
+	o.Workers = max(o.Workers, 8)
+	o.ReadTimeout = positive(o.ReadTimeout, time.Minute)
+	o.AdoptTimeout = positive(o.AdoptTimeout, 10*time.Second)
+	o.OrphanGrace = positive(o.OrphanGrace, 10*time.Minute)
+	if o.Readahead <= 0 {
+		o.Readahead = 1 << 20
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	return o, nil
+}
+
+func positive(d, otherwise time.Duration) time.Duration {
+	if d > 0 {
+		return d
+	}
+	return otherwise
+}
+
+// background is how many reads the kernel has under way by itself (readahead,
+// asynchronous direct I/O). It leaves workers for requests that somebody waits
+// for otherwise.
+func (o Options) background() int { return o.Workers * 7 / 8 }
+
+// Start tells how Open found things.
+type Start struct {
+	// Resumed: the connection of an earlier process was taken over. Its
+	// images are to be adopted.
+	Resumed bool
+	// Reason says why not, empty if there was nothing to resume.
+	Reason string
+	// Images that are mounted and can be adopted, by directory.
+	Images []string
+	// Stale images are mounted but lost their content for ever. Attach them
+	// anew, which replaces the mount.
+	Stale []string
+}
+
+// Plane implements plane.Plane.
+type Plane struct {
+	opts   Options
+	log    *slog.Logger
+	dir    string // without symbolic links
+	start  Start
+	lock   *os.File
+	conn   *connection
+	keeper *keeper
+	server *server
+
+	// turn holds one token; who has it may change what follows and the set
+	// of devices. It comes before the mutexes of table and device.
+	turn   chan struct{}
+	state  state
+	images map[string]*image // with content, by directory
+	closed bool
+}
+
+var _ plane.Plane = (*Plane)(nil)
+
+// image is an attached or adopted image.
+type image struct{ uses []use }
+
+// use is one image's content of one device.
+type use struct {
+	device *device
+	source *source
+}
+
+// Open starts serving in opts.Dir: it goes on with the FUSE mount of an earlier
+// process where that is possible, and makes a new one where not. It fails with
+// an *plane.UnsupportedError when the kernel lacks what is needed.
+func Open(ctx context.Context, opts Options) (*Plane, error) {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if err := durable.MkdirAll(opts.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the plane's directory: %w", err)
+	}
+	if err := os.Chmod(opts.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	dir, err := filepath.EvalSymlinks(opts.Dir)
+	if err != nil {
+		return nil, err
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return nil, err
+	}
+	lock, err := lockFile(filepath.Join(dir, "lock"))
+	if err != nil {
+		return nil, fmt.Errorf("plane in %s: %w", dir, err)
+	}
+	p := &Plane{
+		opts: opts, log: opts.Log, dir: dir, lock: lock,
+		keeper: &keeper{dir: dir, command: opts.HolderCommand, log: opts.Log, stop: make(chan struct{})},
+		turn:   make(chan struct{}, 1), images: map[string]*image{},
+	}
+	if err := p.open(ctx); err != nil {
+		p.keeper.leave()
+		lock.Close()
+		return nil, fmt.Errorf("plane in %s: %w", dir, err)
+	}
+	p.turn <- struct{}{}
+	return p, nil
+}
+
+func (p *Plane) blobs() string { return filepath.Join(p.dir, "blobs") }
+
+func (p *Plane) open(ctx context.Context) error {
+	// An existing one may be a mount which nobody serves: don't look at it.
+	if err := os.Mkdir(p.blobs(), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	resumed, err := p.resume()
+	if err != nil {
+		return err
+	}
+	if !resumed {
+		if err := p.fresh(ctx); err != nil {
+			return err
+		}
+	}
+	if err := p.sortImages(); err != nil {
+		p.conn.close()
+		return err
+	}
+	if err := p.serve(); err != nil {
+		return err
+	}
+	p.keeper.watch(p.conn)
+	if p.start.Resumed {
+		p.log.Info("resumed the FUSE mount of the last process", "images", len(p.start.Images), "devices", len(p.state.Devices))
+	} else {
+		p.log.Info("made a new FUSE mount", "at", p.blobs(), "reason", p.start.Reason)
+	}
+	for _, dir := range p.start.Stale {
+		p.log.Warn("image lost its content for ever and has to be attached anew; whoever uses the old mount gets EIO", "dir", dir)
+	}
+	return nil
+}
+
+// resume takes over what the holder has. False: there is nothing to go on
+// with, p.start.Reason says why.
+func (p *Plane) resume() (bool, error) {
+	conn, err := p.keeper.get()
+	if err != nil {
+		return false, err
+	}
+	s, serr := loadState(p.dir)
+	if conn == nil {
+		if serr == nil && s.Epoch != "" {
+			p.start.Reason = "no holder has the last FUSE connection"
+			p.state = s
+		}
+		return false, nil
+	}
+	if serr == nil {
+		serr = conn.verify(p.blobs(), s.Epoch)
+	}
+	p.state = s
+	if serr != nil {
+		p.start.Reason = serr.Error()
+		conn.close()
+		return false, nil
+	}
+	p.conn, p.start.Resumed = conn, true
+	return true, nil
+}
+
+// fresh makes a new connection. The holder takes it in place of an old one,
+// whose images then get EIO instead of waiting for nobody.
+func (p *Plane) fresh(ctx context.Context) error {
+	for range 16 { // mounts may be stacked
+		m, err := plane.MountAt(p.blobs())
+		if err != nil {
+			return err
+		}
+		if m == nil {
+			break
+		}
+		if err := plane.Unmount(p.blobs(), true); err != nil {
+			return err
+		}
+	}
+	epoch := rand.Text()
+	conn, err := connect(p.blobs(), epoch, p.opts.background())
+	if err != nil {
+		return err
+	}
+	conn.session.OrphanGrace = p.opts.OrphanGrace
+	images := p.state.Images
+	p.state = state{Version: stateVersion, Epoch: epoch, NextNode: rootNode + 1, Images: images}
+	if err = p.state.save(p.dir); err == nil {
+		err = p.keeper.put(ctx, conn)
+	}
+	if err != nil {
+		conn.close()
+		plane.Unmount(p.blobs(), true)
+		return err
+	}
+	p.conn = conn
+	if err := plane.SetReadahead(conn.session.Device, p.opts.Readahead); err != nil {
+		p.log.Warn("cannot set the FUSE mount's readahead, the kernel's default stays", "error", err)
+	}
+	return nil
+}
+
+// sortImages drops what is not mounted any more from the state, and tells the
+// rest apart.
+func (p *Plane) sortImages() error {
+	if p.state.Images == nil {
+		p.state.Images = map[string]imageState{}
+	}
+	changed := false
+	for dir, img := range p.state.Images {
+		m, err := plane.MountAt(dir)
+		if err != nil {
+			return err
+		}
+		switch {
+		case m == nil || m.FSType != "erofs":
+			delete(p.state.Images, dir)
+			changed = true
+		case p.stale(img):
+			p.start.Stale = append(p.start.Stale, dir)
+		default:
+			p.start.Images = append(p.start.Images, dir)
+		}
+	}
+	sort.Strings(p.start.Stale)
+	sort.Strings(p.start.Images)
+	if !changed {
+		return nil
+	}
+	p.state.prune()
+	return p.state.save(p.dir)
+}
+
+func (p *Plane) stale(img imageState) bool {
+	return img.Epoch != p.state.Epoch && len(img.Devices) > 0
+}
+
+// serve starts the workers with the devices of the state. It takes p.conn's
+// descriptor over.
+func (p *Plane) serve() error {
+	dev, err := p.conn.file()
+	if err != nil {
+		p.conn.close()
+		return err
+	}
+	s := &server{
+		dev: dev, fd: p.conn.fd, table: newTable(), log: p.log,
+		readTimeout: p.opts.ReadTimeout, adoptTimeout: p.opts.AdoptTimeout,
+		openFlags: openKeepCache, lost: make(chan struct{}),
+	}
+	s.base, s.cancel = context.WithCancel(context.Background())
+	for _, d := range p.state.Devices {
+		s.table.add(&device{name: d.Name, node: d.Node, size: d.Size, changed: make(chan struct{})})
+	}
+	if p.start.Resumed {
+		if err := s.resend(); err != nil {
+			dev.Close()
+			return err
+		}
+	}
+	p.server = s
+	s.start(p.opts.Workers)
+	return nil
+}
+
+// Start tells how Open found things.
+func (p *Plane) Start() Start { return p.start }
+
+// Stats tells what this process has served.
+func (p *Plane) Stats() Stats { return p.server.stats.snapshot() }
+
+// Lost is closed when the kernel has ended the connection: somebody unmounted
+// DIR/blobs or aborted it. Nothing can be attached any more and attached images
+// give EIO; the remedy is to open the plane again.
+func (p *Plane) Lost() <-chan struct{} { return p.server.lost }
+
+// Close implements plane.Plane: mounts and the holder stay.
+func (p *Plane) Close() error {
+	<-p.turn
+	defer func() { p.turn <- struct{}{} }()
+	return p.close()
+}
+
+// closeGrace is how long reads may go on when the plane closes.
+const closeGrace = 2 * time.Second
+
+func (p *Plane) close() error {
+	if p.closed {
+		return nil
+	}
+	p.closed = true
+	p.server.stop(closeGrace)
+	p.keeper.leave()
+	for _, img := range p.images {
+		for _, u := range img.uses {
+			u.source.close()
+		}
+	}
+	err := p.server.dev.Close()
+	return errors.Join(err, p.lock.Close())
+}
+
+// Shutdown ends everything: it unmounts the FUSE mount, makes the holder quit
+// and closes the plane. It fails with plane.ErrBusy and changes nothing when
+// images are attached.
+func (p *Plane) Shutdown(ctx context.Context) error {
+	if err := p.take(ctx); err != nil {
+		return err
+	}
+	defer func() { p.turn <- struct{}{} }()
+	for dir, img := range p.state.Images {
+		if len(img.Devices) > 0 && !p.stale(img) {
+			return fmt.Errorf("shut the plane down: %w: an image is attached at %s", plane.ErrBusy, dir)
+		}
+	}
+	p.server.closing.Store(true)
+	if err := plane.Unmount(p.blobs(), false); err != nil && !errors.Is(err, plane.ErrNotAttached) {
+		p.server.closing.Store(false)
+		return fmt.Errorf("shut the plane down: %w", err)
+	}
+	err := p.close()
+	err = errors.Join(err, p.keeper.quit())
+	if rerr := os.Remove(filepath.Join(p.dir, stateFile)); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
+		err = errors.Join(err, rerr)
+	}
+	return err
+}
+
+// take waits for the turn.
+func (p *Plane) take(ctx context.Context) error {
+	select {
+	case <-p.turn:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if p.closed {
+		p.turn <- struct{}{}
+		return os.ErrClosed
+	}
+	return nil
+}

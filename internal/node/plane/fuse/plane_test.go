@@ -1,0 +1,55 @@
+package fuse_test
+
+import (
+	"context"
+	"os"
+	"testing"
+
+	"sluice/internal/node/plane"
+	"sluice/internal/node/plane/fuse"
+	"sluice/internal/node/plane/planetest"
+)
+
+func needRoot(t testing.TB) {
+	if os.Getuid() != 0 {
+		t.Skip("FUSE and EROFS mounts need root")
+	}
+}
+
+// holderCommand runs this test binary as a holder.
+func holderCommand() []string {
+	return []string{"/usr/bin/env", roleVariable + "=holder", os.Args[0]}
+}
+
+func open(t *testing.T, opts fuse.Options) *fuse.Plane {
+	t.Helper()
+	needRoot(t)
+	if opts.Dir == "" {
+		opts.Dir = t.TempDir()
+	}
+	opts.HolderCommand = holderCommand()
+	p, err := fuse.Open(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Shutdown(context.Background()); err != nil {
+			t.Errorf("shutdown: %v", err)
+		}
+		plane.Unmount(opts.Dir+"/blobs", true)
+	})
+	return p
+}
+
+func TestPlane(t *testing.T) {
+	planetest.Run(t, planetest.Options{Lazy: true}, func(t *testing.T) plane.Plane {
+		return open(t, fuse.Options{})
+	})
+}
+
+func TestPlaneDirectIO(t *testing.T) {
+	planetest.Run(t, planetest.Options{Lazy: true}, func(t *testing.T) plane.Plane {
+		return open(t, fuse.Options{DirectIO: true})
+	})
+}
+func runDaemon() {}
