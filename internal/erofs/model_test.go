@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -35,22 +36,12 @@ type files map[string]*file
 // link fills in First, from a key that is equal for the names of one inode.
 func link[K comparable](fs files, key map[string]K) {
 	first := make(map[K]string)
-	for _, path := range slices.Sorted(maps(fs)) {
+	for _, path := range slices.Sorted(maps.Keys(fs)) {
 		k := key[path]
 		if _, ok := first[k]; !ok {
 			first[k] = path
 		}
 		fs[path].First = first[k]
-	}
-}
-
-func maps(fs files) func(yield func(string) bool) {
-	return func(yield func(string) bool) {
-		for path := range fs {
-			if !yield(path) {
-				return
-			}
-		}
 	}
 }
 
