@@ -32,6 +32,6 @@ func newCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newRegistryCommand())
+	root.AddCommand(newArtifactStreamingCommand(), newRegistryCommand())
 	return root
 }

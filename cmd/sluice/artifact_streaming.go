@@ -1,0 +1,236 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/mattn/go-isatty"
+	"github.com/spf13/cobra"
+
+	"sluice/internal/convert"
+	"sluice/internal/remote"
+	"sluice/oci"
+)
+
+func newArtifactStreamingCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "artifact-streaming",
+		Short: "Make streaming artifacts of images",
+	}
+	cmd.AddCommand(newArtifactStreamingCreateCommand())
+	return cmd
+}
+
+// createConfig is the flags of `sluice artifact-streaming create`.
+type createConfig struct {
+	registry, image string
+	platforms       []string
+	plainHTTP       bool
+	layers, workers int
+	output          string
+}
+
+func newArtifactStreamingCreateCommand() *cobra.Command {
+	var c createConfig
+	cmd := &cobra.Command{
+		Use:   "create [IMAGE | --registry HOST[:PORT] --image REPOSITORY[:TAG|@DIGEST]]",
+		Short: "Make the streaming artifact of an image in a registry",
+		Long: `Make the streaming artifact of an image in a registry.
+
+The image stays as it is. Its streaming form is stored in the same repository
+and linked to it as a referrer, so that nodes find it. Of a multi-platform image all
+linux platforms are converted. What exists already is not made again.
+
+Credentials are docker's ("docker login"). Registries on the loopback interface
+are spoken to without TLS.`,
+		Example: `  sluice artifact-streaming create registry.example.com/team/app:v1
+  sluice artifact-streaming create --registry 127.0.0.1:5000 --image debian:12`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ref, err := c.reference(args)
+			if err != nil {
+				return err
+			}
+			return c.run(cmd.Context(), ref, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&c.registry, "registry", "r", "", "the registry's host and port")
+	f.StringVarP(&c.image, "image", "t", "", "the image in the registry, as REPOSITORY:TAG or REPOSITORY@DIGEST")
+	f.StringSliceVar(&c.platforms, "platform", nil, "convert only these platforms, as linux/amd64 or linux/arm/v7 (default: all of linux)")
+	f.BoolVar(&c.plainHTTP, "plain-http", false, "speak HTTP without TLS, whatever the host")
+	f.IntVar(&c.layers, "layers", 0, "how many layers to convert at once (default 2)")
+	f.IntVar(&c.workers, "workers", 0, "how many goroutines compress each layer (default: the number of processors)")
+	f.StringVarP(&c.output, "output", "o", "table", "what to print: table or json")
+	cmd.MarkFlagsRequiredTogether("registry", "image")
+	return cmd
+}
+
+// reference returns the image that the arguments and flags name.
+func (c createConfig) reference(args []string) (oci.Reference, error) {
+	switch {
+	case len(args) == 1 && c.image != "":
+		return oci.Reference{}, errors.New("name the image either as an argument or by --registry and --image, not both")
+	case len(args) == 1:
+		return oci.ParseReference(args[0])
+	case c.image == "":
+		return oci.Reference{}, errors.New("which image? Name it as an argument, or by --registry and --image")
+	}
+	// A host without a dot is one here, unlike in a reference as docker reads it.
+	ref, err := oci.ParseReference("registry.invalid/" + c.image)
+	ref.Registry = c.registry
+	return ref, err
+}
+
+func (c createConfig) run(ctx context.Context, ref oci.Reference, stdout, stderr io.Writer) error {
+	if c.output != "table" && c.output != "json" {
+		return fmt.Errorf("--output %q: table or json", c.output)
+	}
+	platforms, err := parsePlatforms(c.platforms)
+	if err != nil {
+		return err
+	}
+	opts := remote.Options{}
+	if c.plainHTTP {
+		opts.PlainHTTP = remote.PlainHTTPAlways
+	}
+	reg, err := remote.New(ref.Registry, opts)
+	if err != nil {
+		return err
+	}
+	show := newProgress(stderr)
+	result, err := convert.Convert(ctx, reg, ref.Repository, ref.Target(), convert.Options{
+		Platforms: platforms, Layers: c.layers, Workers: c.workers, Progress: show.update,
+	})
+	show.close()
+	if err != nil {
+		return fmt.Errorf("no streaming artifact of %s: %w", ref, withCode(err))
+	}
+	if result.Existed() {
+		fmt.Fprintf(stderr, "The streaming artifact of %s exists already, nothing was done.\n", ref)
+	}
+	if c.output == "json" {
+		return printJSON(stdout, ref, result)
+	}
+	return printTable(stdout, result)
+}
+
+// withCode puts the error's code in front, by which documentation is searched.
+func withCode(err error) error {
+	var coded *oci.Error
+	if errors.As(err, &coded) && coded.Code != "" {
+		return fmt.Errorf("%s: %w", coded.Code, err)
+	}
+	return err
+}
+
+func parsePlatforms(list []string) ([]oci.Platform, error) {
+	var platforms []oci.Platform
+	for _, s := range list {
+		parts := strings.Split(s, "/")
+		if len(parts) < 2 || len(parts) > 3 || parts[0] == "" || parts[1] == "" {
+			return nil, fmt.Errorf("--platform %q: write OS/ARCHITECTURE, or OS/ARCHITECTURE/VARIANT", s)
+		}
+		p := oci.Platform{OS: parts[0], Architecture: parts[1]}
+		if len(parts) == 3 {
+			p.Variant = parts[2]
+		}
+		platforms = append(platforms, p)
+	}
+	return platforms, nil
+}
+
+// createdArtifact is an artifact as --output json prints it.
+type createdArtifact struct {
+	Platform      string     `json:"platform"`
+	Image         oci.Digest `json:"image"`
+	Artifact      oci.Digest `json:"artifact"`
+	IndexArtifact oci.Digest `json:"indexArtifact,omitempty"`
+	Existed       bool       `json:"existed"`
+	Layers        int        `json:"layers"`
+	OriginalSize  int64      `json:"originalSize"`
+	TarSize       int64      `json:"tarSize,omitempty"`
+	LayersSize    int64      `json:"layersSize"`
+	MetadataSize  int64      `json:"metadataSize"`
+	Seconds       float64    `json:"seconds"`
+}
+
+func printJSON(w io.Writer, ref oci.Reference, result convert.Result) error {
+	type skipped struct {
+		Image  oci.Digest `json:"image"`
+		Reason string     `json:"reason"`
+	}
+	doc := struct {
+		Reference string            `json:"reference"`
+		Subject   oci.Digest        `json:"subject"`
+		Artifacts []createdArtifact `json:"artifacts"`
+		Skipped   []skipped         `json:"skipped,omitempty"`
+	}{Reference: ref.String(), Subject: result.Subject.Digest}
+	for _, a := range result.Artifacts {
+		c := createdArtifact{
+			Platform: platformName(a.Platform), Image: a.Image.Digest, Artifact: a.Descriptor.Digest, Existed: a.Existed, Layers: a.Layers,
+			OriginalSize: a.OriginalSize, TarSize: a.TarSize, LayersSize: a.LayersSize, MetadataSize: a.MetadataSize, Seconds: a.Duration.Seconds(),
+		}
+		if a.ForIndex != nil {
+			c.IndexArtifact = a.ForIndex.Digest
+		}
+		doc.Artifacts = append(doc.Artifacts, c)
+	}
+	for _, s := range result.Skipped {
+		doc.Skipped = append(doc.Skipped, skipped{s.Image.Digest, s.Reason})
+	}
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(doc)
+}
+
+func printTable(w io.Writer, result convert.Result) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "PLATFORM\tARTIFACT\tLAYERS\tIMAGE\tSTREAMED\tMETADATA\tTIME")
+	for _, a := range result.Artifacts {
+		took := a.Duration.Round(100 * time.Millisecond).String()
+		if a.Existed {
+			took = "existed"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", platformName(a.Platform), shortDigest(a.Descriptor.Digest), a.Layers,
+			megabytes(a.OriginalSize), megabytes(a.LayersSize), megabytes(a.MetadataSize), took)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, s := range result.Skipped {
+		if _, err := fmt.Fprintf(w, "skipped %s: %s\n", shortDigest(s.Image.Digest), s.Reason); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func platformName(p oci.Platform) string {
+	s := p.OS + "/" + p.Architecture
+	if p.Variant != "" {
+		s += "/" + p.Variant
+	}
+	return s
+}
+
+// shortDigest returns as much of a digest as people compare.
+func shortDigest(d oci.Digest) string { return string(d)[:min(len(d), len("sha256:")+12)] }
+
+func megabytes(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
+
+// newProgress returns what shows a conversion's progress on w: bars on a
+// terminal, otherwise lines.
+func newProgress(w io.Writer) progress {
+	if f, ok := w.(*os.File); ok && isatty.IsTerminal(f.Fd()) {
+		return newBars(f)
+	}
+	return &lines{w: w}
+}
