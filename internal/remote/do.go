@@ -119,6 +119,7 @@ func (r *Registry) attempt(ctx context.Context, c call) (*http.Response, error) 
 		defer dog.stop()
 		return nil, r.transportError(c, dog.explain(err))
 	}
+	dog.rest()
 	resp.Body = &receivedBody{resp.Body, dog}
 	return resp, nil
 }
@@ -166,11 +167,12 @@ func retryAfter(header string, now time.Time) (time.Duration, bool) {
 // drain closes an answer that isn't wanted, after reading a small body, so that
 // the connection can be used again.
 func drain(resp *http.Response) {
-	io.CopyN(io.Discard, resp.Body, maxDrain) // whatever happens, it is closed
+	_, _ = io.CopyN(io.Discard, resp.Body, maxDrain) // whatever happens, it is closed
 	resp.Body.Close()
 }
 
-// watchdog cancels a request that makes no progress.
+// watchdog cancels a request that makes no progress. Time that the caller takes,
+// to supply a body or to read one, doesn't count.
 type watchdog struct {
 	patience time.Duration
 	cancel   context.CancelCauseFunc
@@ -185,6 +187,8 @@ type watchdog struct {
 type slowError struct{ patience time.Duration }
 
 func (e *slowError) Error() string { return fmt.Sprintf("no progress for %v", e.patience) }
+
+// Timeout makes it a timeout as package net has them.
 func (e *slowError) Timeout() bool { return true }
 
 // watch returns a context for one request, and the watchdog that ends it. The
@@ -202,8 +206,8 @@ func watch(ctx context.Context, patience time.Duration) (context.Context, *watch
 	return inner, d
 }
 
-// progress starts the wait anew.
-func (d *watchdog) progress() {
+// wait begins a wait for the server.
+func (d *watchdog) wait() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.over {
@@ -211,6 +215,14 @@ func (d *watchdog) progress() {
 	}
 }
 
+// rest ends it: now it is the caller's turn.
+func (d *watchdog) rest() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.timer.Stop()
+}
+
+// stop ends the request. It may be called again.
 func (d *watchdog) stop() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -228,16 +240,16 @@ func (d *watchdog) explain(err error) error {
 	return err
 }
 
-// sentBody is a request's body that counts as progress.
+// sentBody is a request's body. Between its reads the server takes what was read.
 type sentBody struct {
 	io.ReadCloser
 	dog *watchdog
 }
 
 func (b *sentBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	b.dog.progress()
-	return n, err
+	b.dog.rest()
+	defer b.dog.wait()
+	return b.ReadCloser.Read(p)
 }
 
 // receivedBody is an answer's body; closing it ends the request.
@@ -250,8 +262,9 @@ func (b *receivedBody) Read(p []byte) (int, error) {
 	if cause := b.dog.cause(); cause != nil {
 		return 0, cause
 	}
+	b.dog.wait()
+	defer b.dog.rest()
 	n, err := b.ReadCloser.Read(p)
-	b.dog.progress()
 	if err != nil && err != io.EOF {
 		err = b.dog.explain(err)
 	}

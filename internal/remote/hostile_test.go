@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -162,6 +163,73 @@ func TestSlowBody(t *testing.T) {
 	defer r.Close()
 	if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, blob) {
 		t.Errorf("got %d bytes, %v", len(got), err)
+	}
+}
+
+// Neither is it the server's fault when the caller takes its time.
+func TestSlowCaller(t *testing.T) {
+	opts := remote.Options{Retries: -1, ReadTimeout: 2 * time.Second, WriteTimeout: 2 * time.Second}
+	reg := serve(t, inMemory(), opts)
+	slow := io.MultiReader(bytes.NewReader(blob[:10]), pause(3*time.Second), bytes.NewReader(blob[10:]))
+	if _, err := reg.PushBlob(t.Context(), "some/repo", oci.Descriptor{Digest: blobDigest, Size: 100}, slow); err != nil {
+		t.Fatal(err)
+	}
+	r, err := reg.GetBlob(t.Context(), "some/repo", blobDigest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := io.ReadFull(r, make([]byte, 10)); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(3 * time.Second)
+	if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, blob[10:]) {
+		t.Errorf("got %d bytes, %v", len(got), err)
+	}
+}
+
+// pause is an empty reader that takes so long.
+type pause time.Duration
+
+func (p pause) Read([]byte) (int, error) {
+	time.Sleep(time.Duration(p))
+	return 0, io.EOF
+}
+
+// Requests one after the other share a connection, whatever they end in.
+func TestConnectionsAreKept(t *testing.T) {
+	handler := inMemory()
+	var opened atomic.Int64
+	server := httptest.NewUnstartedServer(handler)
+	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			opened.Add(1)
+		}
+	}
+	server.Start()
+	t.Cleanup(server.Close)
+	reg := connect(t, server, once)
+	if _, err := reg.PushBlob(t.Context(), "some/repo", oci.Descriptor{Digest: blobDigest, Size: 100}, bytes.NewReader(blob)); err != nil {
+		t.Fatal(err)
+	}
+	for offset := range int64(100) {
+		r, err := reg.GetBlobRange(t.Context(), "some/repo", blobDigest, offset, 7)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, r); err != nil {
+			t.Error(err)
+		}
+		r.Close()
+		if _, err := reg.ResolveManifest(t.Context(), "some/repo", "none"); !errors.Is(err, oci.ErrManifestUnknown) {
+			t.Error(err)
+		}
+		if _, err := reg.GetManifest(t.Context(), "some/repo", "none"); !errors.Is(err, oci.ErrManifestUnknown) {
+			t.Error(err)
+		}
+	}
+	if n := opened.Load(); n > 3 {
+		t.Errorf("%d connections were opened", n)
 	}
 }
 

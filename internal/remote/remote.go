@@ -46,9 +46,9 @@ type Options struct {
 	// UserAgent is sent with each request; "sluice" if empty.
 	UserAgent string
 
-	// ReadTimeout bounds how long a request that reads may go without any
-	// progress: until the answer's header, and between pieces of its body.
-	// Zero means 30 seconds. The whole of a call is bounded by its context.
+	// ReadTimeout bounds each wait for the server of a request that reads:
+	// for the answer's header, and for each piece of its body. Zero means 30
+	// seconds. The whole of a call is bounded by its context only.
 	ReadTimeout time.Duration
 
 	// WriteTimeout is the same for requests that push or delete, which make
@@ -76,7 +76,11 @@ const (
 	// ::1 unless the port is 443, where nobody else can listen in, and TLS
 	// with all others. Docker and containerd draw the same line.
 	PlainHTTPOnLoopback PlainHTTP = iota
+
+	// PlainHTTPAlways never uses TLS.
 	PlainHTTPAlways
+
+	// PlainHTTPNever always uses TLS.
 	PlainHTTPNever
 )
 
