@@ -141,6 +141,8 @@ func compareWithKernel(t testing.TB, img Image) {
 
 func TestKernelSpecimen(t *testing.T) { compareWithKernel(t, specimen()) }
 
+func TestKernelManySharedXattrs(t *testing.T) { compareWithKernel(t, manyShared()) }
+
 func TestKernelNoDevices(t *testing.T) {
 	compareWithKernel(t, Image{Root: dir(name("empty", &Inode{Mode: modeRegular}), name("hole", &Inode{Mode: modeRegular, Size: 5000}))})
 	compareWithKernel(t, Image{Root: dir()})

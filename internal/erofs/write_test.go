@@ -251,3 +251,49 @@ func TestImageIsDense(t *testing.T) {
 		t.Errorf("%d bytes for a file with a name of about 21 bytes", perFile)
 	}
 }
+
+// manyShared has attributes that fill several blocks when shared, and more of
+// them at one inode than it can share.
+func manyShared() Image {
+	var attrs []Xattr
+	for i := range 300 {
+		attrs = append(attrs, Xattr{fmt.Sprintf("trusted.number%d", i), strings.Repeat("v", i)})
+	}
+	return Image{Root: dir(
+		name("a", &Inode{Mode: modeRegular, Xattrs: attrs}),
+		name("b", &Inode{Mode: modeRegular, Xattrs: attrs}),
+		name("c", &Inode{Mode: modeFIFO, Xattrs: attrs[7:90]}),
+	)}
+}
+
+func TestManySharedXattrs(t *testing.T) {
+	img := manyShared()
+	image := write(t, img)
+	checkImage(t, img, image)
+	if diff := cmp.Diff(expect(img, nil), readAll(t, image, nil)); diff != "" {
+		t.Error(diff)
+	}
+	got, err := walkGoErofs(image, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(expect(img, nil), got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestUUIDFollowsContent(t *testing.T) {
+	ids := make(map[[16]byte]bool)
+	for i := range 10 {
+		image := write(t, Image{Root: &Inode{Mode: modeDir, Mtime: int64(i)}})
+		f := open(t, image)
+		id := f.UUID()
+		if ids[id] || id[6]>>4 != 8 || id[8]>>6 != 2 {
+			t.Errorf("UUID %x is not new or not of version 8", id)
+		}
+		ids[id] = true
+		if f.Size() != int64(len(image)) || f.Inodes() != 1 {
+			t.Errorf("%d bytes, %d inodes", f.Size(), f.Inodes())
+		}
+	}
+}
