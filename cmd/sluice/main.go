@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -18,6 +19,10 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := newCommand().ExecuteContext(ctx)
 	stop()
+	var exit exitError
+	if errors.As(err, &exit) {
+		os.Exit(int(exit)) // what the process had to say, it has said
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "sluice:", err)
 		os.Exit(1)
@@ -32,6 +37,13 @@ func newCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newArtifactStreamingCommand(), newRegistryCommand())
+	root.AddCommand(
+		newArtifactStreamingCommand(),
+		newRegistryCommand(),
+		newNodeCommand(),
+		newMountCommand(),
+		newUmountCommand(),
+		newRunCommand(),
+	)
 	return root
 }

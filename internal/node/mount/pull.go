@@ -70,6 +70,10 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (Im
 		m.mu.Unlock()
 		return Image{}, notStreaming(Disabled, "streaming is switched off on this node")
 	}
+	if err := unusable(m.opts.Plane); err != nil {
+		m.mu.Unlock()
+		return Image{}, &NotStreaming{Reason: PlaneUnavailable, Err: err}
+	}
 	c, ok := m.calls[s]
 	if !ok || c.over(time.Now()) {
 		c = &call{done: make(chan struct{})}

@@ -30,21 +30,24 @@ func (m *Manager) sweepLoop(ctx context.Context) {
 }
 
 // Sweep unmounts what had no owner since before, and removes the images that
-// nobody held or used since then. It does nothing until Settled was called.
+// nobody held or used since then, with their content. It does nothing until
+// Settled was called.
 func (m *Manager) Sweep(ctx context.Context, before time.Time) {
-	m.mu.Lock()
-	if !m.settled {
-		m.mu.Unlock()
-		return
-	}
+	m.SweepMounts(ctx, before)
+	m.sweepImages(ctx, before)
+}
+
+// SweepMounts is Sweep without removing images.
+func (m *Manager) SweepMounts(ctx context.Context, before time.Time) {
 	type idle struct {
 		img *image
 		p   *point
 	}
 	var idles []idle
+	m.mu.Lock()
 	for _, img := range m.images {
 		for _, p := range img.points {
-			if p.attached && len(p.owners) == 0 && p.used.Before(before) {
+			if m.settled && p.attached && len(p.owners) == 0 && p.used.Before(before) {
 				idles = append(idles, idle{img, p})
 			}
 		}
@@ -58,7 +61,6 @@ func (m *Manager) Sweep(ctx context.Context, before time.Time) {
 	for _, i := range idles {
 		m.sweepPoint(ctx, i.img, i.p, before)
 	}
-	m.sweepImages(ctx, before)
 }
 
 // sweepPoint unmounts a point unless somebody got it meanwhile.
@@ -91,10 +93,14 @@ func (m *Manager) sweepPoint(ctx context.Context, img *image, p *point, before t
 func (m *Manager) sweepImages(ctx context.Context, before time.Time) {
 	m.naming.Lock()
 	defer m.naming.Unlock()
-	m.mu.Lock()
 	var gone []*image
+	blobs := make(map[oci.Digest]bool) // of the images that stay
+	m.mu.Lock()
 	for id, img := range m.images {
-		if len(img.holders) > 0 || !img.used.Before(before) || img.mounted() {
+		if !m.settled || len(img.holders) > 0 || !img.used.Before(before) || img.mounted() {
+			for _, l := range img.manifest.Layers {
+				blobs[l.Tar.Digest] = true
+			}
 			continue
 		}
 		delete(m.images, id)
@@ -103,11 +109,34 @@ func (m *Manager) sweepImages(ctx context.Context, before time.Time) {
 	}
 	m.mu.Unlock()
 	for _, img := range gone {
-		m.log.InfoContext(ctx, "image is removed", "image", img.id)
-		if err := m.removeDir(img); err != nil {
+		freed := m.dropContent(ctx, img, blobs)
+		err := m.removeDir(img)
+		m.log.InfoContext(ctx, "image is removed", "image", img.id, "bytes", freed)
+		if err != nil {
 			m.log.WarnContext(ctx, "a removed image's directory stays", "image", img.id, "error", err)
 		}
 	}
+}
+
+// dropContent removes from the cache the layers of an image that no other
+// image has.
+func (m *Manager) dropContent(ctx context.Context, img *image, keep map[oci.Digest]bool) (freed int64) {
+	table, err := m.openTable(ctx, img)
+	if err != nil {
+		m.log.WarnContext(ctx, "a removed image's content stays until the cache's quota needs its place", "image", img.id, "error", err)
+		return 0
+	}
+	for i, l := range img.manifest.Layers {
+		if keep[l.Tar.Digest] {
+			continue
+		}
+		tar, sparse := img.manifest.LayerDevices(i)
+		freed += m.opts.Cache.Remove(table.Devices[tar].Key)
+		if sparse >= 0 {
+			freed += m.opts.Cache.Remove(table.Devices[sparse].Key)
+		}
+	}
+	return freed
 }
 
 // mounted reports whether any part is mounted or has an owner who is about to

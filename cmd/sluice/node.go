@@ -1,0 +1,344 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"sluice/internal/node/cache"
+	"sluice/internal/node/mount"
+	"sluice/internal/node/mount/control"
+	"sluice/internal/node/plane"
+	"sluice/internal/node/plane/fuse"
+	"sluice/internal/node/snapshot"
+	"sluice/internal/remote"
+)
+
+// nodeConfig is the flags of `sluice node`.
+type nodeConfig struct {
+	root, run     string
+	quota, fill   int64
+	noFill        bool
+	disabled      bool
+	plainHTTP     []string
+	mountOptions  []string
+	remapIDs      bool
+	standalone    bool
+	verbose       bool
+	decide, fetch time.Duration
+}
+
+// The directories of the machine's node daemon, and of the one that `sluice
+// mount` and `sluice run` start when there's none.
+const (
+	nodeRoot       = "/var/lib/sluice"
+	nodeRun        = "/run/sluice"
+	standaloneRoot = nodeRoot + "/standalone"
+)
+
+func newNodeCommand() *cobra.Command {
+	var c nodeConfig
+	cmd := &cobra.Command{
+		Use:   "node",
+		Short: "Stream images on this machine: containerd's snapshotter",
+		Long: `Stream images on this machine: containerd's snapshotter.
+
+In containerd's config.toml:
+
+  [proxy_plugins.sluice]
+    type = "snapshot"
+    address = "/run/sluice/snapshotter.sock"
+    [proxy_plugins.sluice.exports]
+      root = "/var/lib/sluice"
+      enable_remote_snapshot_annotations = "true"
+  [[plugins."io.containerd.transfer.v1.local".unpack_config]]
+    platform = "linux"
+    snapshotter = "sluice"
+
+The daemon may be stopped, killed and updated while containers run: their
+reads wait for the next one.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runNode(cmd.Context(), c) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.root, "root", nodeRoot, "directory of images and content; not on overlayfs")
+	f.StringVar(&c.run, "run", "", "directory of sockets; on a tmpfs (default "+nodeRun+", or one beneath it for another --root)")
+	f.Int64Var(&c.quota, "cache-quota", 0, "bytes of disk for content; 0: what the images on this node have")
+	f.Int64Var(&c.fill, "fill-bandwidth", 0, "bytes per second for content that nobody waits for; 0: no limit")
+	f.BoolVar(&c.noFill, "no-fill", false, "fetch content only when it is read")
+	f.BoolVar(&c.disabled, "disable-streaming", false, "pull new images the ordinary way")
+	f.StringArrayVar(&c.plainHTTP, "plain-http", nil, "registry to speak HTTP without TLS with; may be repeated (loopback is by itself)")
+	f.StringArrayVar(&c.mountOptions, "overlay-option", nil, "option for every overlayfs mount; may be repeated")
+	f.BoolVar(&c.remapIDs, "remap-ids", false, "map IDs of user namespaces; also give the proxy plugin the capability \"remap-ids\"")
+	f.DurationVar(&c.decide, "decide-timeout", 10*time.Second, "how long to look for a streaming artifact before the ordinary pull")
+	f.DurationVar(&c.fetch, "fetch-timeout", time.Minute, "how long an artifact's metadata may take")
+	f.BoolVar(&c.verbose, "verbose", false, "log what goes well, too")
+	f.BoolVar(&c.standalone, "standalone", false, "no snapshotter; end with the last mount")
+	cmd.Flag("standalone").Hidden = true
+	cmd.AddCommand(newHolderCommand(), newNodeStatusCommand())
+	return cmd
+}
+
+// newHolderCommand is the process that keeps the FUSE connection.
+func newHolderCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    "holder SOCKET",
+		Short:  "Keep a daemon's FUSE connection while the daemon restarts",
+		Hidden: true,
+		Args:   cobra.ExactArgs(1),
+		RunE:   func(cmd *cobra.Command, args []string) error { return fuse.RunHolder(cmd.Context(), args[0]) },
+	}
+}
+
+// runLink, in a daemon's root, points to the directory of its sockets.
+const runLink = "sockets"
+
+// runDir is where a daemon with its state in root has its sockets: where it
+// said, or where it will if it isn't told otherwise.
+func runDir(root string) string {
+	if dir, err := os.Readlink(filepath.Join(root, runLink)); err == nil {
+		return dir
+	}
+	if root == nodeRoot {
+		return nodeRun
+	}
+	sum := sha256.Sum256([]byte(root))
+	return filepath.Join(nodeRun, fmt.Sprintf("root-%x", sum[:6]))
+}
+
+func controlSocket(run string) string { return filepath.Join(run, "control.sock") }
+
+// daemon is the parts of a running node daemon.
+type daemon struct {
+	config nodeConfig
+	log    *slog.Logger
+	cache  *cache.Cache
+	fuse   *fuse.Plane // nil where the kernel can't
+	images *mount.Manager
+	info   control.Info
+}
+
+// runNode runs the daemon until ctx ends.
+func runNode(ctx context.Context, c nodeConfig) (err error) {
+	level := slog.LevelInfo
+	if c.verbose {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	if os.Geteuid() != 0 {
+		return errors.New("the node daemon mounts file systems: run it as root")
+	}
+	if err := c.makeDirs(); err != nil {
+		return err
+	}
+	d, err := openDaemon(ctx, c, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.close()) }()
+	if c.standalone {
+		return d.serveStandalone(ctx)
+	}
+	return d.serve(ctx)
+}
+
+// makeDirs makes the daemon's directories.
+func (c *nodeConfig) makeDirs() (err error) {
+	if c.root, err = filepath.Abs(c.root); err != nil {
+		return err
+	}
+	if c.run == "" {
+		c.run = runDir(c.root)
+	}
+	if c.run, err = filepath.Abs(c.run); err != nil {
+		return err
+	}
+	for _, dir := range []string{c.root, c.run} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+	}
+	link := filepath.Join(c.root, runLink)
+	if have, err := os.Readlink(link); err == nil && have == c.run {
+		return nil
+	}
+	if err := os.Remove(link); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return os.Symlink(c.run, link)
+}
+
+// openDaemon opens state and plane and goes on with what is mounted.
+func openDaemon(ctx context.Context, c nodeConfig, log *slog.Logger) (_ *daemon, err error) {
+	d := &daemon{config: c, log: log, info: control.Info{Root: c.root, Standalone: c.standalone}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.close())
+		}
+	}()
+	d.cache, err = cache.Open(ctx, cache.Options{Dir: filepath.Join(c.root, "cache"), Quota: c.quota, FillBandwidth: c.fill, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	images, err := d.openPlane(ctx)
+	if err != nil {
+		return nil, err
+	}
+	options := mount.Options{
+		Root: c.root, Cache: d.cache, Plane: images, Registry: registries(c.plainHTTP, log),
+		Decide: c.decide, Fetch: c.fetch, Disabled: c.disabled, NoFill: c.noFill, Log: log,
+	}
+	if c.standalone {
+		options.Linger = 30 * 24 * time.Hour // nobody else remembers which images are wanted
+	}
+	d.images, err = mount.Open(ctx, options)
+	return d, err
+}
+
+// openPlane opens the plane, or one that says why there's none.
+func (d *daemon) openPlane(ctx context.Context) (plane.Plane, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find my own program, which keeps the FUSE connection: %w", err)
+	}
+	d.fuse, err = fuse.Open(ctx, fuse.Options{
+		Dir: filepath.Join(d.config.run, "plane"), HolderCommand: []string{self, "node", "holder"}, Log: d.log,
+	})
+	var unsupported *plane.UnsupportedError
+	if errors.As(err, &unsupported) {
+		d.log.Error("images can't be streamed on this machine, they are pulled the ordinary way", "error", err)
+		d.info.Reason = err.Error()
+		return mount.NoPlane(err), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	start := d.fuse.Start()
+	d.info.Resumed, d.info.Reason = start.Resumed, start.Reason
+	return d.fuse, nil
+}
+
+// close ends the daemon's part; mounts stay.
+func (d *daemon) close() error {
+	var errs []error
+	if d.images != nil {
+		errs = append(errs, d.images.Close())
+	}
+	if d.fuse != nil {
+		errs = append(errs, d.fuse.Close())
+	}
+	if d.cache != nil {
+		errs = append(errs, d.cache.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// lost is closed when the plane is of no use any more.
+func (d *daemon) lost() <-chan struct{} {
+	if d.fuse == nil {
+		return nil
+	}
+	return d.fuse.Lost()
+}
+
+// errLost ends a daemon whose FUSE mount was taken away. Its successor makes
+// a new one.
+var errLost = errors.New("the FUSE connection is lost (somebody unmounted or aborted it): start the daemon again")
+
+// serve answers containerd and control clients.
+func (d *daemon) serve(ctx context.Context) error {
+	sn, err := snapshot.Open(ctx, snapshot.Options{
+		Root: d.config.root, Images: d.images, MountOptions: d.config.mountOptions, RemapIDs: d.config.remapIDs, Log: d.log,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := sn.Close(); err != nil {
+			d.log.Error("close the snapshotter", "error", err)
+		}
+	}()
+	d.images.Settled()
+	d.info.Snapshotter = filepath.Join(d.config.run, "snapshotter.sock")
+	snapshots, err := control.Listen(d.info.Snapshotter)
+	if err != nil {
+		return err
+	}
+	controls, err := control.Listen(controlSocket(d.config.run))
+	if err != nil {
+		return errors.Join(err, snapshots.Close())
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	wg.Go(func() { cancel(snapshot.Serve(ctx, snapshots, sn)) })
+	wg.Go(func() { cancel(d.serveControl(ctx, controls)) })
+	d.log.Info("ready", "snapshotter", d.info.Snapshotter, "root", d.config.root)
+	select {
+	case <-ctx.Done():
+	case <-d.lost():
+		cancel(errLost)
+	}
+	wg.Wait()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// serveControl answers control clients until ctx ends, then lets requests end.
+func (d *daemon) serveControl(ctx context.Context, l net.Listener) error {
+	server := &http.Server{
+		Handler:           control.Handler(d.images, d.info, d.log),
+		ReadHeaderTimeout: 10 * time.Second,
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve the control socket: %w", err)
+	case <-ctx.Done():
+	}
+	last, stop := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer stop()
+	if err := server.Shutdown(last); err != nil {
+		return errors.Join(err, server.Close())
+	}
+	return nil
+}
+
+// registries returns the function that finds registries by host. They share
+// connections.
+func registries(plain []string, log *slog.Logger) func(string) (mount.Registry, error) {
+	var mu sync.Mutex
+	known := make(map[string]*remote.Registry)
+	transport := remote.NewTransport()
+	return func(host string) (mount.Registry, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if r := known[host]; r != nil {
+			return r, nil
+		}
+		opts := remote.Options{Transport: transport, Log: log}
+		if slices.Contains(plain, host) {
+			opts.PlainHTTP = remote.PlainHTTPAlways
+		}
+		r, err := remote.New(host, opts)
+		if err != nil {
+			return nil, err
+		}
+		known[host] = r
+		return r, nil
+	}
+}

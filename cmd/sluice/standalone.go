@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"sluice/internal/node/mount/control"
+)
+
+const (
+	// idleTime is how long a standalone daemon stays without a mount.
+	idleTime = 5 * time.Second
+
+	// startTime is how long a daemon may take to answer after its start.
+	startTime = 20 * time.Second
+)
+
+// serveStandalone answers control clients, until there's nothing mounted for a
+// while.
+func (d *daemon) serveStandalone(ctx context.Context) error {
+	d.images.Settled()
+	for {
+		l, err := control.Listen(controlSocket(d.config.run))
+		if err != nil {
+			return err
+		}
+		serving, stop := context.WithCancel(ctx)
+		served := make(chan error, 1)
+		go func() { served <- d.serveControl(serving, l) }()
+		err = d.waitIdle(ctx)
+		// Requests that came meanwhile are still answered.
+		stop()
+		if err := errors.Join(err, <-served); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return nil // mounts stay
+		}
+		if len(d.images.Claims()) == 0 {
+			break
+		}
+	}
+	if err := os.Remove(controlSocket(d.config.run)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	d.images.SweepMounts(ctx, time.Now().Add(time.Hour))
+	if d.fuse == nil {
+		return nil
+	}
+	err := d.images.Close()
+	d.images = nil
+	// The holder goes too: nothing of this daemon is left but its files.
+	err = errors.Join(err, d.fuse.Shutdown(ctx))
+	d.fuse = nil
+	return err
+}
+
+// waitIdle returns when nothing has been mounted for a while, or ctx ends.
+func (d *daemon) waitIdle(ctx context.Context) error {
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	last := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.lost():
+			return errLost
+		case <-tick.C:
+			if len(d.images.Claims()) > 0 {
+				last = time.Now()
+			} else if time.Since(last) > idleTime {
+				return nil
+			}
+		}
+	}
+}
+
+// connect returns a client of the machine's node daemon, or of a standalone
+// one, which it starts if need be. With a root, only of the one there.
+func connect(ctx context.Context, root string, plainHTTP []string) (*control.Client, error) {
+	if root == "" {
+		client := control.NewClient(controlSocket(nodeRun))
+		_, err := client.Status(ctx)
+		if !errors.Is(err, control.ErrNoDaemon) {
+			return client, err
+		}
+		root = standaloneRoot
+	}
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, err
+	}
+	client := control.NewClient(controlSocket(runDir(root)))
+	if _, err := client.Status(ctx); !errors.Is(err, control.ErrNoDaemon) {
+		return client, err
+	}
+	if err := startStandalone(ctx, client, root, plainHTTP); err != nil {
+		return nil, fmt.Errorf("start a daemon for %s: %w", root, err)
+	}
+	return client, nil
+}
+
+// startStandalone starts a daemon in the background and waits until it
+// answers.
+func startStandalone(ctx context.Context, client *control.Client, root string, plainHTTP []string) error {
+	if os.Geteuid() != 0 {
+		return errors.New("mounting needs root")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(root, 0o711); err != nil {
+		return err
+	}
+	name := filepath.Join(root, "daemon.log")
+	log, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	args := []string{"node", "--standalone", "--root", root, "--run", runDir(root)}
+	for _, host := range plainHTTP {
+		args = append(args, "--plain-http", host)
+	}
+	// It outlives this command, so it isn't tied to ctx.
+	cmd := exec.Command(self, args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-ended:
+			// Perhaps another command was faster in starting one.
+			if _, serr := client.Status(ctx); serr == nil {
+				return nil
+			}
+			return fmt.Errorf("it ended at once (%w); its log is %s:\n%s", errors.Join(err, errors.New("see why below")), name, tail(name))
+		case <-ctx.Done():
+			return fmt.Errorf("it doesn't answer within %v; its log is %s", startTime, name)
+		case <-tick.C:
+			if _, err := client.Status(ctx); err == nil {
+				return nil
+			}
+		}
+	}
+}
+
+// tail returns the end of a log.
+func tail(name string) []byte {
+	content, err := os.ReadFile(name)
+	if err != nil {
+		return nil
+	}
+	return content[max(0, len(content)-2000):]
+}
