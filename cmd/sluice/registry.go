@@ -105,7 +105,7 @@ func runRegistry(ctx context.Context, c registryConfig, stdout, stderr io.Writer
 		}
 	})
 	addr := listener.Addr()
-	fmt.Fprintf(stdout, "listening on %s, images in %s. Push with: docker push %s/NAME:TAG\n", addr, c.data, addr)
+	fmt.Fprintf(stdout, "listening on %s, images in %s. Push with: docker push %s/NAME:TAG\n", addr, c.data, reachable(addr))
 
 	select {
 	case err := <-served:
@@ -120,6 +120,14 @@ func runRegistry(ctx context.Context, c registryConfig, stdout, stderr io.Writer
 		return server.Close()
 	}
 	return nil
+}
+
+// reachable returns an address that a client on this machine can use.
+func reachable(addr net.Addr) string {
+	if tcp, ok := addr.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
+		return fmt.Sprintf("localhost:%d", tcp.Port)
+	}
+	return addr.String()
 }
 
 // sweepRegistry clears away abandoned uploads, now and every hour.

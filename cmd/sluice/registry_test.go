@@ -51,7 +51,7 @@ func TestRegistryServesAndStops(t *testing.T) {
 
 	// A push that is under way when the registry is told to stop is served.
 	body, source := io.Pipe()
-	content := bytes.Repeat([]byte("x"), 1000)
+	content := bytes.Repeat([]byte("x"), 100_000)
 	digest := oci.DigestOf(content)
 	req, err := http.NewRequest("POST", "http://"+addr+"/v2/a/blobs/uploads/?digest="+digest.String(), body)
 	if err != nil {
@@ -68,7 +68,14 @@ func TestRegistryServesAndStops(t *testing.T) {
 		resp.Body.Close()
 		answer <- resp.StatusCode
 	}()
-	source.Write(content[:500])
+	source.Write(content[:50_000])
+	for arrived := false; !arrived; time.Sleep(5 * time.Millisecond) {
+		uploads, err := os.ReadDir(filepath.Join(c.data, ".sluice/uploads"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		arrived = len(uploads) > 0
+	}
 	stopped := make(chan error, 1)
 	go func() { stopped <- stop() }()
 	for { // until it takes no more connections
@@ -79,7 +86,7 @@ func TestRegistryServesAndStops(t *testing.T) {
 		conn.Close()
 		time.Sleep(5 * time.Millisecond)
 	}
-	source.Write(content[500:])
+	source.Write(content[50_000:])
 	source.Close()
 	if status := <-answer; status != http.StatusCreated {
 		t.Errorf("the push under way: status %d", status)

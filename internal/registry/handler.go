@@ -134,15 +134,18 @@ func (h *Handler) ping(w http.ResponseWriter, r *http.Request, _ Request) error 
 // may be secrets in them.
 func (h *Handler) log(r *http.Request, c *conversation) {
 	level := slog.LevelInfo
+	if c.err == nil && (r.URL.Path == "/healthz" || r.URL.Path == "/readyz") {
+		level = slog.LevelDebug // somebody asks every few seconds
+	}
 	attrs := []slog.Attr{
 		slog.String("method", r.Method),
-		slog.String("path", r.URL.Path),
+		slog.String("path", clip(r.URL.Path)),
 		slog.Int("status", c.status),
 		slog.Int64("in", c.received),
 		slog.Int64("out", c.sent),
 		slog.Duration("took", time.Since(c.began)),
 		slog.String("remote", r.RemoteAddr),
-		slog.String("agent", r.UserAgent()),
+		slog.String("agent", clip(r.UserAgent())),
 	}
 	if c.err != nil {
 		attrs = append(attrs, slog.String("error", c.err.Error()))
@@ -153,3 +156,6 @@ func (h *Handler) log(r *http.Request, c *conversation) {
 	}
 	h.opts.Log.LogAttrs(r.Context(), level, "request", attrs...)
 }
+
+// clip bounds what a client can make us log.
+func clip(s string) string { return s[:min(len(s), 500)] }

@@ -74,15 +74,17 @@ func (s *Stored) GetManifest(ctx context.Context, repo, reference string) (oci.M
 	}
 	// A tag that moves while we look may leave us with the digest of a
 	// manifest that has been deleted; then it has another one by now.
-	for last := oci.Digest(""); ; last = digest {
-		if digest, err = s.tag(ctx, repo, tag); err != nil {
-			return oci.Manifest{}, s.missing(ctx, repo, err, unknown)
+	var m oci.Manifest
+	for range 10 {
+		if digest, err = s.tag(ctx, repo, tag); err == nil {
+			m, err = s.manifest(ctx, repo, digest)
+			if errors.Is(err, storage.ErrNotFound) {
+				continue
+			}
 		}
-		m, err := s.manifest(ctx, repo, digest)
-		if !errors.Is(err, storage.ErrNotFound) || digest == last {
-			return m, s.missing(ctx, repo, err, unknown)
-		}
+		break
 	}
+	return m, s.missing(ctx, repo, err, unknown)
 }
 
 // ResolveManifest implements oci.Reader.

@@ -162,8 +162,8 @@ func (s *Local) Put(_ context.Context, key string, data []byte) error {
 	})
 }
 
-// Link implements Writer. It is a hard link; objects are never written in
-// place, so the two stay independent.
+// Link implements Writer. It is a hard link, if the file system has one left;
+// objects are never written in place, so the two stay independent.
 func (s *Local) Link(_ context.Context, from, to string) error {
 	source, err := s.path(from)
 	if err != nil {
@@ -171,6 +171,9 @@ func (s *Local) Link(_ context.Context, from, to string) error {
 	}
 	return s.place(to, func(path string) error {
 		err := durable.Link(source, path)
+		if errors.Is(err, syscall.EMLINK) {
+			err = s.copyFile(source, path)
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			// Which of the two names is missing?
 			if _, serr := os.Stat(source); serr != nil {
@@ -179,6 +182,25 @@ func (s *Local) Link(_ context.Context, from, to string) error {
 		}
 		return err
 	})
+}
+
+// copyFile is for a file that has as many links as its file system allows:
+// 65,000 in ext4.
+func (s *Local) copyFile(source, path string) error {
+	r, err := os.Open(source)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	f, err := durable.Create(filepath.Join(s.dir, temporaryDir), 0o644)
+	if err != nil {
+		return err
+	}
+	defer f.Discard()
+	if _, err := f.ReadFrom(r); err != nil {
+		return err
+	}
+	return f.CommitNew(path)
 }
 
 // Delete implements Writer.
@@ -198,11 +220,14 @@ func (s *Local) Delete(_ context.Context, key string) error {
 		return localError(key, err)
 	}
 	s.unshare(key)
-	// A directory that a concurrent Delete has removed needs no fsync, its
-	// parent had one.
+	// A concurrent Delete may have removed the directory meanwhile; then that
+	// has to be durable in the next one up.
 	parent := filepath.Dir(path)
-	if err := durable.SyncDir(parent); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return localError(key, err)
+	for err = durable.SyncDir(parent); errors.Is(err, fs.ErrNotExist) && parent != filepath.Clean(s.dir); err = durable.SyncDir(parent) {
+		parent = filepath.Dir(parent)
+	}
+	if err != nil {
+		return fmt.Errorf("object %s: its removal may not last: %w", key, err)
 	}
 	// Remove directories that are empty now. place makes them anew if an
 	// object arrives meanwhile.

@@ -33,8 +33,8 @@ func (u *localUpload) linkShared(key, path string) error {
 		return errNotShared // none, or damaged: don't spread it
 	}
 	err = durable.Link(shared, path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return errNotShared // unshared meanwhile, or the directory is missing
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EMLINK) {
+		return errNotShared // unshared meanwhile, or no directory, or no link left
 	}
 	return err
 }
