@@ -342,15 +342,19 @@ func (c *Cache) release(s *slot) {
 		delete(c.slots, s.key) // an Acquire that failed
 	}
 	c.mu.Unlock()
-	if !last {
-		return
+	if last {
+		c.closeIdle(s)
 	}
+}
+
+// closeIdle closes the slot's files unless it has been acquired meanwhile.
+func (c *Cache) closeIdle(s *slot) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.mu.Lock()
 	open := s.content
 	if s.refs > 0 {
-		open = nil // acquired again meanwhile
+		open = nil
 	}
 	if open != nil {
 		s.content = nil
