@@ -40,7 +40,8 @@ func (r *Registry) GetBlobRange(ctx context.Context, repo string, digest oci.Dig
 	if err := checkBlob(repo, digest); err != nil {
 		return nil, err
 	}
-	c := r.blobCall(http.MethodGet, fmt.Sprintf("reading from offset %d", offset), repo, digest)
+	c := r.blobCall(http.MethodGet, "reading", repo, digest)
+	c.what += fmt.Sprintf(" from offset %d", offset)
 	if offset < 0 {
 		return nil, r.ociErrorf(oci.ErrRangeInvalid, c, "the offset is negative")
 	}
@@ -51,15 +52,29 @@ func (r *Registry) GetBlobRange(ctx context.Context, repo string, digest oci.Dig
 	if length > 0 && length-1 <= last-offset {
 		last = offset + length - 1
 	}
-	c.header = http.Header{"Range": {fmt.Sprintf("bytes=%d-", offset)}}
-	if last < math.MaxInt64 {
-		c.header = http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", offset, last)}}
+	reader, err := r.getRange(ctx, c, repo, digest, offset, last)
+	if !errors.Is(err, oci.ErrRangeInvalid) {
+		return reader, err
+	}
+	// Some servers refuse ranges that aren't given to the byte.
+	desc, resolveErr := r.ResolveBlob(ctx, repo, digest)
+	if resolveErr != nil || offset >= desc.Size || last < desc.Size {
+		return nil, err
+	}
+	return r.getRange(ctx, c, repo, digest, offset, desc.Size-1)
+}
+
+// getRange reads the bytes offset to last, or to the end if that comes first.
+func (r *Registry) getRange(ctx context.Context, c call, repo string, digest oci.Digest, offset, last int64) (oci.BlobReader, error) {
+	c.header = http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", offset, last)}}
+	if last == math.MaxInt64 {
+		c.header = http.Header{"Range": {fmt.Sprintf("bytes=%d-", offset)}}
 	}
 	resp, err := r.do(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	var reader oci.BlobReader
+	var reader *blobReader
 	switch resp.StatusCode {
 	case http.StatusPartialContent:
 		reader, err = r.partial(ctx, c, resp, repo, digest, offset, last)
@@ -99,7 +114,7 @@ func (r *Registry) emptyRange(ctx context.Context, c call, repo string, digest o
 }
 
 // partial checks an answer of status 206 against what was asked for.
-func (r *Registry) partial(ctx context.Context, c call, resp *http.Response, repo string, digest oci.Digest, offset, last int64) (oci.BlobReader, error) {
+func (r *Registry) partial(ctx context.Context, c call, resp *http.Response, repo string, digest oci.Digest, offset, last int64) (*blobReader, error) {
 	if err := r.checkBlobAnswer(c, resp, digest); err != nil {
 		return nil, err
 	}
@@ -126,7 +141,7 @@ func (r *Registry) partial(ctx context.Context, c call, resp *http.Response, rep
 }
 
 // skip makes the whole blob, which a server sent that ignores ranges, a range.
-func (r *Registry) skip(ctx context.Context, c call, resp *http.Response, repo string, digest oci.Digest, offset, last int64) (oci.BlobReader, error) {
+func (r *Registry) skip(ctx context.Context, c call, resp *http.Response, repo string, digest oci.Digest, offset, last int64) (*blobReader, error) {
 	size, err := r.blobSize(ctx, c, resp, repo, digest)
 	if err != nil {
 		return nil, err

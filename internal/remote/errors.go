@@ -111,11 +111,13 @@ func (r *Registry) failure(c call, resp *http.Response, unknown *oci.Error) erro
 }
 
 // plausible reports whether a code fits the status it came with. Rate limits,
-// and authentication by the status, outweigh what a body says.
+// ranges and authentication by the status outweigh what a body says.
 func plausible(code *oci.Error, status int) bool {
 	switch status {
 	case http.StatusTooManyRequests:
 		return code == oci.ErrTooManyRequests
+	case http.StatusRequestedRangeNotSatisfiable:
+		return code == oci.ErrRangeInvalid
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return code == oci.ErrUnauthorized || code == oci.ErrDenied
 	}

@@ -92,6 +92,39 @@ func TestHostileRanges(t *testing.T) {
 	checkMessage(t, "silent", err, reg, "no progress for 300ms", blobDigest.String())
 }
 
+// Some servers know only ranges that are given to the byte.
+func TestExactRangesOnly(t *testing.T) {
+	reg := serve(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		var first, last int
+		w.Header().Set("Content-Length", "100")
+		if req.Method == http.MethodHead {
+			return
+		}
+		if _, err := fmt.Sscanf(req.Header.Get("Range"), "bytes=%d-%d", &first, &last); err != nil || last > 99 {
+			w.Header().Del("Content-Length")
+			answer(416, `{"errors":[{"code":"BLOB_UNKNOWN","message":"what?"}]}`)(w, req)
+			return
+		}
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/100", first, last))
+		w.Header().Set("Content-Length", fmt.Sprint(last-first+1))
+		answer(206, string(blob[first:last+1]))(w, req)
+	}), once)
+	for _, test := range []struct{ offset, length, from, to int64 }{{0, -1, 0, 100}, {90, -1, 90, 100}, {95, 10, 95, 100}, {5, 5, 5, 10}, {90, 10, 90, 100}} {
+		r, err := reg.GetBlobRange(t.Context(), "some/repo", blobDigest, test.offset, test.length)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, blob[test.from:test.to]) {
+			t.Errorf("%+v: got %q, %v", test, got, err)
+		}
+		r.Close()
+	}
+	_, err := reg.GetBlobRange(t.Context(), "some/repo", blobDigest, 100, -1)
+	if !errors.Is(err, oci.ErrRangeInvalid) {
+		t.Errorf("beyond the end: %v", err)
+	}
+}
+
 // hang answers nothing until the client gives up.
 func hang(_ http.ResponseWriter, req *http.Request) {
 	select {

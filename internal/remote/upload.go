@@ -315,7 +315,8 @@ func (u *upload) Commit(ctx context.Context, digest oci.Digest) (oci.Descriptor,
 	if _, err := oci.ParseDigest(digest.String()); err != nil {
 		return oci.Descriptor{}, err
 	}
-	c := u.call("committing as "+digest.String(), http.MethodPut)
+	c := u.call("committing", http.MethodPut)
+	c.what += " as " + digest.String()
 	if err := u.check(c); err != nil {
 		return oci.Descriptor{}, err
 	}
