@@ -28,6 +28,13 @@ const (
 
 var errACL = errors.New("POSIX ACL is not valid")
 
+// isForeignACL reports whether value is in a form that the kernel doesn't
+// support; containerd then goes on as if it weren't there.
+func isForeignACL(name, value string) bool {
+	return (name == aclAccess || name == aclDefault) && len(value) >= aclHeaderLen &&
+		binary.LittleEndian.Uint32([]byte(value[:aclHeaderLen])) != aclVersion
+}
+
 // storedACL returns what the kernel stores when value is set as an ACL and
 // the file then gets mode, as extraction does; "" for nothing. Setting an
 // invalid one fails there too (posix_acl_valid in fs/posix_acl.c).
@@ -39,9 +46,6 @@ func storedACL(name, value string, mode uint32) (string, error) {
 		return "", errACL
 	}
 	acl := []byte(value)
-	if binary.LittleEndian.Uint32(acl) != aclVersion {
-		return "", nil // not supported there, and containerd goes on without
-	}
 	entries := acl[aclHeaderLen:]
 	if len(entries)%aclEntryLen != 0 {
 		return "", errACL

@@ -88,7 +88,7 @@ func readXattrs(records map[string]string, limit int) (map[string]string, error)
 	size := 0
 	for k, v := range records {
 		name, ok := strings.CutPrefix(k, paxXattr)
-		if !ok || !keepXattr(name) {
+		if !ok || !keepXattr(name) || isForeignACL(name, v) {
 			continue
 		}
 		if len(name) > maxName || strings.HasSuffix(name, ".") {

@@ -52,7 +52,8 @@
 //   - Hard links to files of lower layers, contiguous files (type 7) and old GNU
 //     sparse files (type S) are understood; containerd refuses them.
 //   - A directory listed after one of its children has exactly the xattrs of
-//     its own entry; containerd adds those that the lower layer's has.
+//     its own entry; containerd adds those of the lower layer's directory, and
+//     gives what came between the group of that one if it is setgid.
 //   - The modification time of a directory that no tar entry describes is
 //     that of the lower layer's directory, else that of the first entry
 //     below it; containerd leaves the time of extraction.

@@ -35,7 +35,7 @@ func TestMergeEqualsExtraction(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer os.RemoveAll(dir)
-		s := &stack{t: t, dir: dir, dirXattrs: rapid.Bool().Draw(t, "dirXattrs")}
+		s := &stack{t: t, dir: dir, richDirs: rapid.Bool().Draw(t, "richDirs"), linky: rapid.IntRange(0, 2).Draw(t, "linky") == 0}
 		for range rapid.IntRange(1, 4).Draw(t, "layers") {
 			s.addLayer()
 		}
@@ -70,12 +70,13 @@ func scratch(t *testing.T) string {
 
 // stack is one random image: the tars, and where containerd extracted them.
 type stack struct {
-	t         *rapid.T
-	dir       string
-	dirXattrs bool
-	tars      [][]byte
-	lower     []string // extracted, lowest first
-	tries     int
+	t        *rapid.T
+	dir      string
+	richDirs bool // directories have xattrs and setgid bits
+	linky    bool // little else than links, and names that lead through them
+	tars     [][]byte
+	lower    []string // extracted, lowest first
+	tries    int
 }
 
 // addLayer adds a layer of those random entries that containerd accepts.
@@ -117,7 +118,7 @@ func (s *stack) extract(data []byte) (string, error) {
 // knownDifference reports whether the last of the entries makes one of the
 // differences to containerd that the package comment declares: a whiteout and
 // then a directory of the same name, and a directory listed after its children
-// when xattrs are about.
+// when there is something to inherit.
 func (s *stack) knownDifference(try []tar.Header, packed []byte) bool {
 	last := try[len(try)-1]
 	for _, h := range try {
@@ -126,7 +127,7 @@ func (s *stack) knownDifference(try []tar.Header, packed []byte) bool {
 			return true
 		}
 	}
-	if !s.dirXattrs || last.Typeflag != tar.TypeDir {
+	if !s.richDirs || last.Typeflag != tar.TypeDir {
 		return false
 	}
 	return s.implied(packed) < s.implied(pack(s.t, try[:len(try)-1]))
@@ -152,8 +153,9 @@ func implied(n *layer.Node) int {
 }
 
 var (
-	odd        = []string{"a", "b", "c", "d", "e f", "\xff\xfe", "ü", strings.Repeat("n", 255)}
-	targets    = []string{"a", "b", "../a", "../b/c", "/a", "/a/b", "a/../c", ".", "/", "..", "../../../d", "c/d/", "e f", "nowhere"}
+	odd     = []string{"a", "b", "c", "d", "e f", "\xff\xfe", "ü", strings.Repeat("n", 255)}
+	targets = []string{"a", "b", "../a", "../b/c", "/a", "/a/b", "a/../c", ".", "/", "..", "../../../d", "c/d/", "e f", "nowhere",
+		"b/../a/d", "d/../../c", "b/c/d", "../d/./../a", "c//b"}
 	capability = string([]byte{1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
 	acls       = []string{
 		acl(1, 7, 0, 2, 5, 1000, 4, 4, 9, 16, 5, 0, 32, 1, 0), // owner, a user, group, mask, others
@@ -199,8 +201,15 @@ func (s *stack) entry(earlier []tar.Header) tar.Header {
 		ModTime: rapid.SampledFrom(times).Draw(t, "mtime"),
 		Format:  tar.FormatPAX,
 	}
+	if !s.richDirs {
+		h.Mode &^= 0o2000
+	}
 	dir, base := path.Split(h.Name)
-	switch rapid.IntRange(0, 15).Draw(t, "kind") {
+	kind := rapid.IntRange(0, 15).Draw(t, "kind")
+	if s.linky {
+		kind = []int{0, 4, 7, 9}[kind%4]
+	}
+	switch kind {
 	case 0, 1, 2, 3:
 		h.Typeflag = tar.TypeReg
 		h.Size = int64(rapid.SampledFrom([]int{0, 1, 511, 512, 513, 5000}).Draw(t, "size"))
@@ -232,7 +241,7 @@ func (s *stack) entry(earlier []tar.Header) tar.Header {
 		h.Typeflag = tar.TypeReg
 		h.Name = dir + rapid.SampledFrom([]string{".wh..wh..opq", ".wh..wh..opq", ".wh..wh.aufs"}).Draw(t, "marker")
 	}
-	if rapid.IntRange(0, 2).Draw(t, "xattrs") == 0 && (s.dirXattrs || h.Typeflag != tar.TypeDir) {
+	if rapid.IntRange(0, 2).Draw(t, "xattrs") == 0 && (s.richDirs || h.Typeflag != tar.TypeDir) {
 		h.PAXRecords = map[string]string{}
 		for _, k := range rapid.SliceOfN(rapid.SampledFrom([]string{
 			"user.a", "user.b", "security.capability", "security.selinux", "trusted.overlay.opaque", "trusted.x", "nonsense.x",
