@@ -102,8 +102,9 @@ func (c *Cache) remove(s *slot) int64 {
 	defer s.mu.Unlock()
 	c.mu.Lock()
 	n, inUse := s.bytes, s.refs > 0 || s.content != nil
+	stale := c.slots[s.key] != s // removed by another, and perhaps there anew
 	c.mu.Unlock()
-	if inUse {
+	if inUse || stale {
 		return 0
 	}
 	// An Acquire from here on waits for slot.mu, and finds nothing.
