@@ -19,18 +19,32 @@ import (
 
 // imageFlags are the flags of verbs that take an image.
 type imageFlags struct {
-	root, registry string
-	plainHTTP      []string
+	daemonFlags
+	registry  string
+	plainHTTP []string
 }
 
 func (f *imageFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.registry, "registry", "", "registry of images whose name has none, instead of docker.io")
 	cmd.Flags().StringArrayVar(&f.plainHTTP, "plain-http", nil, "registry to speak HTTP without TLS with; may be repeated (loopback is by itself; a daemon that runs already keeps its own list)")
-	registerRoot(cmd, &f.root)
+	f.daemonFlags.register(cmd)
 }
 
-func registerRoot(cmd *cobra.Command, root *string) {
-	cmd.Flags().StringVar(root, "root", "", "use the daemon with its state in this directory, and start it if need be (default: the machine's node daemon; without one, that of "+standaloneRoot+")")
+// daemonFlags say which daemon to ask.
+type daemonFlags struct{ root, run string }
+
+func (f *daemonFlags) register(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.root, "root", "", "use the daemon with its state in this directory, and start it if need be (default: the machine's node daemon; without one, that of "+standaloneRoot+")")
+	cmd.Flags().StringVar(&f.run, "run", "", "directory of the daemon's sockets (default: where the daemon of --root says)")
+}
+
+// sockets returns the directory of the sockets of the daemon with its state in
+// root.
+func (f *daemonFlags) sockets(root string) string {
+	if f.run != "" {
+		return f.run
+	}
+	return runDir(root)
 }
 
 // image returns the reference to ask for.
@@ -53,7 +67,7 @@ func newMountCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			client, err := connect(cmd.Context(), f.root, f.plainHTTP)
+			client, err := connect(cmd.Context(), f.daemonFlags, f.plainHTTP)
 			if err != nil {
 				return err
 			}
@@ -72,7 +86,7 @@ func newMountCommand() *cobra.Command {
 }
 
 func newUmountCommand() *cobra.Command {
-	var root string
+	var f daemonFlags
 	cmd := &cobra.Command{
 		Use:   "umount DIR",
 		Short: "Undo sluice mount",
@@ -82,18 +96,18 @@ func newUmountCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return unmountImage(cmd.Context(), root, dir)
+			return unmountImage(cmd.Context(), f, dir)
 		},
 	}
-	registerRoot(cmd, &root)
+	f.register(cmd)
 	return cmd
 }
 
 // unmountImage asks the daemon that has mounted dir: the node's, or the
 // standalone one.
-func unmountImage(ctx context.Context, root, dir string) error {
-	roots := []string{root}
-	if root == "" {
+func unmountImage(ctx context.Context, f daemonFlags, dir string) error {
+	roots := []string{f.root}
+	if f.root == "" {
 		roots = []string{nodeRoot, standaloneRoot}
 	}
 	for _, r := range roots {
@@ -101,12 +115,12 @@ func unmountImage(ctx context.Context, root, dir string) error {
 		if err != nil {
 			return err
 		}
-		client := control.NewClient(controlSocket(runDir(r)))
+		client := control.NewClient(controlSocket(f.sockets(r)))
 		err = client.Unmount(ctx, dir)
 		if errors.Is(err, control.ErrNoDaemon) && r != nodeRoot {
 			if _, serr := os.Stat(r); serr == nil {
 				// It was killed. The next one knows what it had mounted.
-				if client, err = connect(ctx, r, nil); err == nil {
+				if client, err = connect(ctx, daemonFlags{root: r, run: f.run}, nil); err == nil {
 					err = client.Unmount(ctx, dir)
 				}
 			}

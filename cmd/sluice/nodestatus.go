@@ -14,7 +14,8 @@ import (
 )
 
 func newNodeStatusCommand() *cobra.Command {
-	var root, output string
+	var f daemonFlags
+	var output string
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show which images stream, which don't and why",
@@ -23,11 +24,11 @@ func newNodeStatusCommand() *cobra.Command {
 			if output != "table" && output != "json" {
 				return fmt.Errorf("--output %q: use table or json", output)
 			}
-			dir, err := filepath.Abs(root)
+			dir, err := filepath.Abs(f.root)
 			if err != nil {
 				return err
 			}
-			s, err := control.NewClient(controlSocket(runDir(dir))).Status(cmd.Context())
+			s, err := control.NewClient(controlSocket(f.sockets(dir))).Status(cmd.Context())
 			if err != nil {
 				return fmt.Errorf("%w: is `sluice node` running?", err)
 			}
@@ -39,7 +40,8 @@ func newNodeStatusCommand() *cobra.Command {
 			return printStatus(cmd.OutOrStdout(), s)
 		},
 	}
-	cmd.Flags().StringVar(&root, "root", nodeRoot, "ask the daemon with its state in this directory")
+	cmd.Flags().StringVar(&f.root, "root", nodeRoot, "ask the daemon with its state in this directory")
+	cmd.Flags().StringVar(&f.run, "run", "", "directory of the daemon's sockets (default: where the daemon says)")
 	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
 	return cmd
 }

@@ -53,7 +53,7 @@ what it writes is thrown away when it ends.`,
 
 // runImage mounts an image, runs its process and unmounts it.
 func runImage(ctx context.Context, f imageFlags, image string, c run.Container, runc string) (err error) {
-	client, err := connect(ctx, f.root, f.plainHTTP)
+	client, err := connect(ctx, f.daemonFlags, f.plainHTTP)
 	if err != nil {
 		return err
 	}

@@ -84,9 +84,10 @@ func (d *daemon) waitIdle(ctx context.Context) error {
 
 // connect returns a client of the machine's node daemon, or of a standalone
 // one, which it starts if need be. With a root, only of the one there.
-func connect(ctx context.Context, root string, plainHTTP []string) (*control.Client, error) {
+func connect(ctx context.Context, f daemonFlags, plainHTTP []string) (*control.Client, error) {
+	root := f.root
 	if root == "" {
-		client := control.NewClient(controlSocket(nodeRun))
+		client := control.NewClient(controlSocket(f.sockets(nodeRoot)))
 		_, err := client.Status(ctx)
 		if !errors.Is(err, control.ErrNoDaemon) {
 			return client, err
@@ -97,11 +98,12 @@ func connect(ctx context.Context, root string, plainHTTP []string) (*control.Cli
 	if err != nil {
 		return nil, err
 	}
-	client := control.NewClient(controlSocket(runDir(root)))
+	run := f.sockets(root)
+	client := control.NewClient(controlSocket(run))
 	if _, err := client.Status(ctx); !errors.Is(err, control.ErrNoDaemon) {
 		return client, err
 	}
-	if err := startStandalone(ctx, client, root, plainHTTP); err != nil {
+	if err := startStandalone(ctx, client, root, run, plainHTTP); err != nil {
 		return nil, fmt.Errorf("start a daemon for %s: %w", root, err)
 	}
 	return client, nil
@@ -109,7 +111,7 @@ func connect(ctx context.Context, root string, plainHTTP []string) (*control.Cli
 
 // startStandalone starts a daemon in the background and waits until it
 // answers.
-func startStandalone(ctx context.Context, client *control.Client, root string, plainHTTP []string) error {
+func startStandalone(ctx context.Context, client *control.Client, root, run string, plainHTTP []string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("mounting needs root")
 	}
@@ -126,7 +128,7 @@ func startStandalone(ctx context.Context, client *control.Client, root string, p
 		return err
 	}
 	defer log.Close()
-	args := []string{"node", "--standalone", "--root", root, "--run", runDir(root)}
+	args := []string{"node", "--standalone", "--root", root, "--run", run}
 	for _, host := range plainHTTP {
 		args = append(args, "--plain-http", host)
 	}

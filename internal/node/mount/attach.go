@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"sluice/internal/artifact"
 	"sluice/internal/node/cache"
 	"sluice/internal/node/plane"
@@ -160,20 +162,44 @@ func (m *Manager) planeImage(ctx context.Context, img *image, part Part) (plane.
 		}
 	}
 	pi := plane.Image{Metadata: file}
-	var layers []*cache.Layer
-	for _, n := range img.metadata(part).Devices {
-		dev := table.Devices[n]
-		l, err := m.opts.Cache.Acquire(ctx, dev, m.source(img, dev.Blob))
-		if err != nil {
-			for _, l := range layers {
-				l.Release()
-			}
-			return plane.Image{}, nil, cacheError(fmt.Errorf("content of layer %s: %w", dev.DiffID, err))
-		}
-		layers = append(layers, l)
-		pi.Devices = append(pi.Devices, planeDevice(dev, l))
+	layers, err := m.acquire(ctx, img, table, img.metadata(part).Devices)
+	if err != nil {
+		return plane.Image{}, nil, err
+	}
+	for i, n := range img.metadata(part).Devices {
+		pi.Devices = append(pi.Devices, planeDevice(table.Devices[n], layers[i]))
 	}
 	return pi, layers, nil
+}
+
+// acquireAtOnce is how many layers are opened at the same time. Opening one
+// waits for the disk a few times.
+const acquireAtOnce = 16
+
+// acquire acquires the cache's layers of devices, all or none.
+func (m *Manager) acquire(ctx context.Context, img *image, table *artifact.Table, devices []int) ([]*cache.Layer, error) {
+	layers := make([]*cache.Layer, len(devices))
+	var group errgroup.Group
+	group.SetLimit(acquireAtOnce)
+	for i, n := range devices {
+		group.Go(func() (err error) {
+			dev := table.Devices[n]
+			if layers[i], err = m.opts.Cache.Acquire(ctx, dev, m.source(img, dev.Blob)); err != nil {
+				return cacheError(fmt.Errorf("content of layer %s: %w", dev.DiffID, err))
+			}
+			return nil
+		})
+	}
+	err := group.Wait()
+	if err == nil {
+		return layers, nil
+	}
+	for _, l := range layers {
+		if l != nil {
+			l.Release()
+		}
+	}
+	return nil, err
 }
 
 // planeDevice gives a layer to the plane: as a file when all of it is there.

@@ -134,8 +134,10 @@ func (m *Manager) ready(ctx context.Context, img *image) (Image, error) {
 // run makes a call's answer.
 func (m *Manager) run(ctx context.Context, c *call, ref oci.Reference, s subject) {
 	began := time.Now()
+	var fetched time.Time
 	img, err := m.pull(ctx, ref, s)
 	if err == nil {
+		fetched = time.Now()
 		_, err = m.Attach(ctx, img.id, Merged, "")
 	}
 	o := Outcome{Time: began, Reference: ref.String(), Manifest: s.digest, Duration: time.Since(began)}
@@ -144,7 +146,8 @@ func (m *Manager) run(ctx context.Context, c *call, ref oci.Reference, s subject
 		o.Reason, o.Message = ReasonOf(err), err.Error()
 	} else {
 		c.image, o.Artifact = img.id, img.id
-		m.log.InfoContext(ctx, "image streams", "image", ref.String(), "artifact", img.id, "layers", len(img.manifest.Layers), "duration", o.Duration)
+		m.log.InfoContext(ctx, "image streams", "image", ref.String(), "artifact", img.id, "layers", len(img.manifest.Layers),
+			"duration", o.Duration, "fetch", fetched.Sub(began))
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
