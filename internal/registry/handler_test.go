@@ -450,7 +450,7 @@ func TestFailures(t *testing.T) {
 	if strings.Contains(log.String(), "hidden") {
 		t.Errorf("the log has a secret: %s", log.String())
 	}
-	if n := strings.Count(log.String(), "msg=request"); n != 4 {
-		t.Errorf("%d lines for 4 requests", n)
+	if n := strings.Count(log.String(), "msg=request"); n != 2 {
+		t.Errorf("%d lines for 2 requests besides the probes", n)
 	}
 }
