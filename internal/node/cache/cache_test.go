@@ -247,6 +247,27 @@ func TestDamagedOnTheWay(t *testing.T) {
 	mustRead(t, l, f, f.chunks[victim].Offset, 1000)   // and the source has recovered
 }
 
+// TestGarbage: a source that sends something else altogether costs two
+// requests, not two per chunk.
+func TestGarbage(t *testing.T) {
+	f := newFixture(t, 1, 1_000_000, 20_000)
+	var count blob.Counter
+	src := &source{size: int64(len(f.blob)), open: func(_ context.Context, _, n int64) (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(bytes.Repeat([]byte("<html>"), int(n/6+1))[:n])), nil
+	}}
+	l := acquire(t, openCache(t, Options{ReadAhead: -1}), f, blob.Count(src, &count))
+	var ie *IntegrityError
+	if err := checkRead(t.Context(), l, f, 0, 1_000_000); !errors.As(err, &ie) {
+		t.Errorf("reading garbage: %v, want an IntegrityError", err)
+	}
+	if err := l.Fill(t.Context()); !errors.As(err, &ie) || l.Complete() {
+		t.Errorf("filling with garbage: %v, want an IntegrityError", err)
+	}
+	if n := count.Requests.Load(); n != 4 {
+		t.Errorf("%d requests, want 2 for reading and 2 for filling", n)
+	}
+}
+
 func TestPutFrame(t *testing.T) {
 	f := newFixture(t, 1, 1_000_000, 20_000)
 	var count blob.Counter

@@ -215,22 +215,15 @@ func (l *Layer) abort(run []want, err error) {
 }
 
 // fetch gets a run of chunks, each of which has a flight, and ends all of the
-// flights. What arrived damaged is asked for once more, by itself.
+// flights.
 func (l *Layer) fetch(ctx context.Context, run []want) {
-	bad, err := l.stream(ctx, run)
+	bad, err := l.stream(ctx, l.src, run, func() error { return nil })
+	for _, w := range bad {
+		l.abort([]want{w}, l.damaged(w))
+	}
 	if err != nil {
 		l.abort(run, err)
 		l.cache.log.Debug("fetch failed", "layer", l.dev.Key, "chunk", run[0].chunk, "chunks", len(run), "error", err)
-		return
-	}
-	for _, w := range bad {
-		again, err := l.stream(ctx, []want{w})
-		if err == nil && len(again) > 0 {
-			err = l.damaged(again[0])
-		}
-		if err != nil {
-			l.abort([]want{w}, err)
-		}
 	}
 }
 
@@ -242,20 +235,31 @@ func (l *Layer) damaged(w want) error {
 	return err
 }
 
-// stream reads a run's frames in one request and puts each as it arrives. It
-// returns those that arrived and weren't what they should be.
-func (l *Layer) stream(ctx context.Context, run []want) (bad []want, err error) {
-	return l.streamFrom(ctx, l.src, run, func() error { return nil })
-}
-
-// frames is the part of a Source that streamFrom needs.
+// frames is the part of a Source that stream needs.
 type frames interface {
 	ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error)
 }
 
-// streamFrom is stream from a given source. before is called before each
-// frame is read, and may end it.
-func (l *Layer) streamFrom(ctx context.Context, src frames, run []want, before func() error) (bad []want, err error) {
+// stream gets a run's frames from src and puts each as it arrives. before is
+// called before each frame is read, and may end it. What arrived damaged is
+// asked for once more; bad is what then still is.
+func (l *Layer) stream(ctx context.Context, src frames, run []want, before func() error) (bad []want, err error) {
+	suspect, err := l.streamOnce(ctx, src, run, before)
+	for err == nil && len(suspect) > 0 {
+		n := 1
+		for n < len(suspect) && suspect[n].chunk == suspect[0].chunk+n {
+			n++
+		}
+		var still []want
+		still, err = l.streamOnce(ctx, src, suspect[:n], before)
+		bad = append(bad, still...)
+		suspect = suspect[n:]
+	}
+	return bad, err
+}
+
+// streamOnce is stream without insisting: bad is what arrived damaged.
+func (l *Layer) streamOnce(ctx context.Context, src frames, run []want, before func() error) (bad []want, err error) {
 	first, last := run[0].ch, run[len(run)-1].ch
 	l.cache.stats.requests.Add(1)
 	body, err := src.ReadRange(ctx, first.BlobOffset, last.BlobOffset+int64(last.BlobLength)-first.BlobOffset)

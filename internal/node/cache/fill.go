@@ -153,18 +153,12 @@ func (l *Layer) fillRun(ctx context.Context, src frames, run []want) error {
 		}
 		return nil
 	}
-	bad, err := l.streamFrom(ctx, src, run, before)
+	bad, err := l.stream(ctx, src, run, before)
 	if err != nil {
 		return err
 	}
-	for _, w := range bad {
-		again, err := l.streamFrom(ctx, src, []want{w}, before)
-		if err != nil {
-			return err
-		}
-		if len(again) > 0 {
-			return l.damaged(w)
-		}
+	if len(bad) > 0 {
+		return l.damaged(bad[0])
 	}
 	return before() // for the last chunk
 }
