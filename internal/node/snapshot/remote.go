@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -40,7 +41,8 @@ func (s *Snapshotter) prepareRemote(ctx context.Context, key, parent, target str
 	if err != nil {
 		return err
 	}
-	layer := layerOf(image.DiffIDs, target)
+	chain := chainIDs(image.DiffIDs)
+	layer := slices.Index(chain, target)
 	if layer < 0 {
 		return &mount.NotStreaming{
 			Reason: mount.IntegrityFailure,
@@ -50,56 +52,87 @@ func (s *Snapshotter) prepareRemote(ctx context.Context, key, parent, target str
 	if (layer == 0) != (parent == "") {
 		return fmt.Errorf("layer %d is to be prepared without its parent: streamed layers can't be rebased, so leave \"rebase\" out of the proxy plugin's capabilities", layer)
 	}
-	return s.commitRemote(ctx, key, parent, target, labels, remote{image: image.ID, layer: layer, layers: len(image.DiffIDs)})
-}
-
-// layerOf returns which of the layers has the chain ID target, or -1.
-func layerOf(diffIDs []oci.Digest, target string) int {
-	chain := append([]oci.Digest(nil), diffIDs...)
-	for i, id := range identity.ChainIDs(chain) {
-		if id.String() == target {
-			return i
-		}
+	var exists bool
+	err = s.store.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+		_, exists, err = remoteName(ctx, target, parent)
+		return err
+	})
+	if err != nil || exists {
+		return err
 	}
-	return -1
+	return s.commitRemote(ctx, key, parent, chain, labels, remote{image: image.ID, layer: layer, layers: len(chain)})
 }
 
-// commitRemote records a streamed snapshot, in one transaction: it is there
-// with everything it needs, or not at all.
-func (s *Snapshotter) commitRemote(ctx context.Context, key, parent, target string, labels map[string]string, r remote) error {
-	labels = maps.Clone(labels)
-	maps.Copy(labels, r.labels())
-	var id string
+// chainIDs returns the chain IDs of layers with the given diff IDs.
+func chainIDs(diffIDs []oci.Digest) []string {
+	names := make([]string, len(diffIDs))
+	for i, id := range identity.ChainIDs(slices.Clone(diffIDs)) {
+		names[i] = id.String()
+	}
+	return names
+}
+
+// commitRemote records the streamed snapshot of layer r, and of all layers of
+// the image above it, in one transaction: containerd will ask for them next,
+// and a transaction for each is what pulling many layers would wait for. If it
+// doesn't, its garbage collection removes them like any that it doesn't know.
+func (s *Snapshotter) commitRemote(ctx context.Context, key, parent string, chain []string, labels map[string]string, r remote) error {
+	var ids []string
 	err := s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
-		name, exists, err := remoteName(ctx, target, parent)
-		if err != nil || exists {
-			return err
+		for ; r.layer < len(chain); r.layer++ {
+			name, exists, err := remoteName(ctx, chain[r.layer], parent)
+			if err != nil {
+				return err
+			}
+			if !exists {
+				id, err := s.addRemote(ctx, fmt.Sprintf("%s %d", key, r.layer), name, parent, layerLabels(labels, chain[r.layer], r))
+				if err != nil {
+					return err
+				}
+				ids = append(ids, id)
+				// Before the transaction's end, because the record can be
+				// used as a parent from then on.
+				s.mu.Lock()
+				s.remotes[id] = r
+				s.mu.Unlock()
+				if err := s.images.Hold(ctx, r.image, owner(id)); err != nil {
+					return err
+				}
+			}
+			parent = name
 		}
-		snap, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent)
-		if err != nil {
-			return err
-		}
-		if _, err := storage.CommitActive(ctx, key, name, snapshots.Usage{}, snapshots.WithLabels(labels)); err != nil {
-			return err
-		}
-		if err := s.images.Hold(ctx, r.image, owner(snap.ID)); err != nil {
-			return err
-		}
-		id = snap.ID
-		// Before the transaction's end, because the record can be used as a
-		// parent from then on.
-		s.mu.Lock()
-		s.remotes[id] = r
-		s.mu.Unlock()
 		return nil
 	})
 	if err != nil {
-		if id != "" {
+		for _, id := range ids {
 			s.forget(ctx, id)
 		}
 		return fmt.Errorf("record the streamed layer: %w", err)
 	}
 	return nil
+}
+
+// addRemote adds a committed snapshot that has no directory to a transaction.
+func (s *Snapshotter) addRemote(ctx context.Context, key, name, parent string, labels map[string]string) (id string, err error) {
+	if _, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent); err != nil {
+		return "", err
+	}
+	return storage.CommitActive(ctx, key, name, snapshots.Usage{}, snapshots.WithLabels(labels))
+}
+
+// layerLabels returns the labels of layer r, whose chain ID is chain, from
+// those that containerd gave for a layer of the same image. containerd adds its
+// own to them when it gets there.
+func layerLabels(labels map[string]string, chain string, r remote) map[string]string {
+	labels = maps.Clone(labels)
+	if labels[snapshots.LabelSnapshotRef] != chain {
+		labels[snapshots.LabelSnapshotRef] = chain
+		delete(labels, snapshots.LabelSnapshotDiffID)
+		delete(labels, snapshotters.TargetLayerDigestLabel)
+		delete(labels, snapshotters.TargetImageLayersLabel)
+	}
+	maps.Copy(labels, r.labels())
+	return labels
 }
 
 // remoteName returns the name under which the snapshot of chain ID target on
@@ -123,7 +156,7 @@ func remoteName(ctx context.Context, target, parent string) (name string, exists
 		// Names with a parent in them can only collide with themselves, so
 		// this ends with the second round; a client that names its own
 		// snapshots like this costs one more.
-		name += "@" + parent
+		name += "@" + oci.DigestOf([]byte(parent)).Encoded()[:16]
 	}
 }
 

@@ -231,6 +231,20 @@ func open(t *testing.T, root string, images snapshot.Images) *snapshot.Snapshott
 	return s
 }
 
+// children returns the snapshots whose parent is name.
+func children(t *testing.T, s *snapshot.Snapshotter, name string) []snapshots.Info {
+	t.Helper()
+	var found []snapshots.Info
+	err := s.Walk(t.Context(), func(_ context.Context, i snapshots.Info) error {
+		found = append(found, i)
+		return nil
+	}, fmt.Sprintf("parent==%q", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
 func lowerdir(t *testing.T, mounts []cmount.Mount) []string {
 	t.Helper()
 	for _, o := range mounts[0].Options {
@@ -380,6 +394,44 @@ func TestFallBack(t *testing.T) {
 	}
 }
 
+func TestLayersAreRecordedTogether(t *testing.T) {
+	images := newDirImages(t)
+	ids := diffs("a", 5)
+	images.add(t, "r/a", ids...)
+	root := t.TempDir()
+	s := open(t, root, images)
+	chain := chains(ids)
+	labels := map[string]string{snapshots.LabelSnapshotRef: chain[0], snapshotters.TargetRefLabel: "r/a", snapshotters.TargetLayerDigestLabel: "sha256:0"}
+	if _, err := s.Prepare(t.Context(), "extract", "", snapshots.WithLabels(labels)); !errdefs.IsAlreadyExists(err) {
+		t.Fatal(err)
+	}
+	parent := ""
+	for i, name := range chain {
+		info, err := s.Stat(t.Context(), name)
+		if err != nil {
+			t.Fatalf("layer %d: %v", i, err)
+		}
+		if info.Parent != parent || info.Labels[snapshots.LabelSnapshotRef] != name || (info.Labels[snapshotters.TargetLayerDigestLabel] != "") != (i == 0) {
+			t.Errorf("layer %d is %+v", i, info)
+		}
+		parent = name
+	}
+	// A pull that goes on with ordinary layers beneath takes names of its own.
+	if _, err := s.Prepare(t.Context(), "x", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Commit(t.Context(), "ns2/1/"+chain[1], "x"); err != nil {
+		t.Fatal(err)
+	}
+	labels[snapshots.LabelSnapshotRef] = chain[2]
+	if _, err := s.Prepare(t.Context(), "extract 2", "ns2/1/"+chain[1], snapshots.WithLabels(labels)); !errdefs.IsAlreadyExists(err) {
+		t.Fatal(err)
+	}
+	if got := children(t, s, "ns2/1/"+chain[1]); len(got) != 1 || got[0].Labels[snapshots.LabelSnapshotRef] != chain[2] {
+		t.Errorf("on top of the other namespace's layer there is %+v", got)
+	}
+}
+
 func TestNoLabelsMeansOrdinary(t *testing.T) {
 	images := newDirImages(t)
 	s := open(t, t.TempDir(), images)
@@ -487,7 +539,7 @@ func TestRemoveGivesUpImages(t *testing.T) {
 	if got := images.owned(); got != 3 {
 		t.Fatalf("%d owners, want one per layer and the container's", got)
 	}
-	for _, key := range []string{"c", top, chains(ids)[0]} {
+	for _, key := range []string{"c", top, chains(ids)[0]} { // children first
 		if err := s.Remove(t.Context(), key); err != nil {
 			t.Fatal(err)
 		}
