@@ -35,6 +35,8 @@ type resolver struct {
 	// steps is how many elements may still be looked up. It bounds what a
 	// hostile tar's links to links cost; resolvers may share it.
 	steps *int64
+	// stack is stat's, kept for its memory.
+	stack []*Node
 }
 
 // follow returns the path that p, relative to the root, leads to when all its
@@ -80,6 +82,7 @@ func (r *resolver) pass(p string, links *int) (string, error) {
 		if *links > maxLinks {
 			return "", errLinks
 		}
+		*r.steps -= int64(len(here) / 32) // joining and splitting long paths is work too
 		n, err := r.stat(here)
 		if err != nil && !errors.Is(err, errNoEntry) {
 			return "", err
@@ -108,11 +111,10 @@ func (r *resolver) pass(p string, links *int) (string, error) {
 // would leave the extraction directory (absolute links, ".." above it) it finds
 // nothing, as on a host that has nothing there.
 func (r *resolver) stat(p string) (*Node, error) {
-	rest := strings.Split(p, "/")
-	stack := []*Node{r.root}
-	for links := 0; len(rest) > 0; {
-		element := rest[0]
-		rest = rest[1:]
+	at, links := append(r.stack[:0], r.root), 0
+	defer func() { r.stack = at }()
+	for element, rest := "", p; rest != ""; {
+		element, rest, _ = strings.Cut(rest, "/")
 		if element == "" || element == "." {
 			continue
 		}
@@ -120,18 +122,18 @@ func (r *resolver) stat(p string) (*Node, error) {
 			return nil, errTooMuch
 		}
 		if element == ".." {
-			if len(stack) == 1 {
+			if len(at) == 1 {
 				return nil, errNoEntry
 			}
-			stack = stack[:len(stack)-1]
+			at = at[:len(at)-1]
 			continue
 		}
-		n := stack[len(stack)-1].Children[element]
+		n := at[len(at)-1].Children[element]
 		_, gone := r.gone[n]
 		switch {
 		case n == nil || gone:
 			return nil, errNoEntry
-		case len(rest) == 0:
+		case rest == "":
 			return n, nil
 		case n.Type() == TypeSymlink:
 			if links++; links > maxKernelLinks {
@@ -140,14 +142,15 @@ func (r *resolver) stat(p string) (*Node, error) {
 			if path.IsAbs(n.Target) {
 				return nil, errNoEntry
 			}
-			rest = append(strings.Split(n.Target, "/"), rest...)
+			*r.steps -= int64(len(rest) / 32)
+			rest = n.Target + "/" + rest
 		case !n.IsDir():
 			return nil, errNotDir
 		default:
-			stack = append(stack, n)
+			at = append(at, n)
 		}
 	}
-	return stack[len(stack)-1], nil
+	return at[len(at)-1], nil
 }
 
 // lookup returns the node at the clean relative path p without following any
