@@ -209,3 +209,25 @@ func TestCloseWhileAcquired(t *testing.T) {
 		t.Errorf("acquiring after Close: %v, want ErrClosed", err)
 	}
 }
+
+func TestRemove(t *testing.T) {
+	f, other := newFixture(t, 1, 100_000, 20_000), newFixture(t, 2, 100_000, 20_000)
+	c := openCache(t, Options{})
+	l, lo := acquire(t, c, f, f.source()), acquire(t, c, other, other.source())
+	mustRead(t, l, f, 0, 100_000)
+	mustRead(t, lo, other, 0, 100_000)
+	lo.Release()
+	if n := c.Remove(l.dev.Key); n != 0 {
+		t.Errorf("removed %d bytes of a layer in use", n)
+	}
+	l.Release()
+	if n := c.Remove(l.dev.Key); n <= 0 {
+		t.Errorf("removing a layer that nobody uses gave back %d bytes", n)
+	}
+	if n := c.Remove(l.dev.Key); n != 0 {
+		t.Errorf("removing it again gave back %d bytes", n)
+	}
+	if u := c.Usage(); u.Layers != 1 {
+		t.Errorf("%d layers are left, want the other one", u.Layers)
+	}
+}
