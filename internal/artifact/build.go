@@ -77,8 +77,19 @@ func Build(ctx context.Context, in BuildInput, sink Sink) (*Built, error) {
 	if m.Metadata, err = meta.store(ctx, sink, MediaTypeMetadata); err != nil {
 		return nil, fmt.Errorf("merged metadata: %w", err)
 	}
-	if m.Table, err = storeTable(ctx, in.Layers, sink); err != nil {
+	var table *Table
+	if m.Table, table, err = storeTable(ctx, in.Layers, sink); err != nil {
 		return nil, fmt.Errorf("chunk table: %w", err)
+	}
+	if in.Sources != nil {
+		var config oci.ImageConfig
+		if err := json.Unmarshal(in.ConfigContent, &config); err != nil {
+			return nil, fmt.Errorf("image config %s: %w", in.Config.Digest, err)
+		}
+		files := newBootFiles(ctx, merged.Tree.Root, table, in.Layers, in.Sources)
+		if m.BootPack, err = buildBootPack(ctx, files, config, sink); err != nil {
+			return nil, fmt.Errorf("boot pack: %w", err)
+		}
 	}
 	for i, l := range in.Layers {
 		ref := LayerRef{DiffID: l.DiffID, Tar: l.Tar.Blob}
@@ -123,18 +134,23 @@ func (in BuildInput) check() error {
 	return nil
 }
 
-// storeTable writes the chunk table of the layers' devices.
-func storeTable(ctx context.Context, layers []*Layer, sink Sink) (TableRef, error) {
+// storeTable writes the chunk table of the layers' devices, and opens it.
+func storeTable(ctx context.Context, layers []*Layer, sink Sink) (TableRef, *Table, error) {
 	var devices []*DeviceData
 	for _, id := range imageDevices(layers) {
 		devices = append(devices, id.data(layers))
 	}
 	root, pages, err := encodeTable(devices)
 	if err != nil {
-		return TableRef{}, err
+		return TableRef{}, nil, err
 	}
 	desc, err := store(ctx, sink, MediaTypeTable, root, pages)
-	return TableRef{Blob: desc, RootDigest: oci.DigestOf(root), RootSize: int64(len(root))}, err
+	if err != nil {
+		return TableRef{}, nil, err
+	}
+	ref := TableRef{Blob: desc, RootDigest: oci.DigestOf(root), RootSize: int64(len(root))}
+	table, err := OpenTable(ctx, ref, blob.FromBytes(append(root, pages...)))
+	return ref, table, err
 }
 
 // For returns the same artifact for another subject, such as the index that

@@ -1,0 +1,303 @@
+package artifact
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+
+	"sluice/internal/blob"
+	"sluice/internal/layer"
+)
+
+// Bounds of making a boot pack.
+const (
+	// bootBudget is how many bytes of frames a boot pack has at most. At 200 Mbit/s it's 0.6 s.
+	bootBudget = 16 << 20
+
+	// inspectBudget is how many bytes of frames are read at most to find out
+	// what start-up reads. A hostile image can't cost more.
+	inspectBudget = 64 << 20
+
+	// maxInspected bounds a file that is read whole for inspection, such as a script.
+	maxInspected = 1 << 20
+)
+
+// bootFiles gives access to the files of an image whose layers have been
+// converted, and gathers the chunks of those that start-up reads. It's used by
+// one goroutine.
+type bootFiles struct {
+	ctx     context.Context // that of the one Build call it lives in
+	root    *layer.Node
+	table   *Table
+	number  map[deviceID]int
+	sources []blob.Source // by device number
+
+	frames    map[ChunkRef][]byte // verified; what inspection has read
+	inspected int64               // bytes of frames
+	decoded   map[ChunkRef][]byte // a few of them
+	order     []ChunkRef          // the boot pack
+	packed    map[ChunkRef]bool
+	size      int64 // of the boot pack's frames
+
+	// err is the first error of a source. Unlike anything odd about a file, which only means
+	// that something isn't packed, it must fail the build: the same input must give the
+	// same artifact.
+	err error
+}
+
+func newBootFiles(ctx context.Context, root *layer.Node, t *Table, layers []*Layer, sources []LayerSource) *bootFiles {
+	b := &bootFiles{
+		ctx: ctx, root: root, table: t, number: make(map[deviceID]int),
+		frames: make(map[ChunkRef][]byte), decoded: make(map[ChunkRef][]byte), packed: make(map[ChunkRef]bool),
+	}
+	for n, id := range imageDevices(layers) {
+		b.number[id] = n
+		src := sources[id.layer].Tar
+		if id.sparse {
+			src = sources[id.layer].Sparse
+		}
+		b.sources = append(b.sources, src)
+	}
+	return b
+}
+
+// resolved is a file by its real name.
+type resolved struct {
+	*layer.Node
+	path string // absolute, without symbolic links
+}
+
+// lookup finds the file at an absolute path, following symbolic links inside the image as the
+// kernel does in a container.
+func (b *bootFiles) lookup(name string) (resolved, bool) {
+	at := resolved{b.root, "/"}
+	var parents []resolved
+	rest := strings.Split(name, "/")
+	for links := 0; len(rest) > 0; {
+		part := rest[0]
+		rest = rest[1:]
+		switch {
+		case part == "" || part == ".":
+			continue
+		case part == "..":
+			if len(parents) > 0 {
+				at, parents = parents[len(parents)-1], parents[:len(parents)-1]
+			}
+			continue
+		}
+		n := at.Children[part]
+		if n == nil {
+			return resolved{}, false
+		}
+		if n.Type() != layer.TypeSymlink {
+			parents = append(parents, at)
+			at = resolved{n, path.Join(at.path, part)}
+			continue
+		}
+		if links++; links > 40 { // as in Linux
+			return resolved{}, false
+		}
+		if strings.HasPrefix(n.Target, "/") {
+			at, parents = resolved{b.root, "/"}, nil
+		}
+		rest = append(strings.Split(n.Target, "/"), rest...)
+		if len(rest) > 4096 {
+			return resolved{}, false
+		}
+	}
+	return at, true
+}
+
+// file is lookup for regular files.
+func (b *bootFiles) file(name string) (resolved, bool) {
+	f, ok := b.lookup(name)
+	return f, ok && f.Type() == layer.TypeRegular
+}
+
+// pack adds the chunks of n bytes of a file at off to the boot pack, as far
+// as there's room.
+func (b *bootFiles) pack(f *layer.Node, off, n int64) {
+	for _, e := range f.Extents {
+		from, to := max(off, e.FileOffset), min(off+n, e.FileOffset+e.Length)
+		if from >= to || b.err != nil {
+			continue
+		}
+		number := b.number[deviceID{e.Layer, e.Sparse}]
+		d := b.table.Devices[number]
+		at, end := e.Offset+from-e.FileOffset, e.Offset+to-e.FileOffset
+		for at < end {
+			i, c, ok := b.chunkAt(d, at)
+			if !ok {
+				return
+			}
+			ref := ChunkRef{number, i}
+			if !b.packed[ref] && b.size+int64(c.BlobLength) <= bootBudget && len(b.order) < MaxBootChunks {
+				b.packed[ref] = true
+				b.order = append(b.order, ref)
+				b.size += int64(c.BlobLength)
+			}
+			at = c.Offset + int64(c.Length)
+		}
+	}
+}
+
+// packAll adds a whole file.
+func (b *bootFiles) packAll(f *layer.Node) { b.pack(f, 0, f.Size) }
+
+// full reports whether there's hardly any room left.
+func (b *bootFiles) full() bool { return b.size+MaxFrameLength > bootBudget || b.err != nil }
+
+// chunkAt returns the chunk that has a device's byte.
+func (b *bootFiles) chunkAt(d *Device, off int64) (int, Chunk, bool) {
+	i, err := d.Find(b.ctx, off)
+	if err != nil {
+		return 0, Chunk{}, false // beyond the device's end: a file of a tar that was cut
+	}
+	c, err := d.Chunk(b.ctx, i)
+	return i, c, err == nil
+}
+
+// readAt reads a file's content, from the layers' blobs.
+func (b *bootFiles) readAt(f *layer.Node, p []byte, off int64) (int, error) {
+	if off < 0 || off >= f.Size {
+		return 0, io.EOF
+	}
+	n := int(min(int64(len(p)), f.Size-off))
+	clear(p[:n]) // holes
+	for _, e := range f.Extents {
+		from, to := max(off, e.FileOffset), min(off+int64(n), e.FileOffset+e.Length)
+		number := b.number[deviceID{e.Layer, e.Sparse}]
+		for at := from; at < to; {
+			i, c, ok := b.chunkAt(b.table.Devices[number], e.Offset+at-e.FileOffset)
+			if !ok {
+				return 0, io.ErrUnexpectedEOF
+			}
+			data, err := b.chunk(ChunkRef{number, i}, c)
+			if err != nil {
+				return 0, err
+			}
+			k := copy(p[at-off:to-off], data[e.Offset+at-e.FileOffset-c.Offset:])
+			at += int64(k)
+		}
+	}
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// chunk returns a chunk's content.
+func (b *bootFiles) chunk(ref ChunkRef, c Chunk) ([]byte, error) {
+	if data := b.decoded[ref]; data != nil {
+		return data, nil
+	}
+	frame, err := b.frame(ref, c)
+	if err != nil {
+		return nil, err
+	}
+	data, err := c.Decode(nil, frame)
+	if err != nil {
+		return nil, b.fail(err)
+	}
+	if len(b.decoded) >= 32 { // 8 MiB
+		clear(b.decoded)
+	}
+	b.decoded[ref] = data
+	return data, nil
+}
+
+// errInspected says that finding out what start-up reads has cost enough.
+var errInspected = fmt.Errorf("%d bytes have been inspected", inspectBudget)
+
+// frame returns a chunk's frame, verified, for inspection.
+func (b *bootFiles) frame(ref ChunkRef, c Chunk) ([]byte, error) {
+	if frame := b.frames[ref]; frame != nil {
+		return frame, nil
+	}
+	if b.err != nil {
+		return nil, b.err
+	}
+	if b.inspected += int64(c.BlobLength); b.inspected > inspectBudget {
+		return nil, errInspected
+	}
+	frame := make([]byte, c.BlobLength)
+	if err := blob.ReadFull(b.ctx, b.sources[ref.Device], frame, c.BlobOffset); err != nil {
+		return nil, b.fail(err)
+	}
+	if sha256.Sum256(frame) != c.Digest {
+		return nil, b.fail(fmt.Errorf("chunk %d of device %d isn't what was stored", ref.Index, ref.Device))
+	}
+	b.frames[ref] = frame
+	return frame, nil
+}
+
+func (b *bootFiles) fail(err error) error {
+	if b.err == nil {
+		b.err = fmt.Errorf("reading a converted layer back: %w", err)
+	}
+	return b.err
+}
+
+// text returns a file's content if it's not too large, or nothing.
+func (b *bootFiles) text(f *layer.Node) string {
+	if f.Size > maxInspected {
+		return ""
+	}
+	p := make([]byte, f.Size)
+	if _, err := b.readAt(f, p, 0); err != nil {
+		return ""
+	}
+	return string(p)
+}
+
+// prefetch reads the boot pack's frames that inspection hasn't read, adjacent
+// ones together.
+func (b *bootFiles) prefetch() error {
+	missing := slices.DeleteFunc(slices.Clone(b.order), func(ref ChunkRef) bool { return b.frames[ref] != nil })
+	slices.SortFunc(missing, func(x, y ChunkRef) int { return cmp.Or(x.Device-y.Device, x.Index-y.Index) })
+	for len(missing) > 0 {
+		n := 1
+		for n < len(missing) && missing[n].Device == missing[0].Device && missing[n].Index == missing[0].Index+n {
+			n++
+		}
+		if err := b.fetch(missing[:n]); err != nil {
+			return b.fail(err)
+		}
+		missing = missing[n:]
+	}
+	return nil
+}
+
+// fetch reads adjacent frames in one range.
+func (b *bootFiles) fetch(refs []ChunkRef) error {
+	d := b.table.Devices[refs[0].Device]
+	first, err := d.Chunk(b.ctx, refs[0].Index)
+	if err != nil {
+		return err
+	}
+	last, err := d.Chunk(b.ctx, refs[len(refs)-1].Index)
+	if err != nil {
+		return err
+	}
+	content := make([]byte, last.BlobOffset+int64(last.BlobLength)-first.BlobOffset)
+	if err := blob.ReadFull(b.ctx, b.sources[refs[0].Device], content, first.BlobOffset); err != nil {
+		return err
+	}
+	for _, ref := range refs {
+		c, err := d.Chunk(b.ctx, ref.Index)
+		if err != nil {
+			return err
+		}
+		frame := content[c.BlobOffset-first.BlobOffset:][:c.BlobLength]
+		if sha256.Sum256(frame) != c.Digest {
+			return fmt.Errorf("chunk %d of device %d isn't what was stored", ref.Index, ref.Device)
+		}
+		b.frames[ref] = frame
+	}
+	return nil
+}
