@@ -31,10 +31,12 @@
 //     mounts do; a plane changes no propagation. Where a container runtime
 //     lives in another namespace the directories have to be on a shared mount.
 //
-// Never touch a file of a plane's mount through a memory mapping in the process
-// that serves it: a Go thread in a page fault cannot be stopped by the garbage
-// collector, which stops the goroutines that would answer. System calls are
-// fine.
+// Never map a file of a plane's mount into the memory of the process that
+// serves it, neither by mmap(2) nor by executing it. A page fault may wait for
+// content with the process's mmap_lock held; the first other thread that wants
+// memory then stops, and with it all that would supply the content (seen in a
+// test: not even ps can look at such a process). Besides, a goroutine in a page
+// fault stops the garbage collector. Reading it with read(2) is fine.
 package plane
 
 import (

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"sluice/internal/node/plane/fuse"
+	"sluice/internal/node/plane/planetest"
 )
 
 // The test binary is also the holder and the daemon of the tests: real
@@ -14,6 +15,7 @@ import (
 const roleVariable = "SLUICE_TEST_ROLE"
 
 func TestMain(m *testing.M) {
+	planetest.Child()
 	switch os.Getenv(roleVariable) {
 	case "":
 		os.Exit(m.Run())

@@ -9,6 +9,11 @@ import (
 	"sluice/internal/node/plane/planetest"
 )
 
+func TestMain(m *testing.M) {
+	planetest.Child()
+	os.Exit(m.Run())
+}
+
 func TestPlane(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("mounting needs root")

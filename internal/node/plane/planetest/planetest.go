@@ -1,9 +1,10 @@
 // Package planetest checks that a plane keeps the promises of package plane,
 // with real EROFS mounts and content of which every byte is known.
 //
-// The suite needs root. It never touches a mapping of a mounted file in the
-// test process (package plane says why): it lets the kernel fault pages in by
-// passing the mapping to write(2).
+// The suite needs root. The test process serves the content, so it must not map
+// a mounted file (package plane says why); another one does that, which is the
+// test binary again: TestMain of a package that uses Run has to begin with
+// Child.
 package planetest
 
 import (
@@ -34,6 +35,9 @@ type Options struct {
 // Run runs the suite. open returns a plane of its own for each call, and
 // arranges for its end.
 func Run(t *testing.T, opts Options, open func(t *testing.T) plane.Plane) {
+	if os.Getenv(mapVariable) != "" {
+		t.Fatal("TestMain doesn't begin with planetest.Child")
+	}
 	tests := []struct {
 		name string
 		lazy bool
@@ -163,38 +167,6 @@ func readSome(f File, dir string, off int64, buf []byte) error {
 	return f.check(buf[:n], off)
 }
 
-// Mapped reads f through a memory mapping, to the end of its last page.
-func Mapped(f File, dir string) ([]byte, error) {
-	r, err := os.Open(filepath.Join(dir, f.Name))
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	page := int64(os.Getpagesize())
-	size := (f.Size + page - 1) / page * page
-	m, err := unix.Mmap(int(r.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		return nil, fmt.Errorf("mmap: %w", err)
-	}
-	defer unix.Munmap(m)
-	mem, err := unix.MemfdCreate("pages", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, err
-	}
-	copied := os.NewFile(uintptr(mem), "pages")
-	defer copied.Close()
-	for off := int64(0); off < size; {
-		n, err := unix.Write(mem, m[off:])
-		if err != nil {
-			return nil, fmt.Errorf("%s: fault at %d: %w", f.Name, off, err)
-		}
-		off += int64(n)
-	}
-	out := make([]byte, size)
-	_, err = copied.ReadAt(out, 0)
-	return out, err
-}
-
 func testMapped(t *testing.T, p plane.Plane) {
 	img := Build(t, []Dev{NewDev(6, 4<<20), NewDev(7, 1<<20+1)})
 	checkMapped(t, img, attach(t, p, img))
@@ -203,7 +175,7 @@ func testMapped(t *testing.T, p plane.Plane) {
 func checkMapped(t *testing.T, img Image, dir string) {
 	t.Helper()
 	for _, f := range img.Files {
-		got, err := Mapped(f, dir)
+		got, err := mapped(t, f, dir)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -376,8 +348,8 @@ func testContentError(t *testing.T, p plane.Plane) {
 	if !errors.Is(err, unix.EIO) {
 		t.Errorf("read of broken content: got %v, want EIO", err)
 	}
-	if _, err := Mapped(img.Files[0], dir); !errors.Is(err, unix.EFAULT) {
-		t.Errorf("fault on broken content: got %v, want EFAULT", err)
+	if _, err := mapped(t, img.Files[0], dir); !errors.Is(err, errFault) {
+		t.Errorf("fault on broken content: got %v, want %v", err, errFault)
 	}
 	dev.Content.Fail.Store(false)
 	readAll(t, img, dir)
