@@ -29,6 +29,11 @@ var commonFiles = []string{"/etc/nsswitch.conf", "/etc/localtime", "/etc/host.co
 // localeFiles are what it reads if the environment names one.
 var localeFiles = []string{"/usr/lib/locale/locale-archive", "/usr/lib/locale/C.utf8/LC_COLLATE", "/usr/lib/locale/C.utf8/LC_ADDRESS"}
 
+const (
+	maxDirs  = 64   // of a search path
+	maxFiles = 4096 // programs, libraries and modules that are followed
+)
+
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // selectBoot gathers the chunks that starting the image reads.
@@ -42,7 +47,7 @@ func selectBoot(files *bootFiles, config oci.ImageConfig) {
 		p.env["PATH"] = defaultPath
 	}
 	if l := p.env["LD_LIBRARY_PATH"]; l != "" {
-		p.libraryPath = strings.Split(l, ":")
+		p.libraryPath = strings.SplitN(l, ":", maxDirs)
 	}
 	p.loaderConfig("/etc/ld.so.conf", 0)
 	p.packFile("/etc/passwd") // runc looks the user up before anything else
@@ -95,7 +100,7 @@ func (p *bootPlan) loaderConfig(name string, depth int) {
 					p.loaderConfig(path.Join(dir.path, n), depth+1)
 				}
 			}
-		} else if strings.HasPrefix(line, "/") && len(p.libraryPath) < 64 {
+		} else if strings.HasPrefix(line, "/") && len(p.libraryPath) < maxDirs {
 			p.libraryPath = append(p.libraryPath, line)
 		}
 	}
@@ -152,7 +157,7 @@ func (p *bootPlan) executable(name string) (resolved, bool) {
 		}
 		return p.file(name)
 	}
-	for dir := range strings.SplitSeq(p.env["PATH"], ":") {
+	for _, dir := range strings.SplitN(p.env["PATH"], ":", maxDirs) {
 		if f, ok := p.file(path.Join("/", dir, name)); ok && f.Mode&0o111 != 0 {
 			return f, true
 		}

@@ -291,7 +291,7 @@ func TestLookupStaysInTheImage(t *testing.T) {
 	sink := newMemSink()
 	l := encode(t, layerTar(t, file("a/file", "x"), link("a/up", "../../../a/file", tar.TypeSymlink), link("abs", "/a/up", tar.TypeSymlink),
 		link("loop", "loop", tar.TypeSymlink), link("loop2", "/loop3/x", tar.TypeSymlink), link("loop3", "/loop2/x", tar.TypeSymlink), link("dir", "a", tar.TypeSymlink)), sink, EncodeOptions{})
-	b := &bootFiles{root: l.Tree.Root}
+	b := &bootFiles{root: l.Tree.Root, lookupsLeft: maxLookups}
 	for name, want := range map[string]string{
 		"/a/file": "/a/file", "a//./file": "/a/file", "/abs": "/a/file", "/dir/file": "/a/file", "/../../a/../a/file": "/a/file",
 		"/loop": "", "/loop2": "", "/a/file/x": "", "/nonesuch": "", "/": "", "": "",
@@ -302,18 +302,30 @@ func TestLookupStaysInTheImage(t *testing.T) {
 	}
 }
 
-// fuzzImage is an image of one file of the given content, to be inspected.
+// fuzzImage is an image of one file, /f, to be inspected; its chunks are there decoded, so
+// that it costs little.
 func fuzzImage(t testing.TB, content []byte) (*bootFiles, resolved) {
 	t.Helper()
-	sink := newMemSink()
-	l := encode(t, layerTar(t, entry{Header: tar.Header{Name: "f", Mode: 0o755}, content: string(content)}), sink, EncodeOptions{Workers: 1})
-	_, table, err := storeTable(t.Context(), []*Layer{l}, sink)
+	device := &DeviceData{DiffID: oci.DigestOf(nil), Size: int64(len(content)), Blob: oci.Descriptor{MediaType: MediaTypeLayer, Digest: oci.DigestOf(nil)}}
+	f := &layer.Node{Mode: layer.TypeRegular | 0o755, Size: int64(len(content))}
+	if len(content) > 0 {
+		f.Extents = []layer.Extent{{Length: int64(len(content))}}
+	}
+	decoded := make(map[ChunkRef][]byte)
+	for i := 0; len(content) > 0; i++ {
+		n := min(len(content), MaxChunkLength)
+		decoded[ChunkRef{0, i}], content = content[:n], content[n:]
+		device.Entries = appendChunkEntry(device.Entries, Chunk{Length: uint32(n), BlobLength: 1})
+		device.Blob.Size++
+	}
+	_, table, err := storeTable(t.Context(), []*Layer{{Tar: *device}}, &discard{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	files := newBootFiles(t.Context(), l.Tree.Root, table, []*Layer{l}, []LayerSource{{Tar: sink.source(l.Tar.Blob)}})
-	f, _ := files.file("/f")
-	return files, f
+	root := &layer.Node{Mode: layer.TypeDir, Children: map[string]*layer.Node{"f": f}}
+	files := newBootFiles(t.Context(), root, table, []*Layer{{Tar: *device}}, make([]LayerSource, 1))
+	files.decoded = decoded
+	return files, resolved{f, "/f"}
 }
 
 func TestELFOfThisProgram(t *testing.T) {

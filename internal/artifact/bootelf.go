@@ -15,7 +15,8 @@ const (
 	maxProgramHeaders = 256
 	maxDynamicSize    = 64 << 10
 	maxStringTable    = 4 << 20
-	maxNeeded         = 1024
+	maxNeeded         = 256 // libraries
+	maxRunpath        = 32  // directories
 
 	// Up to what size all of a program, or of a library, is packed. Of larger
 	// ones it's what the loader reads.
@@ -167,8 +168,9 @@ func (b *bootFiles) elfDynamic(f *layer.Node, e *elfFile, fields elfFields, s el
 			e.needed = append(e.needed, name)
 		}
 	}
-	for _, off := range paths {
-		e.runpath = append(e.runpath, strings.Split(at(off), ":")...)
+	if len(paths) > 0 { // DT_RUNPATH, if there, makes DT_RPATH void; linkers write one of them
+		dirs := strings.Split(at(paths[len(paths)-1]), ":")
+		e.runpath = dirs[:min(len(dirs), maxRunpath)]
 	}
 }
 
@@ -186,7 +188,7 @@ func (b *bootFiles) elfString(f *layer.Node, off, limit int64) string {
 // program packs a program or library and all that the loader loads with it, in about the order in
 // which it's read. Of a file of more than whole bytes only parts are packed.
 func (p *bootPlan) program(f resolved, whole int64) {
-	if p.seen[f.Node] || p.full() {
+	if p.seen[f.Node] || len(p.seen) > maxFiles || p.full() {
 		return
 	}
 	p.seen[f.Node] = true

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"path"
@@ -19,9 +20,12 @@ const (
 	// bootBudget is how many bytes of frames a boot pack has at most. At 200 Mbit/s it's 0.6 s.
 	bootBudget = 16 << 20
 
-	// inspectBudget is how many bytes of frames are read at most to find out
-	// what start-up reads. A hostile image can't cost more.
-	inspectBudget = 64 << 20
+	// What finding out what start-up reads may cost at most, because the image
+	// may be hostile: bytes of frames read and kept in memory, bytes decoded and searched, and
+	// names looked up in directories.
+	maxInspectedFrames = 32 << 20
+	maxInspectedBytes  = 512 << 20
+	maxLookups         = 4 << 20
 
 	// maxInspected bounds a file that is read whole for inspection, such as a script.
 	maxInspected = 1 << 20
@@ -37,12 +41,12 @@ type bootFiles struct {
 	number  map[deviceID]int
 	sources []blob.Source // by device number
 
-	frames    map[ChunkRef][]byte // verified; what inspection has read
-	inspected int64               // bytes of frames
-	decoded   map[ChunkRef][]byte // a few of them
-	order     []ChunkRef          // the boot pack
-	packed    map[ChunkRef]bool
-	size      int64 // of the boot pack's frames
+	frames                             map[ChunkRef][]byte // verified; what inspection has read
+	framesLeft, bytesLeft, lookupsLeft int64               // until inspection has cost enough
+	decoded                            map[ChunkRef][]byte // a few of them
+	order                              []ChunkRef          // the boot pack
+	packed                             map[ChunkRef]bool
+	size                               int64 // of the boot pack's frames
 
 	// err is the first error of a source. Unlike anything odd about a file, which only means
 	// that something isn't packed, it must fail the build: the same input must give the
@@ -54,6 +58,7 @@ func newBootFiles(ctx context.Context, root *layer.Node, t *Table, layers []*Lay
 	b := &bootFiles{
 		ctx: ctx, root: root, table: t, number: make(map[deviceID]int),
 		frames: make(map[ChunkRef][]byte), decoded: make(map[ChunkRef][]byte), packed: make(map[ChunkRef]bool),
+		framesLeft: maxInspectedFrames, bytesLeft: maxInspectedBytes, lookupsLeft: maxLookups,
 	}
 	for n, id := range imageDevices(layers) {
 		b.number[id] = n
@@ -91,7 +96,7 @@ func (b *bootFiles) lookup(name string) (resolved, bool) {
 			continue
 		}
 		n := at.Children[part]
-		if n == nil {
+		if b.lookupsLeft--; n == nil || b.lookupsLeft < 0 {
 			return resolved{}, false
 		}
 		if n.Type() != layer.TypeSymlink {
@@ -200,6 +205,9 @@ func (b *bootFiles) chunk(ref ChunkRef, c Chunk) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if b.bytesLeft -= int64(c.Length); b.bytesLeft < 0 {
+		return nil, errInspected
+	}
 	data, err := c.Decode(nil, frame)
 	if err != nil {
 		return nil, b.fail(err)
@@ -212,7 +220,7 @@ func (b *bootFiles) chunk(ref ChunkRef, c Chunk) ([]byte, error) {
 }
 
 // errInspected says that finding out what start-up reads has cost enough.
-var errInspected = fmt.Errorf("%d bytes have been inspected", inspectBudget)
+var errInspected = errors.New("enough has been inspected")
 
 // frame returns a chunk's frame, verified, for inspection.
 func (b *bootFiles) frame(ref ChunkRef, c Chunk) ([]byte, error) {
@@ -222,7 +230,7 @@ func (b *bootFiles) frame(ref ChunkRef, c Chunk) ([]byte, error) {
 	if b.err != nil {
 		return nil, b.err
 	}
-	if b.inspected += int64(c.BlobLength); b.inspected > inspectBudget {
+	if b.framesLeft -= int64(c.BlobLength); b.framesLeft < 0 {
 		return nil, errInspected
 	}
 	frame := make([]byte, c.BlobLength)
@@ -245,7 +253,7 @@ func (b *bootFiles) fail(err error) error {
 
 // text returns a file's content if it's not too large, or nothing.
 func (b *bootFiles) text(f *layer.Node) string {
-	if f.Size > maxInspected {
+	if b.bytesLeft -= f.Size; f.Size > maxInspected || b.bytesLeft < 0 {
 		return ""
 	}
 	p := make([]byte, f.Size)
