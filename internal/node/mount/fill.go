@@ -22,15 +22,26 @@ const maxQueuedFills = 4096
 // bootTimeout bounds how long a boot pack may take. It's only a help.
 const bootTimeout = 5 * time.Minute
 
-// boot fetches an image's boot pack, then queues the image to be filled.
+// startTime is how long a container has to start before the rest of its image
+// comes: unpacking that would take processors away from it.
+const startTime = 3 * time.Second
+
+// boot fetches an image's boot pack, then, after a while, queues the image to
+// be filled.
 func (m *Manager) boot(ctx context.Context, img *image) {
 	began := time.Now()
 	if err := m.bootPack(ctx, img); err != nil && ctx.Err() == nil {
 		m.log.WarnContext(ctx, "boot pack is of no use: start-up reads chunk by chunk", "image", img.id, "error", err)
-	} else if err == nil {
+	} else if err == nil && img.manifest.BootPack != nil {
 		m.log.DebugContext(ctx, "boot pack is here", "image", img.id, "duration", time.Since(began))
 	}
-	m.queueFill(img.id)
+	pause := time.NewTimer(startTime)
+	defer pause.Stop()
+	select {
+	case <-ctx.Done():
+	case <-pause.C:
+		m.queueFill(img.id)
+	}
 }
 
 // bootPack puts a boot pack's chunks into the cache while they arrive.
