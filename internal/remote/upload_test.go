@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"sluice/internal/remote"
 	"sluice/oci"
@@ -180,44 +179,6 @@ func TestWrongCommitIsDropped(t *testing.T) {
 	if err := u.Cancel(t.Context()); !errors.Is(err, oci.ErrBlobUploadUnknown) || dropped.Load() != 1 {
 		t.Errorf("afterwards: %v, dropped %d times", err, dropped.Load())
 	}
-}
-
-// The source belongs to the caller again when PushBlob returns, also where the
-// server answers before it has read everything.
-func TestSourceIsLeftAlone(t *testing.T) {
-	handler := inMemory()
-	reg := serve(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		if req.Method != http.MethodPut {
-			handler.ServeHTTP(w, req)
-			return
-		}
-		http.NewResponseController(w).EnableFullDuplex()
-		answer(403, "", "Content-Length", "0")(w, req)
-		w.(http.Flusher).Flush()
-		io.Copy(io.Discard, req.Body)
-	}), once)
-	for range 5 {
-		source := &owned{}
-		_, err := reg.PushBlob(t.Context(), "some/repo", oci.Descriptor{Digest: blobDigest, Size: 1 << 30}, source)
-		source.returned.Store(true)
-		if !errors.Is(err, oci.ErrDenied) {
-			t.Fatalf("PushBlob: %v", err)
-		}
-		time.Sleep(50 * time.Millisecond)
-		if source.stolen.Load() {
-			t.Fatal("the source was read after PushBlob had returned")
-		}
-	}
-}
-
-// owned is an endless source that notices who reads it too late.
-type owned struct{ returned, stolen atomic.Bool }
-
-func (o *owned) Read(p []byte) (int, error) {
-	if o.returned.Load() {
-		o.stolen.Store(true)
-	}
-	return len(p), nil
 }
 
 // A registry behind a proxy that ends TLS says http: of itself.
