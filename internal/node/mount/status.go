@@ -66,11 +66,12 @@ func (m *Manager) Status(ctx context.Context) Status {
 	for _, img := range m.images {
 		list = append(list, img)
 	}
-	pulls := slices.Clone(m.recent)
+	pulls := append([]Outcome{}, m.recent...)
 	m.mu.Unlock()
 
 	usage, stats := m.opts.Cache.Usage(), m.opts.Cache.Stats()
 	s := Status{
+		Images:  []ImageStatus{},
 		Pulls:   pulls,
 		Claims:  m.Claims(),
 		Traffic: Traffic{Requests: m.counter.Requests.Load(), Failures: m.counter.Failures.Load(), Bytes: m.counter.Bytes.Load()},

@@ -12,7 +12,6 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/containerd/errdefs"
-	"github.com/opencontainers/image-spec/identity"
 
 	"sluice/internal/node/mount"
 	"sluice/oci"
@@ -63,10 +62,15 @@ func (s *Snapshotter) prepareRemote(ctx context.Context, key, parent, target str
 	return s.commitRemote(ctx, key, parent, chain, labels, remote{image: image.ID, layer: layer, layers: len(chain)})
 }
 
-// chainIDs returns the chain IDs of layers with the given diff IDs.
+// chainIDs returns the chain IDs of layers with the given diff IDs: what names
+// a layer together with all beneath it (image-spec, config.md, "Layer
+// ChainID").
 func chainIDs(diffIDs []oci.Digest) []string {
 	names := make([]string, len(diffIDs))
-	for i, id := range identity.ChainIDs(slices.Clone(diffIDs)) {
+	for i, id := range diffIDs {
+		if i > 0 {
+			id = oci.DigestOf([]byte(names[i-1] + " " + id.String()))
+		}
 		names[i] = id.String()
 	}
 	return names
