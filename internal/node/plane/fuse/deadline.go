@@ -11,11 +11,11 @@ import (
 // reads are answered from a local file without anybody looking at Done. So the
 // real context is made when Done is first called.
 type readContext struct {
-	base     context.Context
+	base     context.Context // the server's; this is a context itself
 	deadline time.Time
 
-	mu     sync.Mutex // of what follows
-	real   context.Context
+	mu     sync.Mutex      // of what follows
+	real   context.Context // what this one stands for, made from base when needed
 	cancel context.CancelFunc
 }
 

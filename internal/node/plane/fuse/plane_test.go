@@ -52,4 +52,3 @@ func TestPlaneDirectIO(t *testing.T) {
 		return open(t, fuse.Options{DirectIO: true})
 	})
 }
-func runDaemon() {}
