@@ -82,7 +82,7 @@ func (v *verifyReader) Read(p []byte) (int, error) {
 		}
 		n, v.err = v.r.Read(p)
 		if n < 0 || n > len(p) {
-			n, v.err = 0, fmt.Errorf("%s: the reader returned an impossible count", v.desc.Digest)
+			v.err = fmt.Errorf("%s: the reader returned an impossible count", v.desc.Digest)
 			return 0, v.err
 		}
 		v.verifier.Write(p[:n]) // a hash never fails

@@ -53,7 +53,7 @@ func TestRegistryServesAndStops(t *testing.T) {
 	body, source := io.Pipe()
 	content := bytes.Repeat([]byte("x"), 100_000)
 	digest := oci.DigestOf(content)
-	req, err := http.NewRequest("POST", "http://"+addr+"/v2/a/blobs/uploads/?digest="+digest.String(), body)
+	req, err := http.NewRequest(http.MethodPost, "http://"+addr+"/v2/a/blobs/uploads/?digest="+digest.String(), body)
 	if err != nil {
 		t.Fatal(err)
 	}

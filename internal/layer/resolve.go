@@ -113,7 +113,8 @@ func (r *resolver) pass(p string, links *int) (string, error) {
 func (r *resolver) stat(p string) (*Node, error) {
 	at, links := append(r.stack[:0], r.root), 0
 	defer func() { r.stack = at }()
-	for element, rest := "", p; rest != ""; {
+	for rest := p; rest != ""; {
+		var element string
 		element, rest, _ = strings.Cut(rest, "/")
 		if element == "" || element == "." {
 			continue

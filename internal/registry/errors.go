@@ -129,7 +129,7 @@ func writeBody(w http.ResponseWriter, r *http.Request, status int, contentType s
 	h.Set("Content-Length", fmt.Sprint(len(body)))
 	w.WriteHeader(status)
 	if r.Method != http.MethodHead {
-		w.Write(body) // a client that has gone needs nothing more
+		_, _ = w.Write(body) // a client that has gone needs nothing more
 	}
 }
 

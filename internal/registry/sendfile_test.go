@@ -62,7 +62,7 @@ func TestSendfile(t *testing.T) {
 	server.Start()
 	t.Cleanup(server.Close)
 	for _, rng := range []string{"", "bytes=1000-2999999", "bytes=-5000"} {
-		req, err := http.NewRequest("GET", fmt.Sprintf("%s/v2/a/blobs/%s", server.URL, desc.Digest), nil)
+		req, err := http.NewRequest(http.MethodGet, fmt.Sprintf("%s/v2/a/blobs/%s", server.URL, desc.Digest), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

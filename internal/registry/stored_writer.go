@@ -25,10 +25,8 @@ func (s *Stored) PushBlob(ctx context.Context, repo string, desc oci.Descriptor,
 		err = u.Commit(ctx, layerKey(repo, desc.Digest))
 	}
 	u.Close()
-	if errors.Is(err, storage.ErrExists) {
-		err = nil // of the same content, since that was verified
-	} else if err != nil {
-		s.store.CancelUpload(context.WithoutCancel(ctx), u.ID()) // or it is swept
+	if err != nil && !errors.Is(err, storage.ErrExists) { // what exists has the same content, since that was verified
+		_ = s.store.CancelUpload(context.WithoutCancel(ctx), u.ID()) // or it is swept
 		return oci.Descriptor{}, fmt.Errorf("push blob %s to %s: %w", desc.Digest, repo, err)
 	}
 	return blobDescriptor(desc.Digest, desc.Size), nil

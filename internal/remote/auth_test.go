@@ -109,8 +109,11 @@ func useAll(ctx context.Context, reg *remote.Registry) error {
 		}
 		got, err := io.ReadAll(r)
 		r.Close()
-		if err != nil || !bytes.Equal(got, blob) {
-			return fmt.Errorf("read %q, %v", got, err)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(got, blob) {
+			return fmt.Errorf("read %q", got)
 		}
 		if _, err := reg.PushManifest(ctx, "some/repo", "tag", oci.MediaTypeIndex, []byte(emptyIndex)); err != nil {
 			return err

@@ -264,7 +264,7 @@ func (s *Local) place(key string, link func(path string) error) error {
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrNotFound) {
-		return fmt.Errorf("object %s: directories of the store are missing: %v", key, err)
+		return fmt.Errorf("object %s: directories of the store are missing: %v", key, err) //nolint:errorlint // must not be taken for an object that does not exist
 	}
 	return localError(key, err)
 }

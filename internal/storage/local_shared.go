@@ -43,8 +43,9 @@ func (u *localUpload) linkShared(key, path string) error {
 // comes after path, so that an upload with two links is always committed.
 func (u *localUpload) share(key, path string) {
 	if shared := u.store.sharedPath(key); shared != "" {
-		os.MkdirAll(filepath.Dir(shared), 0o755)
-		os.Link(path, shared)
+		// Without the link a later upload of the same blob costs a copy, no more.
+		_ = os.MkdirAll(filepath.Dir(shared), 0o755)
+		_ = os.Link(path, shared)
 	}
 }
 

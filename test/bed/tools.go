@@ -18,9 +18,11 @@ type Tools struct {
 	Crane         string
 }
 
-// Containerd returns the path of the daemon, Ctr that of its client.
+// Containerd returns the path of the daemon.
 func (t Tools) Containerd() string { return filepath.Join(t.ContainerdDir, "containerd") }
-func (t Tools) Ctr() string        { return filepath.Join(t.ContainerdDir, "ctr") }
+
+// Ctr returns the path of its client.
+func (t Tools) Ctr() string { return filepath.Join(t.ContainerdDir, "ctr") }
 
 // tool is one nested module below test/tools: its go.mod pins the version, its
 // packages are the programs.

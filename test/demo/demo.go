@@ -129,7 +129,7 @@ func publish(ctx context.Context, reg *bed.Registry, tools bed.Tools, sluice str
 		return err
 	}
 	say("converting " + s.Name)
-	convert := exec.CommandContext(ctx, sluice, "artifact-streaming", "create", "--image", reg.Addr+"/"+s.repo)
+	convert := exec.CommandContext(ctx, sluice, "artifact-streaming", "create", reg.Addr+"/"+s.repo)
 	convert.Stdout, convert.Stderr = os.Stdout, os.Stderr
 	return convert.Run()
 }

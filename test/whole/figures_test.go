@@ -93,7 +93,7 @@ func TestConversionIsFastAndSmall(t *testing.T) {
 	s := theStage(t)
 	s.crane(t, "copy", s.reg.Addr+"/debian:1", s.reg.Addr+"/speed/debian:1")
 	original, _ := s.artifact(t, "debian", "1")
-	cmd := exec.CommandContext(t.Context(), s.sluice, "artifact-streaming", "create", "--image", s.reg.Addr+"/speed/debian:1")
+	cmd := exec.CommandContext(t.Context(), s.sluice, "artifact-streaming", "create", s.reg.Addr+"/speed/debian:1")
 	start := time.Now()
 	out, err := cmd.CombinedOutput()
 	took := time.Since(start)

@@ -97,7 +97,7 @@ func setUp(t *testing.T) (*stage, error) {
 
 // convert runs `sluice artifact-streaming create` on an image of the registry.
 func (s *stage) convert(ctx context.Context, name string, flags ...string) (string, error) {
-	args := append([]string{"artifact-streaming", "create", "--image", s.reg.Addr + "/" + name}, flags...)
+	args := append([]string{"artifact-streaming", "create", s.reg.Addr + "/" + name}, flags...)
 	out, err := exec.CommandContext(ctx, s.sluice, args...).CombinedOutput()
 	return string(out), err
 }

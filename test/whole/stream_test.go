@@ -2,6 +2,7 @@ package whole
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -175,7 +176,8 @@ func TestWithoutContainerd(t *testing.T) {
 		out, err := cmd.Output()
 		if err != nil {
 			problem := ""
-			if e, ok := err.(*exec.ExitError); ok {
+			var e *exec.ExitError
+			if errors.As(err, &e) {
 				problem = string(e.Stderr)
 			}
 			t.Fatalf("sluice %s: %v\n%s%s", strings.Join(args, " "), err, out, problem)
