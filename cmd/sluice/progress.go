@@ -59,11 +59,13 @@ func (b *bars) update(p convert.Progress) {
 		delete(b.bars, name)
 		return
 	}
-	// The last byte read isn't the last byte stored: a bar that is full is complete for good.
+	// The last byte read isn't the last byte stored: a bar that is full is
+	// complete for good.
 	bar.SetCurrent(min(p.Done, p.Total-1))
 }
 
-// close removes the bars of layers that were given up and waits for the last picture.
+// close removes the bars of layers that were given up and waits for the last
+// picture.
 func (b *bars) close() {
 	for _, bar := range b.bars {
 		bar.Abort(false)

@@ -11,8 +11,8 @@ import (
 )
 
 // bootPlan decides what of an image goes into its boot pack, by what is known
-// without running it. Everything it finds is a guess: what it misses is fetched when it's
-// read, what it has too much costs a little bandwidth.
+// without running it. Everything it finds is a guess: what it misses is fetched
+// when it's read, what it has too much costs a little bandwidth.
 type bootPlan struct {
 	*bootFiles
 	config      oci.ImageConfig
@@ -106,8 +106,8 @@ func (p *bootPlan) loaderConfig(name string, depth int) {
 	}
 }
 
-// command packs what a command line starts: its program, and what its
-// arguments name. Entrypoints are often programs or scripts that run their arguments.
+// command packs what a command line starts: its program, and what its arguments
+// name. Entrypoints are often programs or scripts that run their arguments.
 func (p *bootPlan) command(argv []string) {
 	f, ok := p.executable(argv[0])
 	if ok {

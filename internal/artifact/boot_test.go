@@ -78,7 +78,8 @@ func elfOf(interp string, needed ...string) string {
 }
 
 // packedFiles builds an image and returns which of the files are in its boot
-// pack, in the order of their first chunks there. Each file must have chunks of its own.
+// pack, in the order of their first chunks there. Each file must have chunks of
+// its own.
 func packedFiles(t *testing.T, config oci.ImageConfig, entries ...entry) []string {
 	t.Helper()
 	for i := range entries {
@@ -219,8 +220,8 @@ func TestBootPackHasWhatStartUpReads(t *testing.T) {
 	}
 }
 
-// A source that fails must fail the build: that there's no boot pack because the network was
-// down would make the artifact depend on it.
+// A source that fails must fail the build: that there's no boot pack because
+// the network was down would make the artifact depend on it.
 func TestBootPackNeedsItsSources(t *testing.T) {
 	b := buildStack(t, [][]byte{layerTar(t, program("bin/app", elfOf("/lib/ld.so")))}, EncodeOptions{})
 	l := encode(t, b.tars[0], newMemSink(), EncodeOptions{})
@@ -302,8 +303,8 @@ func TestLookupStaysInTheImage(t *testing.T) {
 	}
 }
 
-// fuzzImage is an image of one file, /f, to be inspected; its chunks are there decoded, so
-// that it costs little.
+// fuzzImage is an image of one file, /f, to be inspected; its chunks are there
+// decoded, so that it costs little.
 func fuzzImage(t testing.TB, content []byte) (*bootFiles, resolved) {
 	t.Helper()
 	device := &DeviceData{DiffID: oci.DigestOf(nil), Size: int64(len(content)), Blob: oci.Descriptor{MediaType: MediaTypeLayer, Digest: oci.DigestOf(nil)}}

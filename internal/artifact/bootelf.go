@@ -65,7 +65,8 @@ func fieldsOf(ident []byte) (elfFields, bool) {
 	return f, true
 }
 
-// number reads a field of the class's word size; what is beyond 2^62 is nonsense and becomes -1.
+// number reads a field of the class's word size; what is beyond 2^62 is
+// nonsense and becomes -1.
 func (f elfFields) number(b []byte) int64 {
 	var n uint64
 	if f.word == 8 {
@@ -185,8 +186,9 @@ func (b *bootFiles) elfString(f *layer.Node, off, limit int64) string {
 	return string(s)
 }
 
-// program packs a program or library and all that the loader loads with it, in about the order in
-// which it's read. Of a file of more than whole bytes only parts are packed.
+// program packs a program or library and all that the loader loads with it, in
+// about the order in which it's read. Of a file of more than whole bytes only
+// parts are packed.
 func (p *bootPlan) program(f resolved, whole int64) {
 	if p.seen[f.Node] || len(p.seen) > maxFiles || p.full() {
 		return

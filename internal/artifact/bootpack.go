@@ -58,13 +58,14 @@ func ParseBootPackHeader(r io.Reader) ([]ChunkRef, error) {
 	return refs, nil
 }
 
-// ReadBootPack reads a boot pack from r and gives each chunk's frame to put,
-// in order, as soon as it has arrived. The frames' lengths are those of the
-// table; put must verify a frame before it uses it, which Chunk.Decode and everything
+// ReadBootPack reads a boot pack from r and gives each chunk's frame to put, in
+// order, as soon as it has arrived. The frames' lengths are those of the table;
+// put must verify a frame before it uses it, which Chunk.Decode and everything
 // built on it does. frame is overwritten after put has returned.
 //
 // It ends with the boot pack's last frame, or with the first error. What put
-// was given before an error is as good as without it: a boot pack only saves time.
+// was given before an error is as good as without it: a boot pack only saves
+// time.
 func ReadBootPack(ctx context.Context, r io.Reader, t *Table, put func(ref ChunkRef, c Chunk, frame []byte) error) error {
 	refs, err := ParseBootPackHeader(r)
 	if err != nil {

@@ -13,7 +13,8 @@ import (
 	"sluice/oci"
 )
 
-// packed is a table of two devices, their contents and a boot pack of three of their chunks.
+// packed is a table of two devices, their contents and a boot pack of three of
+// their chunks.
 type packed struct {
 	table *Table
 	want  map[ChunkRef][]byte
@@ -95,7 +96,8 @@ func TestBootPackNoticesEveryByte(t *testing.T) {
 	for i := range p.pack {
 		bad := bytes.Clone(p.pack)
 		bad[i] ^= 1 << (i % 8)
-		// A header that names fewer or other chunks of the same lengths is only less useful.
+		// A header that names fewer or other chunks of the same lengths is only
+		// less useful.
 		got, err := p.read(t, bytes.NewReader(bad))
 		if err == nil && len(got) == len(p.order) && i >= bootHeaderSize {
 			t.Fatalf("byte %d is wrong, and nobody noticed", i)

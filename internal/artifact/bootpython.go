@@ -11,9 +11,9 @@ import (
 var (
 	pythonName = regexp.MustCompile(`^python[0-9.]*$`)
 
-	// importLine finds imports that run when a module is loaded: not indented, or
-	// a little, as in try and if. Those in functions are indented, too, and are found
-	// as well: a guess that costs a little.
+	// importLine finds imports that run when a module is loaded: not indented,
+	// or a little, as in try and if. Those in functions are indented, too, and
+	// are found as well: a guess that costs a little.
 	importLine = regexp.MustCompile(`(?m)^(?:    )?(?:from[ \t]+(\.*[\w.]*)[ \t]+import[ \t]+\(?([\w, \t]*)|import[ \t]+([\w., \t]+))`)
 )
 
@@ -34,7 +34,8 @@ func (p *bootPlan) python(interpreter resolved, args []string) {
 	m := pythonModules{p: p, tag: "cpython-" + strings.ReplaceAll(version, ".", "")}
 	m.dirs = []string{lib, path.Join(lib, "lib-dynload"), path.Join(lib, "site-packages"),
 		path.Join("/usr/local/lib", "python"+version, "dist-packages"), path.Join(prefix, "lib/python3/dist-packages")}
-	// Py_Initialize and site.py; most of these are frozen into newer interpreters.
+	// Py_Initialize and site.py; most of these are frozen into newer
+	// interpreters.
 	for _, name := range []string{"encodings", "encodings.aliases", "encodings.utf_8"} {
 		m.load(name, "")
 	}
@@ -118,7 +119,8 @@ func (m *pythonModules) load(name, within string) {
 }
 
 // source packs the file of a module, given without its suffix: the compiled
-// form if there is one, else the source, else the library. dir is the package for its relative imports.
+// form if there is one, else the source, else the library. dir is the package
+// for its relative imports.
 func (m *pythonModules) source(name, dir string) bool {
 	f, ok := m.p.file(name + ".py")
 	if !ok {

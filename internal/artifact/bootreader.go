@@ -17,17 +17,19 @@ import (
 
 // Bounds of making a boot pack.
 const (
-	// bootBudget is how many bytes of frames a boot pack has at most. At 200 Mbit/s it's 0.6 s.
+	// bootBudget is how many bytes of frames a boot pack has at most. At 200
+	// Mbit/s it's 0.6 s.
 	bootBudget = 16 << 20
 
 	// What finding out what start-up reads may cost at most, because the image
-	// may be hostile: bytes of frames read and kept in memory, bytes decoded and searched, and
-	// names looked up in directories.
+	// may be hostile: bytes of frames read and kept in memory, bytes decoded
+	// and searched, and names looked up in directories.
 	maxInspectedFrames = 32 << 20
 	maxInspectedBytes  = 512 << 20
 	maxLookups         = 4 << 20
 
-	// maxInspected bounds a file that is read whole for inspection, such as a script.
+	// maxInspected bounds a file that is read whole for inspection, such as a
+	// script.
 	maxInspected = 1 << 20
 )
 
@@ -48,9 +50,9 @@ type bootFiles struct {
 	packed                             map[ChunkRef]bool
 	size                               int64 // of the boot pack's frames
 
-	// err is the first error of a source. Unlike anything odd about a file, which only means
-	// that something isn't packed, it must fail the build: the same input must give the
-	// same artifact.
+	// err is the first error of a source. Unlike anything odd about a file,
+	// which only means that something isn't packed, it must fail the build: the
+	// same input must give the same artifact.
 	err error
 }
 
@@ -77,8 +79,8 @@ type resolved struct {
 	path string // absolute, without symbolic links
 }
 
-// lookup finds the file at an absolute path, following symbolic links inside the image as the
-// kernel does in a container.
+// lookup finds the file at an absolute path, following symbolic links inside
+// the image as the kernel does in a container.
 func (b *bootFiles) lookup(name string) (resolved, bool) {
 	at := resolved{b.root, "/"}
 	var parents []resolved

@@ -13,7 +13,8 @@ import (
 	"sluice/oci"
 )
 
-// maxEmbedded is up to what size, in bytes, a blob travels in the manifest as well.
+// maxEmbedded is up to what size, in bytes, a blob travels in the manifest as
+// well.
 const maxEmbedded = 8 << 10
 
 // BuildInput is what an artifact is made of.
@@ -21,19 +22,21 @@ type BuildInput struct {
 	// Subject is the platform's image manifest: media type, digest and size.
 	Subject oci.Descriptor
 
-	// Config is the image's config, and ConfigContent its content, whose diff IDs must be the
-	// Layers'. The config's blob isn't written: it's the original one, which the repository has.
+	// Config is the image's config, and ConfigContent its content, whose diff
+	// IDs must be the Layers'. The config's blob isn't written: it's the
+	// original one, which the repository has.
 	Config        oci.Descriptor
 	ConfigContent []byte
 
 	Platform oci.Platform
 
-	// Layers are the image's layers, converted, the lowest first. The same Layer may
-	// be there several times.
+	// Layers are the image's layers, converted, the lowest first. The same
+	// Layer may be there several times.
 	Layers []*Layer
 
-	// Sources, if not nil, has for each layer the blobs that EncodeLayer wrote, from which the boot pack's
-	// chunks are taken. Without it there is no boot pack.
+	// Sources, if not nil, has for each layer the blobs that EncodeLayer wrote,
+	// from which the boot pack's chunks are taken. Without it there is no boot
+	// pack.
 	Sources []LayerSource
 }
 
@@ -53,7 +56,8 @@ type Built struct {
 }
 
 // Build makes an artifact: metadata, chunk table and boot pack go to sink, the
-// manifest is returned for the caller to push. It depends on the input alone, and so does every digest.
+// manifest is returned for the caller to push. It depends on the input alone,
+// and so does every digest.
 func Build(ctx context.Context, in BuildInput, sink Sink) (*Built, error) {
 	if err := in.check(); err != nil {
 		return nil, err

@@ -49,8 +49,8 @@ func appendChunkEntry(b []byte, c Chunk) []byte {
 	return append(b, c.Digest[:]...)
 }
 
-// newDecoder makes the one zstd decoder of the process on first use. It holds no state between
-// calls of DecodeAll, which may be concurrent.
+// newDecoder makes the one zstd decoder of the process on first use. It holds
+// no state between calls of DecodeAll, which may be concurrent.
 var newDecoder = sync.OnceValues(func() (*zstd.Decoder, error) {
 	return zstd.NewReader(nil,
 		zstd.WithDecoderConcurrency(0),       // as many at once as there are processors
@@ -65,8 +65,9 @@ const maxWindow = 8 << 20
 
 // Decode verifies that frame is the chunk's frame and returns the c.Length
 // bytes it decodes to, in dst's memory if its capacity suffices (dst's content
-// is overwritten). Not one byte is decoded unless the SHA-256 matches. An error means that
-// frame is not what the chunk table promised, and nothing may be made of it.
+// is overwritten). Not one byte is decoded unless the SHA-256 matches. An error
+// means that frame is not what the chunk table promised, and nothing may be
+// made of it.
 //
 // It may be called concurrently.
 func (c Chunk) Decode(dst, frame []byte) ([]byte, error) {
@@ -86,7 +87,8 @@ func (c Chunk) Decode(dst, frame []byte) ([]byte, error) {
 	if cap(dst) < int(c.Length) {
 		dst = make([]byte, 0, c.Length)
 	}
-	// The capacity limit makes a frame that is too long an error instead of an allocation.
+	// The capacity limit makes a frame that is too long an error instead of an
+	// allocation.
 	out, err := dec.DecodeAll(frame, dst[:0:c.Length])
 	if err != nil {
 		return nil, fmt.Errorf("chunk at %d: its frame of %d bytes doesn't decode to %d: %w", c.Offset, c.BlobLength, c.Length, err)

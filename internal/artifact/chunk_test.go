@@ -120,8 +120,8 @@ func TestChunkBoundsWhatALiarSays(t *testing.T) {
 	}
 }
 
-// What EncodeAll makes of a chunk must not depend on what the encoder has seen before, else
-// blobs would depend on which worker got which chunk.
+// What EncodeAll makes of a chunk must not depend on what the encoder has seen
+// before, else blobs would depend on which worker got which chunk.
 func TestEncoderForgets(t *testing.T) {
 	fresh := func(content []byte) []byte {
 		_, frame := frameOf(t, content)

@@ -20,8 +20,8 @@ type Sink interface {
 	Create(ctx context.Context) (BlobWriter, error)
 }
 
-// BlobWriter is a blob on its way into a Sink. It's used by one goroutine at a time.
-// Exactly one of Commit and Cancel ends it.
+// BlobWriter is a blob on its way into a Sink. It's used by one goroutine at a
+// time. Exactly one of Commit and Cancel ends it.
 type BlobWriter interface {
 	io.Writer
 
@@ -33,8 +33,8 @@ type BlobWriter interface {
 	Cancel()
 }
 
-// newEncoder returns a zstd encoder for chunks. What it makes of a chunk depends on
-// the chunk alone: EncodeAll forgets all it has seen before.
+// newEncoder returns a zstd encoder for chunks. What it makes of a chunk
+// depends on the chunk alone: EncodeAll forgets all it has seen before.
 func newEncoder() (*zstd.Encoder, error) {
 	return zstd.NewWriter(nil,
 		zstd.WithEncoderConcurrency(1),
@@ -95,8 +95,8 @@ func (c *compressor) stop() {
 	c.wg.Wait()
 }
 
-// deviceWriter writes one device: chunks go in at cut, in order, and their frames come out
-// into a blob in the same order.
+// deviceWriter writes one device: chunks go in at cut, in order, and their
+// frames come out into a blob in the same order.
 type deviceWriter struct {
 	c         *compressor
 	mediaType string
@@ -115,8 +115,8 @@ type deviceWriter struct {
 	entries  []byte
 }
 
-// newDeviceWriter creates a blob in sink and starts the goroutine that writes it. finish or
-// abort must be called, before the compressor is stopped.
+// newDeviceWriter creates a blob in sink and starts the goroutine that writes
+// it. finish or abort must be called, before the compressor is stopped.
 func newDeviceWriter(ctx context.Context, c *compressor, sink Sink, mediaType string, fail context.CancelCauseFunc) (*deviceWriter, error) {
 	b, err := sink.Create(ctx)
 	if err != nil {
@@ -130,8 +130,8 @@ func newDeviceWriter(ctx context.Context, c *compressor, sink Sink, mediaType st
 	return w, nil
 }
 
-// cut takes the device's next chunk, of 1 to MaxChunkLength bytes, which it copies. It waits
-// while all jobs are in use.
+// cut takes the device's next chunk, of 1 to MaxChunkLength bytes, which it
+// copies. It waits while all jobs are in use.
 func (w *deviceWriter) cut(ctx context.Context, data []byte) error {
 	var j *job
 	select {
@@ -150,8 +150,8 @@ func (w *deviceWriter) cut(ctx context.Context, data []byte) error {
 	return nil
 }
 
-// write writes the frames as they get ready, and gives the jobs back. After a failure of the
-// sink it only gives back.
+// write writes the frames as they get ready, and gives the jobs back. After a
+// failure of the sink it only gives back.
 func (w *deviceWriter) write() {
 	defer close(w.ended)
 	failed := false

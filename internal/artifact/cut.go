@@ -6,12 +6,13 @@ import (
 )
 
 // Where a tar is cut. A chunk is MaxChunkLength bytes long unless a file of at
-// least borderFileSize bytes begins in it minChunkLength or more after the chunk
-// did: then the chunk ends there. So the content of a large file is cut at the same places
-// in whatever tar it is, and gives the same chunks, while small files share
-// chunks, which compresses better and takes fewer requests.
+// least borderFileSize bytes begins in it minChunkLength or more after the
+// chunk did: then the chunk ends there. So the content of a large file is cut
+// at the same places in whatever tar it is, and gives the same chunks, while
+// small files share chunks, which compresses better and takes fewer requests.
 //
-// The numbers are part of the format: other numbers give other blobs for the same layer.
+// The numbers are part of the format: other numbers give other blobs for the
+// same layer.
 const (
 	minChunkLength = 128 << 10
 	borderFileSize = 128 << 10
@@ -20,7 +21,8 @@ const (
 // cutter passes a tar on to its reader and cuts what it has passed into chunks.
 // The reader announces each file with border when exactly the bytes before the
 // file's content have been read (layer.Options.OnFile), so the borders in what
-// has been passed are known whenever the reader asks for more. All on one goroutine.
+// has been passed are known whenever the reader asks for more. All on one
+// goroutine.
 type cutter struct {
 	src     io.Reader
 	cut     func(chunk []byte) error
@@ -39,7 +41,8 @@ func (c *cutter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// border tells the cutter of a regular file: the tar's offset of its content, and its size.
+// border tells the cutter of a regular file: the tar's offset of its content,
+// and its size.
 func (c *cutter) border(content, size int64) error {
 	if content < c.base {
 		return fmt.Errorf("tar's reader announced the file at %d when %d bytes had been cut already", content, c.base)
@@ -74,7 +77,8 @@ func (c *cutter) emit(end bool) error {
 	return nil
 }
 
-// next returns the length of the chunk that begins at base, of which have bytes are there.
+// next returns the length of the chunk that begins at base, of which have bytes
+// are there.
 func (c *cutter) next(have int) int {
 	for _, b := range c.borders {
 		n := b - c.base

@@ -5,8 +5,8 @@
 // An artifact is an OCI manifest (Manifest, ParseManifest) that refers to
 //
 //   - each layer's tar as a layer blob: chunks of at most MaxChunkLength
-//     bytes, each an independent zstd frame (EncodeLayer writes them, Chunk.Decode reads
-//     one back);
+//     bytes, each an independent zstd frame (EncodeLayer writes them,
+//     Chunk.Decode reads one back);
 //   - the chunk table: where each chunk lies and what its SHA-256 is (Table,
 //     Device; OpenTable);
 //   - EROFS metadata, without file data, of the merged image and of each
@@ -21,6 +21,11 @@
 // Everything here is a pure function of its input: the same tar gives the
 // same blobs, and the same layers the same manifest, on any machine with any
 // number of processors (EncodeLayer, Build, Verify).
+//
+// The files, by what they are about: cut, compress, readahead, encode make a
+// layer's blobs; table, tableroot, tableencode, chunk are the chunk table;
+// metadata, manifest, build, verify what their names say; bootpack is the boot
+// pack's form, and boot, bootreader, bootelf, bootpython decide what is in it.
 //
 // All decoding takes its input for hostile. No size from it is allocated
 // before it has been bounded, and no byte reaches the zstd decoder before its

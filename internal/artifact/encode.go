@@ -22,18 +22,20 @@ type Layer struct {
 
 // EncodeOptions are the options of EncodeLayer. The zero value has a use.
 type EncodeOptions struct {
-	// DiffID is what the image config says the layer's diff ID is. If it's
-	// set and the tar has another one, nothing is committed and the error is a *DiffIDError.
+	// DiffID is what the image config says the layer's diff ID is. If it's set
+	// and the tar has another one, nothing is committed and the error is a
+	// *DiffIDError.
 	DiffID oci.Digest
 
-	// Workers is how many goroutines compress. Zero means as many as there are processors.
+	// Workers is how many goroutines compress. Zero means as many as there are
+	// processors.
 	Workers int
 
 	// Limits are those of reading the tar.
 	Limits layer.Limits
 
-	// Progress, if set, is called now and then with the number of bytes of the tar that have
-	// been read. It's called from one goroutine at a time.
+	// Progress, if set, is called now and then with the number of bytes of the
+	// tar that have been read. It's called from one goroutine at a time.
 	Progress func(bytes int64)
 }
 
@@ -78,7 +80,8 @@ func EncodeLayer(ctx context.Context, tar io.Reader, sink Sink, opts EncodeOptio
 	l, err := e.encode(ctx, tar)
 	if err != nil {
 		e.abort()
-		// Whoever notices a failure first sees a canceled context; the cause is what to tell.
+		// Whoever notices a failure first sees a canceled context; the cause is
+		// what to tell.
 		if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.Canceled) {
 			err = cause
 		}

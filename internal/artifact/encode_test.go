@@ -221,7 +221,8 @@ func (p *pieces) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// A large file gives the same chunks in whatever tar it is, but for the first and last.
+// A large file gives the same chunks in whatever tar it is, but for the first
+// and last.
 func TestEqualFilesGiveEqualChunks(t *testing.T) {
 	digests := func(sizes ...int) map[string]bool {
 		l := encode(t, tarOf(t, sizes...), newMemSink(), EncodeOptions{})
@@ -305,7 +306,7 @@ func TestEncodingStopsWithTheContext(t *testing.T) {
 	}
 }
 
-// zeros is a tar of one file of many zeros, made as it's read.
+// endlessTar is a tar of one file of any size, made as it's read.
 func endlessTar(t testing.TB, size int64) io.Reader {
 	t.Helper()
 	var b bytes.Buffer
@@ -368,9 +369,9 @@ func TestEncodingMemoryIsBounded(t *testing.T) {
 	t.Logf("peak heap %d MiB", peak>>20)
 }
 
-// How to measure: go test -run '^$' -bench EncodeLayer -benchmem ./internal/artifact
-// MB/s is of the uncompressed tar. docs/performance.md has the figures of a real
-// image and how they were taken.
+// How to measure: go test -run '^$' -bench EncodeLayer -benchmem
+// ./internal/artifact MB/s is of the uncompressed tar. docs/performance.md has
+// the figures of a real image and how they were taken.
 func BenchmarkEncodeLayer(b *testing.B) {
 	content := tarOf(b, 3<<20, 100, 20_000, 5_000, 900_000, 12<<20, 64_000, 8_000, 2_000, 700_000, 4<<20)
 	b.SetBytes(int64(len(content)))

@@ -68,7 +68,8 @@ type Manifest struct {
 	Config   oci.Descriptor
 	Platform oci.Platform
 
-	// Metadata is that of the merged image, and its Devices are all devices in order.
+	// Metadata is that of the merged image, and its Devices are all devices in
+	// order.
 	Metadata MetadataRef
 	Table    TableRef
 	BootPack *oci.Descriptor // nil if there's none
@@ -146,8 +147,8 @@ func (m *Manifest) CheckTable(t *Table) error {
 
 // ParseManifest parses and checks an artifact manifest. Every size in the
 // result is within the limits of this package, every digest well-formed, the
-// device lists within the image's devices. What the blobs hold is checked when they are
-// opened.
+// device lists within the image's devices. What the blobs hold is checked when
+// they are opened.
 func ParseManifest(content []byte) (*Manifest, error) {
 	m, err := parseManifest(content)
 	if err != nil {

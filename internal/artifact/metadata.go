@@ -162,7 +162,8 @@ func (c *treeCoder) inode(n *layer.Node) (*erofs.Inode, error) {
 		}
 		i.Entries = append(i.Entries, erofs.Entry{Name: name, Inode: ci})
 	}
-	// Maps have no order, and determinism shouldn't hang on the writer's sorting alone.
+	// Maps have no order, and determinism shouldn't hang on the writer's
+	// sorting alone.
 	sort.Slice(i.Entries, func(a, b int) bool { return i.Entries[a].Name < i.Entries[b].Name })
 	sort.Slice(i.Xattrs, func(a, b int) bool { return i.Xattrs[a].Name < i.Xattrs[b].Name })
 	return i, nil
@@ -223,12 +224,13 @@ type MetadataFile interface {
 }
 
 // Unpack reads the metadata's blob from src, writes the EROFS image into the
-// empty file f, and checks all there is to check before a kernel may mount it: the blob's digest,
-// the image's size and digest, and by erofs.Check its every byte. sizes are those of the
-// devices in the image's slots (Table.Devices' Size, by ref.Devices: see Table.Sizes).
+// empty file f, and checks all there is to check before a kernel may mount it:
+// the blob's digest, the image's size and digest, and by erofs.Check its every
+// byte. sizes are those of the devices in the image's slots (Table.Devices'
+// Size, by ref.Devices: see Table.Sizes).
 //
-// f never gets more than ref.Size bytes, and is not to be used after an error. It isn't
-// synced.
+// f never gets more than ref.Size bytes, and is not to be used after an error.
+// It isn't synced.
 func (ref MetadataRef) Unpack(ctx context.Context, src blob.Source, f MetadataFile, sizes []int64) error {
 	if err := ref.unpack(ctx, src, f); err != nil {
 		return fmt.Errorf("metadata %s: %w", ref.Blob.Digest, err)
@@ -268,7 +270,8 @@ func (ref MetadataRef) unpack(ctx context.Context, src blob.Source, w io.Writer)
 	if n != ref.Size {
 		return fmt.Errorf("EROFS image has %d bytes, the manifest says %d", n, ref.Size)
 	}
-	// The decoder's end is the blob's end, and that is where its digest is compared.
+	// The decoder's end is the blob's end, and that is where its digest is
+	// compared.
 	if extra, err := io.Copy(io.Discard, io.LimitReader(dec, 1)); err != nil {
 		return err
 	} else if extra != 0 {

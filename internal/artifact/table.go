@@ -41,15 +41,15 @@ type Table struct {
 // Device is one data device: content that is cut into chunks which lie in a
 // blob. It may be used concurrently.
 type Device struct {
-	// Key identifies the content: two devices of any two artifacts that have the same Key
-	// have the same chunks, bit for bit, because it's the SHA-256 of
-	// everything the root says of the device, page digests included, but not
+	// Key identifies the content: two devices of any two artifacts that have
+	// the same Key have the same chunks, bit for bit, because it's the SHA-256
+	// of everything the root says of the device, page digests included, but not
 	// where in the table the pages lie.
 	Key oci.Digest
 
-	// DiffID is the SHA-256 of the ContentSize decoded bytes. For a layer's tar that
-	// is the layer's diff ID. It's what the artifact claims; who trusts the
-	// image config compares.
+	// DiffID is the SHA-256 of the ContentSize decoded bytes. For a layer's tar
+	// that is the layer's diff ID. It's what the artifact claims; who trusts
+	// the image config compares.
 	DiffID oci.Digest
 
 	// Sparse tells a device of expanded sparse members from a tar.
@@ -83,7 +83,8 @@ type page struct {
 	chunks     atomic.Pointer[[]Chunk]
 }
 
-// Sizes returns the sizes of the devices with the given numbers, which must exist.
+// Sizes returns the sizes of the devices with the given numbers, which must
+// exist.
 func (t *Table) Sizes(numbers []int) []int64 {
 	sizes := make([]int64, len(numbers))
 	for i, n := range numbers {
@@ -108,9 +109,9 @@ func (d *Device) Find(ctx context.Context, off int64) (int, error) {
 	return p.first + i, nil
 }
 
-// Chunk returns chunk i, 0 <= i < Chunks. It loads one page of the table if that hasn't been
-// loaded yet; the context bounds that. A page that isn't what the root
-// promises is an error, and is asked for again the next time.
+// Chunk returns chunk i, 0 <= i < Chunks. It loads one page of the table if
+// that hasn't been loaded yet; the context bounds that. A page that isn't what
+// the root promises is an error, and is asked for again the next time.
 //
 // Consecutive chunks adjoin in the device and in the blob: the first begins at
 // 0 of both, the last ends at ContentSize and at Blob.Size.

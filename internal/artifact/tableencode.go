@@ -10,7 +10,8 @@ import (
 )
 
 // DeviceData is a device as EncodeLayer left it: what the chunk table and the
-// manifest say of it. It's plain data, so that a converted layer can be remembered.
+// manifest say of it. It's plain data, so that a converted layer can be
+// remembered.
 type DeviceData struct {
 	// DiffID is the SHA-256 of the Size decoded bytes.
 	DiffID oci.Digest
@@ -19,15 +20,16 @@ type DeviceData struct {
 	// Blob is the blob that holds the chunks, with its media type.
 	Blob oci.Descriptor
 
-	// Entries are the chunks in order, as they are in the chunk table: 40 bytes each.
+	// Entries are the chunks in order, as they are in the chunk table: 40 bytes
+	// each.
 	Entries []byte
 }
 
 // Chunks returns how many chunks the device has.
 func (d *DeviceData) Chunks() int { return len(d.Entries) / chunkEntrySize }
 
-// encodeTable returns a chunk table: the root and the pages. Equal pages, of layers that an
-// image has twice, are there once.
+// encodeTable returns a chunk table: the root and the pages. Equal pages, of
+// layers that an image has twice, are there once.
 func encodeTable(devices []*DeviceData) (root, pages []byte, err error) {
 	if len(devices) > MaxDevices {
 		return nil, nil, fmt.Errorf("image has %d devices, %d are allowed", len(devices), MaxDevices)

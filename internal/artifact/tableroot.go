@@ -77,7 +77,8 @@ func (ref TableRef) check() error {
 	return nil
 }
 
-// parseRoot parses the root of a table of tableSize bytes. Its pages will be read from src.
+// parseRoot parses the root of a table of tableSize bytes. Its pages will be
+// read from src.
 func parseRoot(root []byte, tableSize int64, src blob.Source) (*Table, error) {
 	if len(root) < rootHeaderSize || string(root[:8]) != tableMagic {
 		return nil, fmt.Errorf("root doesn't begin with %q", tableMagic)
@@ -105,7 +106,8 @@ func parseRoot(root []byte, tableSize int64, src blob.Source) (*Table, error) {
 	return t, nil
 }
 
-// parseDevice parses the device that b begins with and returns how long its entry is.
+// parseDevice parses the device that b begins with and returns how long its
+// entry is.
 func parseDevice(b []byte, rootSize, tableSize int64, src blob.Source) (*Device, int, error) {
 	if len(b) < deviceEntrySize {
 		return nil, 0, fmt.Errorf("root ends within its entry")

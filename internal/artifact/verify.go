@@ -22,12 +22,13 @@ type Report struct {
 
 // Verify proves that an artifact is what it should be: it reads all blobs,
 // recomputes from the chunks each layer's tar and its diff ID, from the tars
-// the metadata, and compares everything with what the artifact says. config is the image's config;
-// the artifact is as trustworthy as the digest by which the caller knows that.
+// the metadata, and compares everything with what the artifact says. config is
+// the image's config; the artifact is as trustworthy as the digest by which the
+// caller knows that.
 //
 // source opens one of the artifact's blobs. Memory is bounded as in
-// EncodeLayer, plus the size of the metadata; a layer takes about the time of decoding it.
-// The error names what differs.
+// EncodeLayer, plus the size of the metadata; a layer takes about the time of
+// decoding it. The error names what differs.
 func Verify(ctx context.Context, m *Manifest, config []byte, source func(oci.Descriptor) blob.Source) (Report, error) {
 	var r Report
 	in := BuildInput{Config: m.Config, ConfigContent: config}

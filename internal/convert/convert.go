@@ -17,20 +17,22 @@ type Options struct {
 	// operating system and architecture and, where set, variant.
 	Platforms []oci.Platform
 
-	// Layers is how many layers are converted at once; default 2. Each takes about
-	// 20 MiB of memory, a connection in either direction, and as many processors as it gets.
+	// Layers is how many layers are converted at once; default 2. Each takes
+	// about 20 MiB of memory, a connection in either direction, and as many
+	// processors as it gets.
 	Layers int
 
 	// Workers is how many goroutines compress each layer; default: as many
 	// as there are processors.
 	Workers int
 
-	// Attempts is how often a layer is tried before a network or storage error of its fails
-	// the conversion; default 3. Content that is wrong is tried once.
+	// Attempts is how often a layer is tried before a network or storage error
+	// of its fails the conversion; default 3. Content that is wrong is tried
+	// once.
 	Attempts int
 
-	// Progress, if set, is told how far the conversion is. It's called from several
-	// goroutines, but by one at a time, and should return quickly.
+	// Progress, if set, is told how far the conversion is. It's called from
+	// several goroutines, but by one at a time, and should return quickly.
 	Progress func(Progress)
 
 	// Log gets what is worth knowing afterwards; nil: nothing.
@@ -79,7 +81,8 @@ func (r Result) Existed() bool {
 type Artifact struct {
 	Platform oci.Platform
 
-	// Image is the platform's image manifest, and Descriptor the artifact whose subject it is.
+	// Image is the platform's image manifest, and Descriptor the artifact whose
+	// subject it is.
 	Image      oci.Descriptor
 	Descriptor oci.Descriptor
 
@@ -90,9 +93,9 @@ type Artifact struct {
 	// Existed says that all of it was there before.
 	Existed bool
 
-	// Sizes in bytes: of the original layers as they are in the registry, of their
-	// tars, of the artifact's layer and sparse blobs, and of its metadata and chunk table. The
-	// tars' is zero if the artifact existed.
+	// Sizes in bytes: of the original layers as they are in the registry, of
+	// their tars, of the artifact's layer and sparse blobs, and of its metadata
+	// and chunk table. The tars' is zero if the artifact existed.
 	OriginalSize, TarSize, LayersSize, MetadataSize int64
 	Layers                                          int
 

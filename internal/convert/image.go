@@ -54,8 +54,8 @@ func (c *converter) source(desc oci.Descriptor) blob.Source {
 	return blob.Retry(blob.FromRegistry(c.reg, c.repo, desc), blob.RetryOptions{Total: maxLayerTime})
 }
 
-// convertLayers converts those of the image's layers that haven't been converted in this run,
-// a few at a time.
+// convertLayers converts those of the image's layers that haven't been
+// converted in this run, a few at a time.
 func (c *converter) convertLayers(ctx context.Context, img *image) ([]*artifact.Layer, error) {
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(c.opts.Layers)
@@ -131,7 +131,8 @@ func (e *transportError) Unwrap() error { return e.err }
 // tryLayer converts a layer once.
 func (c *converter) tryLayer(ctx context.Context, img *image, i int, sink artifact.Sink) (*artifact.Layer, error) {
 	desc := img.layers[i]
-	// When the encoder gives up, a read that waits for the network is given up, too.
+	// When the encoder gives up, a read that waits for the network is given up,
+	// too.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	raw, err := c.source(desc).ReadRange(ctx, 0, desc.Size)

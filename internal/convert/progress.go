@@ -25,9 +25,9 @@ type Progress struct {
 	// Layers is how many layers the image has.
 	Layers int
 
-	// Of StageLayer: which layer, the lowest being 0, and how many bytes of how many of its
-	// original blob have been read. Finished says that it has been stored; Done may
-	// begin again at 0 when a layer is tried again.
+	// Of StageLayer: which layer, the lowest being 0, and how many bytes of how
+	// many of its original blob have been read. Finished says that it has been
+	// stored; Done may begin again at 0 when a layer is tried again.
 	Layer       int
 	Digest      oci.Digest // of the original blob
 	Done, Total int64

@@ -115,8 +115,8 @@ func (w *upload) Commit(ctx context.Context, digest oci.Digest) error {
 	return err
 }
 
-// Cancel implements artifact.BlobWriter. That it can't be canceled is no news: the registry
-// drops uploads that nobody continues.
+// Cancel implements artifact.BlobWriter. That it can't be canceled is no news:
+// the registry drops uploads that nobody continues.
 func (w *upload) Cancel() {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), cancelTime)
 	defer cancel()
