@@ -268,6 +268,10 @@ func readSmallRoot(name string) ([]byte, error) {
 func (m *Manager) fetchLayerMetadata(ctx context.Context, img *image, layer int) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.opts.Fetch, fmt.Errorf("metadata of layer %d didn't arrive within %v", layer, m.opts.Fetch))
 	defer cancel()
+	table, err := m.openTable(ctx, img)
+	if err != nil {
+		return err
+	}
 	src, err := m.spoolMetadata(ctx, img, img.metadata(Part(layer)).Blob)
 	if err != nil {
 		return registryError(fmt.Sprintf("metadata of layer %d", layer), err)
@@ -275,7 +279,7 @@ func (m *Manager) fetchLayerMetadata(ctx context.Context, img *image, layer int)
 	if c, ok := src.(fileSource); ok {
 		defer c.Close()
 	}
-	return m.unpack(ctx, img, Part(layer), src)
+	return m.unpack(ctx, img, table, Part(layer), src)
 }
 
 // detach unmounts a point that has no owner. The caller has the point's lock.

@@ -106,7 +106,7 @@ func (m *Manager) fetchFiles(ctx context.Context, img *image) error {
 		return notStreaming(IntegrityFailure, "%w", err)
 	}
 	img.table = table
-	return m.unpack(ctx, img, Merged, metadata)
+	return m.unpack(ctx, img, table, Merged, metadata)
 }
 
 // fetchTable brings the chunk table, or its root when it is big.
@@ -163,11 +163,11 @@ type fileSource struct {
 
 // unpack makes a part's EROFS file from its compressed metadata. Everything
 // about it has been checked when the file has its name.
-func (m *Manager) unpack(ctx context.Context, img *image, part Part, src blob.Source) error {
+func (m *Manager) unpack(ctx context.Context, img *image, table *artifact.Table, part Part, src blob.Source) error {
 	ref := img.metadata(part)
 	sizes := make([]int64, len(ref.Devices))
 	for slot, n := range ref.Devices {
-		sizes[slot] = img.table.Devices[n].Size
+		sizes[slot] = table.Devices[n].Size
 	}
 	f, err := durable.Create(img.dir, 0o600)
 	if err != nil {

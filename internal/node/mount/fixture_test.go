@@ -179,6 +179,7 @@ type node struct {
 
 func newNode(t *testing.T) *node {
 	t.Helper()
+	t.Parallel() // a node waits a lot
 	if os.Getuid() != 0 {
 		t.Skip("mounting EROFS and FUSE needs root")
 	}
@@ -350,6 +351,8 @@ func testLayers() [][]file {
 			{name: "etc/hello", content: []byte("first")},
 			{name: "etc/gone", content: []byte("removed by the second layer")},
 			{name: "big", content: noise(1, 3<<20)},
+			{name: "bin/", kind: tar.TypeDir},
+			{name: "bin/true", content: program()},
 		},
 		{
 			{name: "etc/", kind: tar.TypeDir},
@@ -361,6 +364,15 @@ func testLayers() [][]file {
 			{name: "link", kind: tar.TypeSymlink, link: "top"},
 		},
 	}
+}
+
+// program is some program of this machine, so that there's a boot pack.
+func program() []byte {
+	content, err := os.ReadFile("/bin/true")
+	if err != nil {
+		return nil // then there is none
+	}
+	return content
 }
 
 // push pushes an image and, for each platform, its manifest; with more than
@@ -390,7 +402,7 @@ func (n *node) push(repo, tag string, layers [][]file, platforms ...oci.Platform
 
 func (n *node) pushOne(repo, tag string, layers [][]file, p oci.Platform) oci.Descriptor {
 	config := oci.ImageConfig{Platform: p}
-	config.Config.Cmd = []string{"/big"}
+	config.Config.Cmd = []string{"/bin/true"}
 	config.RootFS.Type = "layers"
 	m := oci.ImageManifest{Versioned: oci.Versioned{SchemaVersion: 2}, MediaType: oci.MediaTypeImageManifest}
 	for _, files := range layers {
@@ -456,6 +468,29 @@ func prepared(t *testing.T) (*node, oci.Digest) {
 	desc := n.push(testRepo, "v1", testLayers(), here)[0]
 	n.convert(testRepo, "v1")
 	return n, desc.Digest
+}
+
+// unembed publishes the image's artifact again, with nothing in its manifest
+// that a node would otherwise have to fetch, as with big images.
+func (n *node) unembed(image oci.Digest) {
+	n.t.Helper()
+	old := n.artifactOf(image)
+	var m oci.ImageManifest
+	if err := json.Unmarshal(n.manifest(testRepo, old.Digest), &m); err != nil {
+		n.t.Fatal(err)
+	}
+	for i := range m.Layers {
+		m.Layers[i].Data = nil
+	}
+	m.Config.Data = nil
+	content, err := json.Marshal(m)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	if err := n.reg.DeleteManifest(n.t.Context(), testRepo, old.Digest); err != nil {
+		n.t.Fatal(err)
+	}
+	n.pushManifest(testRepo, oci.DigestOf(content).String(), oci.MediaTypeImageManifest, content)
 }
 
 const testRef = testHost + "/" + testRepo + ":v1"

@@ -1,6 +1,7 @@
 package mount_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -11,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sluice/internal/artifact"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/plane"
 	"sluice/oci"
@@ -120,8 +122,6 @@ func TestIndexAndPlatforms(t *testing.T) {
 	n := newNode(t)
 	arm := oci.Platform{OS: "linux", Architecture: "arm64", Variant: "v8"}
 	n.opts.Platform = here
-	other := testLayers()[:1]
-	_ = other
 	descs := n.push(testRepo, "v1", testLayers(), here, arm)
 	n.convert(testRepo, "v1")
 	m := n.start()
@@ -212,15 +212,20 @@ func TestWhyNot(t *testing.T) {
 
 func TestEveryCorruptPieceIsFound(t *testing.T) {
 	n, manifest := prepared(t)
+	n.unembed(manifest)
 	content := n.manifest(testRepo, n.artifactOf(manifest).Digest)
+	seen := make(map[string]bool)
 	for _, d := range blobsOf(t, content) {
+		seen[d.MediaType] = true
 		t.Run(d.MediaType, func(t *testing.T) {
 			n, manifest := prepared(t)
+			n.unembed(manifest)
 			n.reg.setCorrupt(d.Digest)
 			m := n.start()
 			img, err := m.Pull(t.Context(), testRef, manifest)
-			if err != nil {
-				if got := mount.ReasonOf(err); got != mount.IntegrityFailure {
+			needed := d.MediaType == artifact.MediaTypeMetadata || d.MediaType == artifact.MediaTypeTable
+			if needed || err != nil {
+				if got := mount.ReasonOf(err); got != mount.IntegrityFailure || !needed {
 					t.Errorf("reason %q: %v", got, err)
 				}
 				return
@@ -231,19 +236,52 @@ func TestEveryCorruptPieceIsFound(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for name, want := range map[string]int{"big": 3 << 20, "top": 700_000, "etc/hello": 6} {
+			for name, want := range map[string][]byte{"big": noise(1, 3<<20), "top": noise(2, 700_000), "etc/hello": []byte("second"), "bin/true": program()} {
 				got, err := os.ReadFile(filepath.Join(dir, name))
 				if err != nil && !errors.Is(err, unix.EIO) {
 					t.Errorf("%s: %v", name, err)
 				}
-				if err == nil && len(got) != want {
-					t.Errorf("%s has %d bytes", name, len(got))
-				}
-				if err == nil && name == "big" && string(got) != string(noise(1, 3<<20)) {
+				if err == nil && !bytes.Equal(got, want) {
 					t.Errorf("%s has wrong bytes", name)
 				}
 			}
+			if d.MediaType == artifact.MediaTypeLayerMetadata {
+				for i := range img.DiffIDs {
+					if _, err := m.Attach(t.Context(), img.ID, mount.Part(i), "a"); mount.ReasonOf(err) == mount.IntegrityFailure {
+						return
+					}
+				}
+				t.Error("no layer's metadata was found corrupt")
+			}
 		})
+	}
+	if len(seen) != 5 {
+		t.Errorf("the artifact has blobs of types %v; want metadata, table, boot pack, layers and their metadata", seen)
+	}
+}
+
+func TestInUseStays(t *testing.T) {
+	n, manifest := prepared(t)
+	m := n.start()
+	m.Settled()
+	_, dir := n.pulled(manifest, "")
+	merged, upper, work := filepath.Join(n.root, "merged"), filepath.Join(n.root, "upper"), filepath.Join(n.root, "work")
+	for _, d := range []string{merged, upper, work} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mount("overlay", merged, "overlay", 0, "lowerdir="+dir+",upperdir="+upper+",workdir="+work); err != nil {
+		t.Fatal(err)
+	}
+	m.Sweep(t.Context(), time.Now().Add(time.Hour))
+	checkImage(t, merged)
+	if err := plane.Unmount(merged, false); err != nil {
+		t.Fatal(err)
+	}
+	m.Sweep(t.Context(), time.Now().Add(time.Hour))
+	if at, _ := plane.MountAt(dir); at != nil {
+		t.Error("it stays when nobody uses it any more")
 	}
 }
 

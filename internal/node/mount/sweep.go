@@ -3,9 +3,14 @@ package mount
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
+
+	"github.com/moby/sys/mountinfo"
 
 	"sluice/internal/durable"
 	"sluice/internal/node/plane"
@@ -77,16 +82,45 @@ func (m *Manager) sweepPoint(ctx context.Context, img *image, p *point, before t
 	if !free {
 		return
 	}
-	err := m.detach(ctx, p)
+	err := checkUnused(p.dir)
+	if err == nil {
+		err = m.detach(ctx, p)
+	}
 	switch {
 	case errors.Is(err, plane.ErrBusy):
-		m.log.InfoContext(ctx, "a mount that nobody owns is still in use", "image", img.id, "mount", p.dir)
+		m.log.InfoContext(ctx, "a mount that nobody owns is still in use", "image", img.id, "mount", p.dir, "error", err)
 		m.mu.Lock()
 		p.used = time.Now()
 		m.mu.Unlock()
 	case err != nil:
 		m.log.WarnContext(ctx, "a mount that nobody owns stays", "image", img.id, "mount", p.dir, "error", err)
 	}
+}
+
+// checkUnused returns plane.ErrBusy while another mount shows the content of
+// the mount at dir: an overlayfs on top of it or a bind mount of it. The
+// kernel wouldn't mind unmounting it then, because those keep what they need,
+// but its content comes from here. What other mount namespaces have isn't seen.
+func checkUnused(dir string) error {
+	mounts, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		return fmt.Errorf("read the mount table: %w", err)
+	}
+	own := slices.IndexFunc(mounts, func(i *mountinfo.Info) bool { return i.Mountpoint == dir })
+	if own < 0 {
+		return nil
+	}
+	for _, i := range mounts {
+		switch {
+		case i.Mountpoint == dir:
+		// containerd may have shortened the path in the options, but not its
+		// last element, which is unique.
+		case i.FSType == "overlay" && strings.Contains(i.VFSOptions, filepath.Base(dir)),
+			i.Major == mounts[own].Major && i.Minor == mounts[own].Minor:
+			return fmt.Errorf("%w, by %s", plane.ErrBusy, i.Mountpoint)
+		}
+	}
+	return nil
 }
 
 // sweepImages removes the images that nobody needs.
