@@ -24,9 +24,9 @@ const (
 	// between arriving and being unpacked.
 	spoolInMemory = 8 << 20
 
-	// wholeTable is up to what size a chunk table comes whole before the
+	// wholeTableSize is up to what size a chunk table comes whole before the
 	// first mount. Bigger ones follow in the background.
-	wholeTable = 512 << 10
+	wholeTableSize = 512 << 10
 )
 
 // fetch brings an artifact's metadata and chunk table to disk, verified, and
@@ -113,7 +113,7 @@ func (m *Manager) fetchFiles(ctx context.Context, img *image) error {
 func (m *Manager) fetchTable(ctx context.Context, img *image) error {
 	ref := img.manifest.Table
 	img.tables = &tableSource{remote: m.source(img, ref.Blob)}
-	if ref.Blob.Size > wholeTable {
+	if ref.Blob.Size > m.opts.wholeTable {
 		root, err := readRoot(ctx, img.tables.remote, ref.RootSize, ref.RootDigest)
 		if err != nil {
 			return fmt.Errorf("chunk table %s: %w", ref.Blob.Digest, err)

@@ -63,6 +63,9 @@ type Options struct {
 	// NoFill leaves content that nobody reads in the registry.
 	NoFill bool
 
+	// wholeTable is wholeTableSize, but for tests.
+	wholeTable int64
+
 	// Retry bounds the patience with a registry during reads of content.
 	Retry blob.RetryOptions
 
@@ -117,6 +120,9 @@ func (o Options) withDefaults() Options {
 	set(&o.Fetch, defaultFetch)
 	set(&o.Remember, defaultRemember)
 	set(&o.Linger, defaultLinger)
+	if o.wholeTable == 0 {
+		o.wholeTable = wholeTableSize
+	}
 	if o.Platform.OS == "" {
 		o.Platform = oci.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}
 	}

@@ -435,3 +435,41 @@ func TestPullEndsWithItsCaller(t *testing.T) {
 		t.Errorf("a caller who gave up got %v", err)
 	}
 }
+
+func TestBigTableFollows(t *testing.T) {
+	n, manifest := prepared(t)
+	n.unembed(manifest)
+	n.opts.SetWholeTable(1)
+	m := n.start()
+	img, dir := n.pulled(manifest, "a")
+	if root, _ := filepath.Glob(filepath.Join(n.root, "node", "images", "*", "root")); len(root) != 1 {
+		t.Errorf("stored roots of tables: %q, want one", root)
+	}
+	checkImage(t, dir)
+	eventually(t, "the whole table is here", func() bool {
+		table, _ := filepath.Glob(filepath.Join(n.root, "node", "images", "*", "table"))
+		return len(table) == 1
+	})
+	n.stop()
+	n.reg.down.Store(true)
+	m = n.start()
+	if _, err := m.Attach(t.Context(), img.ID, mount.Merged, "a"); err != nil {
+		t.Fatal(err)
+	}
+	checkImage(t, dir) // what was read before is here
+}
+
+func TestBigTableCorrupt(t *testing.T) {
+	n, manifest := prepared(t)
+	n.unembed(manifest)
+	n.opts.SetWholeTable(1)
+	for _, d := range blobsOf(t, n.manifest(testRepo, n.artifactOf(manifest).Digest)) {
+		if d.MediaType == artifact.MediaTypeTable {
+			n.reg.setCorrupt(d.Digest)
+		}
+	}
+	n.start()
+	if _, err := n.m.Pull(t.Context(), testRef, manifest); mount.ReasonOf(err) != mount.IntegrityFailure {
+		t.Errorf("a corrupt table's root: %v", err)
+	}
+}

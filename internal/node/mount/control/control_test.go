@@ -1,0 +1,127 @@
+package control_test
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"sluice/internal/node/cache"
+	"sluice/internal/node/mount"
+	"sluice/internal/node/mount/control"
+	"sluice/internal/node/plane"
+)
+
+// serve serves the control API of a manager that can't mount anything, and
+// returns its socket.
+func serve(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	c, err := cache.Open(t.Context(), cache.Options{Dir: filepath.Join(dir, "cache")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := mount.Open(t.Context(), mount.Options{
+		Root: filepath.Join(dir, "node"), Cache: c,
+		Plane:    mount.NoPlane(&plane.UnsupportedError{Reasons: []string{"a test has no kernel"}}),
+		Registry: func(string) (mount.Registry, error) { return nil, errors.New("no network") },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "control.sock")
+	l, err := control.Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: control.Handler(m, control.Info{Root: dir}, slog.New(slog.DiscardHandler))}
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(l) }()
+	t.Cleanup(func() {
+		if err := errors.Join(server.Close(), m.Close(), c.Close()); err != nil {
+			t.Error(err)
+		}
+		<-done
+	})
+	return socket
+}
+
+func TestClient(t *testing.T) {
+	client := control.NewClient(serve(t))
+	s, err := client.Status(t.Context())
+	if err != nil || s.Daemon.PID != os.Getpid() || s.Daemon.Root == "" || s.Images == nil || s.Pulls == nil {
+		t.Errorf("status is %+v, %v", s, err)
+	}
+	_, err = client.Mount(t.Context(), control.Mount{Reference: "registry.test/a:1", Dir: t.TempDir()})
+	if mount.ReasonOf(err) != mount.RegistryUnavailable {
+		t.Errorf("mounting without a network: %v", err)
+	}
+	if _, err = client.Mount(t.Context(), control.Mount{Reference: "NOT A REFERENCE"}); err == nil || mount.ReasonOf(err) != "" {
+		t.Errorf("mounting nonsense: %v", err)
+	}
+	if err := client.Unmount(t.Context(), "/not/mounted"); !errors.Is(err, mount.ErrUnknownClaim) {
+		t.Errorf("unmounting what isn't mounted: %v", err)
+	}
+}
+
+func TestNoDaemon(t *testing.T) {
+	dir := t.TempDir()
+	client := control.NewClient(filepath.Join(dir, "no.sock"))
+	if _, err := client.Status(t.Context()); !errors.Is(err, control.ErrNoDaemon) {
+		t.Errorf("no socket: %v", err)
+	}
+	dead := filepath.Join(dir, "dead.sock")
+	l, err := control.Listen(dead)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if _, err := control.NewClient(dead).Status(t.Context()); !errors.Is(err, control.ErrNoDaemon) {
+		t.Errorf("a dead daemon's socket: %v", err)
+	}
+	if l, err = control.Listen(dead); err != nil {
+		t.Fatalf("a dead daemon's socket is in the way: %v", err)
+	}
+	l.Close()
+}
+
+func TestListen(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s", "control.sock")
+	l, err := control.Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if fi, err := os.Stat(socket); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v; want 0600", fi.Mode(), err)
+	}
+	if second, err := control.Listen(socket); err == nil {
+		second.Close()
+		t.Error("two daemons listen on one socket")
+	}
+	if left, err := os.ReadDir(filepath.Dir(socket)); err != nil || len(left) != 1 {
+		t.Errorf("left over: %v, %v", left, err)
+	}
+}
+
+func TestStrangeDaemon(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusTeapot)
+		io.WriteString(w, "<html>")
+	})}
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(l) }()
+	t.Cleanup(func() { server.Close(); <-done })
+	if _, err := control.NewClient(socket).Status(t.Context()); err == nil || errors.Is(err, control.ErrNoDaemon) {
+		t.Errorf("an answer that isn't ours: %v", err)
+	}
+}

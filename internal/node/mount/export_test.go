@@ -1,0 +1,5 @@
+package mount
+
+// SetWholeTable sets up to what size a chunk table is fetched whole before the
+// first mount.
+func (o *Options) SetWholeTable(n int64) { o.wholeTable = n }
