@@ -174,7 +174,7 @@ func (p *Plane) forget() {
 		keep[d.Node] = true
 	}
 	for _, d := range p.server.table.all() {
-		if !keep[d.node] {
+		if !keep[d.node] && d.node >= firstNode {
 			p.server.table.remove(d)
 		}
 	}

@@ -128,7 +128,7 @@ func startDaemon(t *testing.T, spec daemonSpec) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{cmd: exec.Command(os.Args[0])}
+	d := &daemon{cmd: exec.Command(self())}
 	d.cmd.Env = append(os.Environ(), roleVariable+"=daemon", specVariable+"="+string(text))
 	d.cmd.Stderr = os.Stderr
 	if d.stdin, err = d.cmd.StdinPipe(); err != nil {

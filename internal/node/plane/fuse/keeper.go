@@ -54,6 +54,9 @@ func (k *keeper) get() (*connection, error) {
 	m, fd, err := k.ask(c, message{Op: opGet}, -1)
 	if err != nil {
 		c.Close()
+		if gone(err) { // it was just ending
+			return nil, nil
+		}
 		return nil, fmt.Errorf("get the FUSE connection from the holder: %w", err)
 	}
 	k.mu.Lock()
@@ -125,15 +128,22 @@ func (k *keeper) launch(ctx context.Context) (*net.UnixConn, error) {
 		return nil, fmt.Errorf("open the holder's log: %w", err)
 	}
 	defer logFile.Close()
+	program, err := exec.LookPath(k.command[0])
+	if err == nil {
+		program, err = filepath.Abs(program) // it starts in another directory
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find the holder's program: %w", err)
+	}
 	argv := append(append([]string{}, k.command[1:]...), socketPath(k.dir))
-	cmd := exec.Command(k.command[0], argv...)
+	cmd := exec.Command(program, argv...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", logFile, logFile
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start the holder: %w", err)
 	}
 	k.log.Info("started the holder", "pid", cmd.Process.Pid, "log", logName)
-	conn, err := k.await(ctx)
+	conn, err := k.await(ctx, cmd.Process.Pid)
 	if err != nil {
 		cmd.Process.Kill()
 		cmd.Wait()
@@ -145,7 +155,8 @@ func (k *keeper) launch(ctx context.Context) (*net.UnixConn, error) {
 	return conn, nil
 }
 
-func (k *keeper) await(ctx context.Context) (*net.UnixConn, error) {
+// await connects to the socket of the holder that was started as process pid.
+func (k *keeper) await(ctx context.Context, pid int) (*net.UnixConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, holderStart)
 	defer cancel()
 	wait := time.Millisecond
@@ -154,6 +165,9 @@ func (k *keeper) await(ctx context.Context) (*net.UnixConn, error) {
 		if err == nil {
 			return conn, nil
 		}
+		if exited(pid) {
+			return nil, errors.New("it has exited")
+		}
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%w (last: %w)", ctx.Err(), err)
@@ -161,6 +175,13 @@ func (k *keeper) await(ctx context.Context) (*net.UnixConn, error) {
 			wait = min(2*wait, 50*time.Millisecond)
 		}
 	}
+}
+
+// exited reports whether the child pid is a zombie, and leaves it one.
+func exited(pid int) bool {
+	var info unix.Siginfo
+	err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+	return err == nil && info.Signo == int32(unix.SIGCHLD)
 }
 
 // watch replaces the holder whenever it ends, until leave.

@@ -50,6 +50,8 @@ import (
 	"sort"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"sluice/internal/durable"
 	"sluice/internal/node/plane"
 )
@@ -287,7 +289,7 @@ func (p *Plane) fresh(ctx context.Context) error {
 	}
 	conn.session.OrphanGrace = p.opts.OrphanGrace
 	images := p.state.Images
-	p.state = state{Version: stateVersion, Epoch: epoch, NextNode: rootNode + 1, Images: images}
+	p.state = state{Version: stateVersion, Epoch: epoch, NextNode: firstNode, Images: images}
 	if err = p.state.save(p.dir); err == nil {
 		err = p.keeper.put(ctx, conn)
 	}
@@ -355,6 +357,7 @@ func (p *Plane) serve() error {
 	for _, d := range p.state.Devices {
 		s.table.add(&device{name: d.Name, node: d.Node, size: d.Size, changed: make(chan struct{})})
 	}
+	s.table.add(&device{name: pollName, node: pollNode, changed: make(chan struct{}), settled: true})
 	if p.start.Resumed {
 		if err := s.resend(); err != nil {
 			dev.Close()
@@ -363,7 +366,27 @@ func (p *Plane) serve() error {
 	}
 	p.server = s
 	s.start(p.opts.Workers)
+	if err := calmPoller(filepath.Join(p.blobs(), pollName)); err != nil {
+		p.log.Warn("the kernel was not told that FUSE files can't be polled", "error", err)
+	}
 	return nil
+}
+
+// pollName is a file of the FUSE mount that only calmPoller uses.
+const pollName = ".poll"
+
+// calmPoller makes the kernel learn, for the life of the connection, that files
+// of the mount don't implement poll. Otherwise os.Open of one of them in this
+// process deadlocks: the runtime adds the file to its epoll instance, that asks
+// us (FUSE_POLL) with the instance locked, and we wait for /dev/fuse through the
+// same instance.
+func calmPoller(name string) error {
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return waitFor(fd, unix.POLLIN, 0)
 }
 
 // Start tells how Open found things.

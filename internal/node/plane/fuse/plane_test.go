@@ -2,6 +2,7 @@ package fuse_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"testing"
 
@@ -16,9 +17,18 @@ func needRoot(t testing.TB) {
 	}
 }
 
+// self is this test binary.
+func self() string {
+	name, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	return name
+}
+
 // holderCommand runs this test binary as a holder.
 func holderCommand() []string {
-	return []string{"/usr/bin/env", roleVariable + "=holder", os.Args[0]}
+	return []string{"/usr/bin/env", roleVariable + "=holder", self()}
 }
 
 func open(t *testing.T, opts fuse.Options) *fuse.Plane {
@@ -33,7 +43,7 @@ func open(t *testing.T, opts fuse.Options) *fuse.Plane {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := p.Shutdown(context.Background()); err != nil {
+		if err := p.Shutdown(context.Background()); err != nil && !errors.Is(err, os.ErrClosed) {
 			t.Errorf("shutdown: %v", err)
 		}
 		plane.Unmount(opts.Dir+"/blobs", true)

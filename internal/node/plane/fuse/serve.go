@@ -237,7 +237,7 @@ func (s *server) readdir(w *worker, req request) {
 	limit := min(int(ne.Uint32(req.body[16:])), maxReply-outHeaderSize)
 	b := w.out[outHeaderSize:outHeaderSize]
 	for _, d := range s.table.all() {
-		if d.node <= from {
+		if d.node <= from || d.node < firstNode {
 			continue
 		}
 		var ok bool

@@ -81,7 +81,7 @@ func (s state) check() error {
 	}
 	nodes, names := map[uint64]bool{}, map[string]bool{}
 	for _, d := range s.Devices {
-		if d.Node <= rootNode || d.Node >= s.NextNode || nodes[d.Node] || names[d.Name] || d.Size < 0 {
+		if d.Node < firstNode || d.Node >= s.NextNode || nodes[d.Node] || names[d.Name] || d.Size < 0 {
 			return fmt.Errorf("device %q: node %d or size %d is impossible", d.Name, d.Node, d.Size)
 		}
 		nodes[d.Node], names[d.Name] = true, true

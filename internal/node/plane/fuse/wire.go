@@ -62,7 +62,9 @@ const (
 
 	notifyResend = 7 // FUSE_NOTIFY_RESEND
 
-	rootNode = 1 // FUSE_ROOT_ID
+	rootNode  = 1 // FUSE_ROOT_ID
+	pollNode  = 2 // see calmPoller
+	firstNode = 3 // of devices
 )
 
 // request is one message from the kernel. body aliases the worker's buffer.
