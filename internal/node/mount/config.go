@@ -110,6 +110,9 @@ func (m *Manager) pullChecked(ctx context.Context, r oci.Reference) (Image, []by
 // platform.
 func (m *Manager) platformManifest(ctx context.Context, reg Registry, r oci.Reference) (oci.Manifest, error) {
 	got, err := reg.GetManifest(ctx, r.Repository, r.Target())
+	if errors.Is(err, oci.ErrNameUnknown) || errors.Is(err, oci.ErrManifestUnknown) {
+		return got, fmt.Errorf("%s isn't in the registry: %w", r, err)
+	}
 	if err != nil {
 		return got, registryError("manifest of "+r.String(), err)
 	}

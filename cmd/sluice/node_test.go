@@ -1,0 +1,254 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sluice/internal/node/mount/control"
+	"sluice/internal/remote"
+	"sluice/oci"
+)
+
+// The test binary is also the program, for the processes that verbs start.
+const programVariable = "SLUICE_TEST_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(programVariable) != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// program runs the real program with args and returns what it printed and its
+// exit code.
+func program(t *testing.T, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, os.Args[0], args...)
+	cmd.Env = append(os.Environ(), programVariable+"=1")
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("sluice %s: %v", strings.Join(args, " "), err)
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// shellLayer is a layer with this machine's shell and what it needs.
+func shellLayer(t *testing.T) []byte {
+	t.Helper()
+	files := []string{"/bin/sh", "/bin/cat"}
+	for _, tool := range files {
+		out, err := exec.Command("ldd", tool).Output()
+		if err != nil {
+			t.Skipf("ldd %s: %v", tool, err)
+		}
+		for field := range strings.FieldsSeq(string(out)) {
+			if strings.HasPrefix(field, "/") {
+				files = append(files, field)
+			}
+		}
+	}
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	seen := make(map[string]bool)
+	for _, name := range append(files, "/etc/hostname") {
+		content, err := os.ReadFile(name)
+		if err != nil || seen[name] {
+			continue
+		}
+		seen[name] = true
+		if err := w.WriteHeader(&tar.Header{Name: name[1:], Mode: 0o755, Size: int64(len(content)), Typeflag: tar.TypeReg}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(content); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// pushShell pushes an image of a shell and makes its streaming artifact.
+func pushShell(t *testing.T, addr, repo string) {
+	t.Helper()
+	reg, err := remote.New(addr, remote.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	push := func(mediaType string, content []byte) oci.Descriptor {
+		desc := oci.Descriptor{MediaType: mediaType, Digest: oci.DigestOf(content), Size: int64(len(content))}
+		if _, err := reg.PushBlob(t.Context(), repo, desc, bytes.NewReader(content)); err != nil {
+			t.Fatal(err)
+		}
+		return desc
+	}
+	layer := shellLayer(t)
+	config := oci.ImageConfig{Platform: oci.Platform{OS: "linux", Architecture: runtime.GOARCH}}
+	config.Config.Entrypoint = []string{"/bin/sh", "-c"}
+	config.Config.Env = []string{"WHO=image"}
+	config.RootFS.Type, config.RootFS.DiffIDs = "layers", []oci.Digest{oci.DigestOf(layer)}
+	content, err := json.Marshal(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := oci.ImageManifest{Versioned: oci.Versioned{SchemaVersion: 2}, MediaType: oci.MediaTypeImageManifest, Config: push(oci.MediaTypeImageConfig, content)}
+	m.Layers = []oci.Descriptor{push(oci.MediaTypeLayer, layer)}
+	if content, err = json.Marshal(m); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := reg.PushManifest(t.Context(), repo, "v1", m.MediaType, content); err != nil {
+		t.Fatal(err)
+	}
+	if _, stderr, err := runSluice(t, "artifact-streaming", "create", addr+"/"+repo+":v1"); err != nil {
+		t.Fatalf("%v\n%s", err, stderr)
+	}
+}
+
+// TestWithoutContainerd is what a person does on a machine that has nothing
+// but this program, root, and runc.
+func TestWithoutContainerd(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	addr, _ := startRegistry(t, registryConfig{data: filepath.Join(t.TempDir(), "data"), listen: "127.0.0.1:0", uploadAge: time.Hour})
+	pushShell(t, addr, "shell")
+	root, dir := t.TempDir(), t.TempDir()
+	sockets := filepath.Join(root, "run")
+	flags := []string{"--root", filepath.Join(root, "state"), "--run", sockets}
+	verb := func(name string, args ...string) (stdout, stderr string, code int) {
+		return program(t, append(append([]string{name}, flags...), args...)...)
+	}
+	t.Cleanup(func() { endDaemon(t, sockets, dir) })
+
+	if _, stderr, code := verb("mount", "--registry", addr, "shell:v1", dir); code != 0 {
+		t.Fatalf("mount: exit code %d: %s", code, stderr)
+	}
+	want, err := os.ReadFile("/bin/cat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "bin/cat")); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the mounted file differs, %v", err)
+	}
+
+	// The daemon is killed; the next command starts another, and reads go on.
+	client := control.NewClient(controlSocket(sockets))
+	status, err := client.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(status.Daemon.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := exec.LookPath("runc"); err != nil {
+		t.Log("runc is not installed: running is not tested")
+	} else {
+		stdout, stderr, code := verb("run", "-e", "WHO=me", addr+"/shell:v1", "echo $WHO; exit 7")
+		if stdout != "me\n" || code != 7 {
+			t.Errorf("run: exit code %d, stdout %q, stderr %s", code, stdout, stderr)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "bin/sh")); err != nil {
+		t.Errorf("after the daemon was killed: %v", err)
+	}
+	if _, stderr, code := verb("umount", dir); code != 0 {
+		t.Errorf("umount: exit code %d: %s", code, stderr)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "bin/sh")); err == nil {
+		t.Error("the image is still mounted")
+	}
+	if _, stderr, code := verb("umount", dir); code == 0 || !strings.Contains(stderr, "was not mounted") {
+		t.Errorf("umount again: exit code %d: %s", code, stderr)
+	}
+	if _, stderr, code := verb("mount", addr+"/nothing:v1", dir); code == 0 || !strings.Contains(stderr, "isn't in the registry") {
+		t.Errorf("mounting what isn't there: exit code %d: %s", code, stderr)
+	}
+	// Nothing is mounted any more: the daemon ends by itself, and its holder.
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if _, err := client.Status(t.Context()); errors.Is(err, control.ErrNoDaemon) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the daemon doesn't end")
+		}
+	}
+}
+
+// TestNodeDaemon starts the daemon that serves containerd.
+func TestNodeDaemon(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("the node daemon mounts")
+	}
+	root := t.TempDir()
+	sockets := filepath.Join(root, "run")
+	flags := []string{"--root", filepath.Join(root, "state"), "--run", sockets}
+	cmd := exec.Command(os.Args[0], append([]string{"node"}, flags...)...)
+	cmd.Env = append(os.Environ(), programVariable+"=1")
+	var log bytes.Buffer
+	cmd.Stderr = &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { endDaemon(t, sockets, "") })
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		out, _, code := program(t, append([]string{"node", "status", "--output", "json"}, flags...)...)
+		var s control.Status
+		if code == 0 {
+			if err := json.Unmarshal([]byte(out), &s); err != nil || s.Daemon.Snapshotter != filepath.Join(sockets, "snapshotter.sock") {
+				t.Errorf("status is %s, %v", out, err)
+			}
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("it doesn't answer:\n%s", &log)
+		}
+	}
+	if out, _, code := program(t, append([]string{"node", "status"}, flags...)...); code != 0 || !strings.Contains(out, "pid "+strconv.Itoa(cmd.Process.Pid)) {
+		t.Errorf("status for people: %d, %s", code, out)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("it ended with %v:\n%s", err, &log)
+	}
+}
+
+// endDaemon ends what a test's daemon left: its mounts, itself, its holder.
+func endDaemon(t *testing.T, sockets, dir string) {
+	ctx := context.WithoutCancel(t.Context())
+	if dir != "" {
+		unix.Unmount(dir, unix.MNT_DETACH)
+	}
+	if s, err := control.NewClient(controlSocket(sockets)).Status(ctx); err == nil {
+		for _, img := range s.Images {
+			for _, m := range img.Mounts {
+				unix.Unmount(m.Path, unix.MNT_DETACH)
+			}
+		}
+		syscall.Kill(s.Daemon.PID, syscall.SIGKILL)
+	}
+	// Without its mount the holder has nothing to keep, and ends.
+	unix.Unmount(filepath.Join(sockets, "plane", "blobs"), unix.MNT_DETACH)
+}
