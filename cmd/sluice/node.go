@@ -130,7 +130,7 @@ type daemon struct {
 }
 
 // runNode runs the daemon until ctx ends.
-func runNode(ctx context.Context, c nodeConfig) (err error) {
+func runNode(ctx context.Context, c nodeConfig) error {
 	level := slog.LevelInfo
 	if c.verbose {
 		level = slog.LevelDebug
@@ -142,6 +142,17 @@ func runNode(ctx context.Context, c nodeConfig) (err error) {
 	if err := c.makeDirs(); err != nil {
 		return err
 	}
+	for {
+		err := runDaemon(ctx, c, log)
+		if !errors.Is(err, errLost) || ctx.Err() != nil {
+			return err
+		}
+		log.Error("starting anew with fresh mounts; containers that run have lost their images and must be restarted", "error", err)
+	}
+}
+
+// runDaemon runs the daemon until ctx ends or the plane is lost.
+func runDaemon(ctx context.Context, c nodeConfig, log *slog.Logger) (err error) {
 	d, err := openDaemon(ctx, c, log)
 	if err != nil {
 		return err
@@ -252,9 +263,9 @@ func (d *daemon) lost() <-chan struct{} {
 	return d.fuse.Lost()
 }
 
-// errLost ends a daemon whose FUSE mount was taken away. Its successor makes
-// a new one.
-var errLost = errors.New("the FUSE connection is lost (somebody unmounted or aborted it): start the daemon again")
+// errLost ends a daemon whose FUSE mount was taken away. The next one makes a
+// new one.
+var errLost = errors.New("the FUSE connection is lost: somebody unmounted or aborted it")
 
 // serve answers containerd and control clients.
 func (d *daemon) serve(ctx context.Context) error {

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sluice/internal/node/mount/control"
+	"sluice/internal/node/plane"
 	"sluice/internal/remote"
 	"sluice/oci"
 )
@@ -226,6 +227,23 @@ func TestNodeDaemon(t *testing.T) {
 	}
 	if out, _, code := program(t, append([]string{"node", "status"}, flags...)...); code != 0 || !strings.Contains(out, "pid "+strconv.Itoa(cmd.Process.Pid)) {
 		t.Errorf("status for people: %d, %s", code, out)
+	}
+	// Somebody takes the FUSE mount away: the daemon goes on with a new one.
+	if err := unix.Unmount(filepath.Join(sockets, "plane", "blobs"), unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	client := control.NewClient(controlSocket(sockets))
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		at, err := plane.MountAt(filepath.Join(sockets, "plane", "blobs"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s, err := client.Status(t.Context()); at != nil && err == nil && s.Daemon.PID == cmd.Process.Pid {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("it doesn't recover from the loss of its FUSE mount:\n%s", &log)
+		}
 	}
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)

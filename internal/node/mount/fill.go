@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"sluice/internal/artifact"
-	"sluice/internal/blob"
 	"sluice/internal/durable"
 	"sluice/internal/node/cache"
 	"sluice/oci"
@@ -200,8 +199,7 @@ func (m *Manager) fillTable(ctx context.Context, img *image) error {
 
 // fillDevice brings all content of one device.
 func (m *Manager) fillDevice(ctx context.Context, img *image, dev *artifact.Device) error {
-	var src blob.Source = m.source(img, dev.Blob)
-	l, err := m.opts.Cache.Acquire(ctx, dev, src)
+	l, err := m.opts.Cache.Acquire(ctx, dev, m.source(img, dev.Blob))
 	if err != nil {
 		return cacheError(err)
 	}

@@ -440,7 +440,7 @@ func TestBigTableFollows(t *testing.T) {
 	n, manifest := prepared(t)
 	n.unembed(manifest)
 	n.opts.SetWholeTable(1)
-	m := n.start()
+	n.start()
 	img, dir := n.pulled(manifest, "a")
 	if root, _ := filepath.Glob(filepath.Join(n.root, "node", "images", "*", "root")); len(root) != 1 {
 		t.Errorf("stored roots of tables: %q, want one", root)
@@ -452,7 +452,7 @@ func TestBigTableFollows(t *testing.T) {
 	})
 	n.stop()
 	n.reg.down.Store(true)
-	m = n.start()
+	m := n.start()
 	if _, err := m.Attach(t.Context(), img.ID, mount.Merged, "a"); err != nil {
 		t.Fatal(err)
 	}

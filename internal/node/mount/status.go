@@ -22,21 +22,21 @@ type Status struct {
 
 // ImageStatus is the status of one image.
 type ImageStatus struct {
-	Artifact  oci.Digest    `json:"artifact"`
-	Reference string        `json:"reference"`
-	Manifest  oci.Digest    `json:"manifest"`
-	Layers    int           `json:"layers"`
-	Size      int64         `json:"size"`     // bytes of content, decoded
-	Cached    int64         `json:"cached"`   // of which are here, about
-	Complete  bool          `json:"complete"` // no registry is needed
-	Created   time.Time     `json:"created"`
-	Holders   int           `json:"holders"`
-	Mounts    []MountStatus `json:"mounts"`
-	Problem   string        `json:"problem,omitempty"` // why the rest doesn't come
+	Artifact  oci.Digest   `json:"artifact"`
+	Reference string       `json:"reference"`
+	Manifest  oci.Digest   `json:"manifest"`
+	Layers    int          `json:"layers"`
+	Size      int64        `json:"size"`     // bytes of content, decoded
+	Cached    int64        `json:"cached"`   // of which are here, about
+	Complete  bool         `json:"complete"` // no registry is needed
+	Created   time.Time    `json:"created"`
+	Holders   int          `json:"holders"`
+	Mounts    []PartStatus `json:"mounts"`
+	Problem   string       `json:"problem,omitempty"` // why the rest doesn't come
 }
 
-// MountStatus is the status of one mount of an image.
-type MountStatus struct {
+// PartStatus is the status of one mounted part of an image.
+type PartStatus struct {
 	Part   string   `json:"part"`
 	Path   string   `json:"path"`
 	Owners []string `json:"owners"`
@@ -88,7 +88,7 @@ func (m *Manager) Status(ctx context.Context) Status {
 }
 
 func (m *Manager) imageStatus(ctx context.Context, img *image) ImageStatus {
-	s := ImageStatus{Artifact: img.id, Layers: len(img.manifest.Layers), Mounts: []MountStatus{}}
+	s := ImageStatus{Artifact: img.id, Layers: len(img.manifest.Layers), Mounts: []PartStatus{}}
 	if table, err := m.openTable(ctx, img); err == nil {
 		for n, dev := range table.Devices {
 			s.Size += dev.ContentSize
@@ -117,9 +117,9 @@ func (m *Manager) imageStatus(ctx context.Context, img *image) ImageStatus {
 			owners = append(owners, o)
 		}
 		slices.Sort(owners)
-		s.Mounts = append(s.Mounts, MountStatus{Part: p.part.String(), Path: p.dir, Owners: owners})
+		s.Mounts = append(s.Mounts, PartStatus{Part: p.part.String(), Path: p.dir, Owners: owners})
 	}
-	slices.SortFunc(s.Mounts, func(a, b MountStatus) int { return strings.Compare(a.Part, b.Part) })
+	slices.SortFunc(s.Mounts, func(a, b PartStatus) int { return strings.Compare(a.Part, b.Part) })
 	return s
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 
 	"sluice/internal/node/mount"
 	"sluice/oci"
@@ -233,13 +234,22 @@ func (s *Snapshotter) claim(ctx context.Context) error {
 			s.log.ErrorContext(ctx, "a streamed image is lost: remove it and pull it again", "image", r.image, "layer", r.layer, "error", err)
 		}
 	}
+	var group errgroup.Group
+	group.SetLimit(claimAtOnce)
 	for _, a := range actives {
-		if _, err := s.lowers(ctx, a.snap); err != nil {
-			s.log.ErrorContext(ctx, "a container's image can't be mounted: restart the container when the cause is gone", "snapshot", a.key, "error", err)
-		}
+		group.Go(func() error {
+			if _, err := s.lowers(ctx, a.snap); err != nil {
+				s.log.ErrorContext(ctx, "a container's image can't be mounted: restart the container when the cause is gone", "snapshot", a.key, "error", err)
+			}
+			return nil
+		})
 	}
-	return nil
+	return group.Wait()
 }
+
+// claimAtOnce is how many containers' mounts are claimed at the same time. After
+// a reboot all of them have to be made.
+const claimAtOnce = 8
 
 // lowers returns the directories beneath a snapshot, topmost first, and
 // attaches those that are streamed.
