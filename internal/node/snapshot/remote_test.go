@@ -145,6 +145,12 @@ func chains(diffIDs []oci.Digest) []string {
 // unpacked: a file "layer<i>" naming the image, and "shared".
 func pull(t *testing.T, s *snapshot.Snapshotter, ref string, diffIDs []oci.Digest) (top string, streamed []bool) {
 	t.Helper()
+	return pullManifest(t, s, ref, oci.DigestOf([]byte("manifest "+ref)), diffIDs)
+}
+
+// pullManifest is pull of an image whose manifest has the given digest.
+func pullManifest(t *testing.T, s *snapshot.Snapshotter, ref string, manifest oci.Digest, diffIDs []oci.Digest) (top string, streamed []bool) {
+	t.Helper()
 	ctx := t.Context()
 	parent := ""
 	for i, chain := range chains(diffIDs) {
@@ -156,7 +162,7 @@ func pull(t *testing.T, s *snapshot.Snapshotter, ref string, diffIDs []oci.Diges
 		labels := map[string]string{
 			snapshots.LabelSnapshotRef:             chain,
 			snapshotters.TargetRefLabel:            ref,
-			snapshotters.TargetManifestDigestLabel: oci.DigestOf([]byte("manifest " + ref)).String(),
+			snapshotters.TargetManifestDigestLabel: manifest.String(),
 		}
 		key := "extract " + ref + " " + chain
 		mounts, err := s.Prepare(ctx, key, parent, snapshots.WithLabels(labels))
