@@ -43,17 +43,20 @@ func (m *Manager) fetch(ctx context.Context, f *found, o origin) (*image, error)
 	img := newImage(f.desc.Digest, tmp, f.manifest)
 	img.addOrigin(o)
 	img.created = time.Now()
-	if err := m.fetchFiles(ctx, img); err != nil {
+	failed := make(chan struct{})
+	if err := m.fetchFiles(ctx, img, failed); err != nil {
+		close(failed)
 		return nil, registryError("fetch metadata and chunk table of "+img.id.String(), err)
 	}
 	installed, err := m.install(img, f.content)
 	if err != nil {
+		close(failed)
 		return nil, notStreaming(PlaneUnavailable, "store the image: %w", err)
 	}
 	if installed != img {
+		close(failed)
 		return installed, m.remember(installed, o)
 	}
-	m.background(func(ctx context.Context) { m.boot(ctx, img) })
 	return img, nil
 }
 
@@ -80,15 +83,22 @@ func (m *Manager) remember(img *image, o origin) error {
 }
 
 // fetchFiles fetches, in parallel, metadata and table, and checks them
-// together.
-func (m *Manager) fetchFiles(ctx context.Context, img *image) error {
+// together. As soon as the table is there the boot pack is on its way, and the
+// cache gets ready for the layers; closing failed ends both.
+func (m *Manager) fetchFiles(ctx context.Context, img *image, failed <-chan struct{}) error {
 	var metadata blob.Source
 	group, gctx := errgroup.WithContext(ctx)
 	group.Go(func() (err error) {
 		metadata, err = m.spoolMetadata(gctx, img, img.manifest.Metadata.Blob)
 		return err
 	})
-	group.Go(func() error { return m.fetchTable(gctx, img) })
+	group.Go(func() error {
+		err := m.fetchTable(gctx, img)
+		if err == nil {
+			m.background(func(ctx context.Context) { m.boot(ctx, img, failed) })
+		}
+		return err
+	})
 	if err := group.Wait(); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = errors.Join(cause, err)
@@ -98,36 +108,40 @@ func (m *Manager) fetchFiles(ctx context.Context, img *image) error {
 	if c, ok := metadata.(io.Closer); ok {
 		defer c.Close()
 	}
-	table, err := artifact.OpenTable(ctx, img.manifest.Table, img.tables)
+	return m.unpack(ctx, img, img.table, Merged, metadata)
+}
+
+// fetchTable brings the chunk table, or its root when it is big, and opens it.
+func (m *Manager) fetchTable(ctx context.Context, img *image) error {
+	ref := img.manifest.Table
+	src := &tableSource{remote: m.source(img, ref.Blob)}
+	name, content := fileTable, []byte(nil)
+	if ref.Blob.Size > m.opts.wholeTable {
+		root, err := readRoot(ctx, src.remote, ref.RootSize, ref.RootDigest)
+		if err != nil {
+			return fmt.Errorf("chunk table %s: %w", ref.Blob.Digest, err)
+		}
+		name, content, src.root = fileRoot, root, root
+	} else {
+		var b bytes.Buffer
+		if err := spool(ctx, src.remote, ref.Blob, &b); err != nil {
+			return fmt.Errorf("chunk table %s: %w", ref.Blob.Digest, err)
+		}
+		local := blob.FromBytes(b.Bytes())
+		content = b.Bytes()
+		src.local.Store(&local)
+	}
+	table, err := artifact.OpenTable(ctx, ref, src)
 	if err == nil {
 		err = img.manifest.CheckTable(table)
 	}
 	if err != nil {
 		return notStreaming(IntegrityFailure, "%w", err)
 	}
-	img.table = table
-	return m.unpack(ctx, img, table, Merged, metadata)
-}
-
-// fetchTable brings the chunk table, or its root when it is big.
-func (m *Manager) fetchTable(ctx context.Context, img *image) error {
-	ref := img.manifest.Table
-	img.tables = &tableSource{remote: m.source(img, ref.Blob)}
-	if ref.Blob.Size > m.opts.wholeTable {
-		root, err := readRoot(ctx, img.tables.remote, ref.RootSize, ref.RootDigest)
-		if err != nil {
-			return fmt.Errorf("chunk table %s: %w", ref.Blob.Digest, err)
-		}
-		img.tables.root = root
-		return localError(writeSynced(filepath.Join(img.dir, fileRoot), root))
-	}
-	var content bytes.Buffer
-	if err := spool(ctx, img.tables.remote, ref.Blob, &content); err != nil {
-		return fmt.Errorf("chunk table %s: %w", ref.Blob.Digest, err)
-	}
-	src := blob.FromBytes(content.Bytes())
-	img.tables.local.Store(&src)
-	return localError(writeSynced(filepath.Join(img.dir, fileTable), content.Bytes()))
+	img.opening.Lock()
+	img.table, img.tables = table, src
+	img.opening.Unlock()
+	return localError(writeSynced(filepath.Join(img.dir, name), content))
 }
 
 // spoolMetadata brings compressed metadata, verified, into memory or a file

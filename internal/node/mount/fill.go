@@ -10,7 +10,6 @@ import (
 
 	"sluice/internal/artifact"
 	"sluice/internal/durable"
-	"sluice/internal/node/cache"
 	"sluice/oci"
 )
 
@@ -25,13 +24,30 @@ const bootTimeout = 5 * time.Minute
 // comes: unpacking that would take processors away from it.
 const startTime = 3 * time.Second
 
-// boot fetches an image's boot pack, then, after a while, queues the image to
-// be filled.
-func (m *Manager) boot(ctx context.Context, img *image) {
+// boot readies the cache for an image that is being pulled and fetches its
+// boot pack; then, after a while, it queues the image to be filled. It gives up
+// when failed is closed.
+func (m *Manager) boot(ctx context.Context, img *image, failed <-chan struct{}) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stopped := make(chan struct{})
+	defer func() { <-stopped }()
+	defer cancel()
+	go func() {
+		defer close(stopped)
+		select {
+		case <-failed:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	began := time.Now()
-	if err := m.bootPack(ctx, img); err != nil && ctx.Err() == nil {
+	switch err := m.bootPack(ctx, img); {
+	case ctx.Err() != nil:
+		return
+	case err != nil:
 		m.log.WarnContext(ctx, "boot pack is of no use: start-up reads chunk by chunk", "image", img.id, "error", err)
-	} else if err == nil && img.manifest.BootPack != nil {
+	case img.manifest.BootPack != nil:
 		m.log.DebugContext(ctx, "boot pack is here", "image", img.id, "duration", time.Since(began))
 	}
 	pause := time.NewTimer(startTime)
@@ -60,23 +76,23 @@ func (m *Manager) bootPack(ctx context.Context, img *image) error {
 		return err
 	}
 	defer r.Close()
-	layers := make(map[int]*cache.Layer)
+	all := make([]int, len(table.Devices))
+	for i := range all {
+		all[i] = i
+	}
+	// All of them, though the boot pack needs only some: the mount that is
+	// about to be made finds them open.
+	layers, err := m.acquire(ctx, img, table, all)
+	if err != nil {
+		return err
+	}
 	defer func() {
 		for _, l := range layers {
 			l.Release()
 		}
 	}()
 	return artifact.ReadBootPack(ctx, r, table, func(ref artifact.ChunkRef, _ artifact.Chunk, frame []byte) error {
-		l, ok := layers[ref.Device]
-		if !ok {
-			var err error
-			dev := table.Devices[ref.Device]
-			if l, err = m.opts.Cache.Acquire(ctx, dev, m.source(img, dev.Blob)); err != nil {
-				return err
-			}
-			layers[ref.Device] = l
-		}
-		return l.PutFrame(ctx, ref.Index, frame)
+		return layers[ref.Device].PutFrame(ctx, ref.Index, frame)
 	})
 }
 
