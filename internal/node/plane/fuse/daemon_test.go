@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 
@@ -80,7 +79,7 @@ func serveSpec() error {
 	}
 	ctx := context.Background()
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	p, err := openWhenFree(ctx, fuse.Options{
+	p, err := fuse.Open(ctx, fuse.Options{
 		Dir: spec.Dir, HolderCommand: holderCommand(), DirectIO: spec.DirectIO, OrphanGrace: spec.OrphanGrace, Log: log,
 	})
 	if err != nil {
@@ -103,16 +102,6 @@ func serveSpec() error {
 	fmt.Printf("ready %s\n", start)
 	io.Copy(io.Discard, os.Stdin)
 	return p.Close()
-}
-
-// openWhenFree waits for a killed predecessor's lock to go.
-func openWhenFree(ctx context.Context, opts fuse.Options) (*fuse.Plane, error) {
-	for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(time.Millisecond) {
-		p, err := fuse.Open(ctx, opts)
-		if err == nil || !errors.Is(err, syscall.EWOULDBLOCK) || time.Now().After(deadline) {
-			return p, err
-		}
-	}
 }
 
 // daemon is a running process of the tests.
@@ -172,7 +161,7 @@ func (d *daemon) kill() {
 // cleanSpec takes down what daemons of spec left: mounts, the holder. An unmount
 // waits for readahead that is under way, so somebody has to answer it.
 func cleanSpec(t *testing.T, spec daemonSpec) {
-	p, err := openWhenFree(context.Background(), fuse.Options{Dir: spec.Dir, HolderCommand: holderCommand(), Log: slog.New(slog.DiscardHandler)})
+	p, err := fuse.Open(context.Background(), fuse.Options{Dir: spec.Dir, HolderCommand: holderCommand(), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Errorf("clean up: %v", err)
 		for _, img := range spec.Images {

@@ -288,6 +288,10 @@ func answerOrphans(fd int, first bool) error {
 	}
 }
 
+// lockWait is how long a process that was killed may take to end: the kernel
+// closes its descriptors one by one.
+const lockWait = 2 * time.Second
+
 // lockFile takes an exclusive lock, which ends with the file's close or the
 // process.
 func lockFile(name string) (*os.File, error) {
@@ -295,9 +299,14 @@ func lockFile(name string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("%s is locked by another process: %w", filepath.Base(name), err)
+	for deadline := time.Now().Add(lockWait); ; time.Sleep(time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
+			f.Close()
+			return nil, fmt.Errorf("%s is locked by another process: %w", filepath.Base(name), err)
+		}
 	}
-	return f, nil
 }

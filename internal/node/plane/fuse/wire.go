@@ -78,14 +78,18 @@ type request struct {
 // parseRequest splits a message. It fails only if the kernel did not keep to
 // its own format.
 func parseRequest(msg []byte) (request, bool) {
-	if len(msg) < inHeaderSize || int(ne.Uint32(msg)) > len(msg) {
+	if len(msg) < inHeaderSize {
+		return request{}, false
+	}
+	n := ne.Uint32(msg)
+	if n < inHeaderSize || n > uint32(len(msg)) {
 		return request{}, false
 	}
 	return request{
 		op:     ne.Uint32(msg[4:]),
 		unique: ne.Uint64(msg[8:]),
 		node:   ne.Uint64(msg[16:]),
-		body:   msg[inHeaderSize:ne.Uint32(msg)],
+		body:   msg[inHeaderSize:n],
 	}, true
 }
 

@@ -1,0 +1,224 @@
+package fuse
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// deafServer answers to /dev/null.
+func deafServer(t testing.TB) *server {
+	t.Helper()
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { null.Close() })
+	s := &server{
+		fd: int(null.Fd()), table: newTable(), log: slog.New(slog.DiscardHandler),
+		readTimeout: time.Second, adoptTimeout: time.Millisecond, lost: make(chan struct{}),
+	}
+	s.base, s.cancel = context.WithCancel(context.Background())
+	t.Cleanup(s.cancel)
+	return s
+}
+
+func readRequest(node, off uint64, size uint32) request {
+	body := make([]byte, 40)
+	ne.PutUint64(body[8:], off)
+	ne.PutUint32(body[16:], size)
+	return request{op: opRead, unique: 2, node: node, body: body}
+}
+
+func encode(req request) []byte {
+	msg := make([]byte, inHeaderSize, inHeaderSize+len(req.body))
+	ne.PutUint32(msg, uint32(inHeaderSize+len(req.body)))
+	ne.PutUint32(msg[4:], req.op)
+	ne.PutUint64(msg[8:], req.unique)
+	ne.PutUint64(msg[16:], req.node)
+	return append(msg, req.body...)
+}
+
+// FuzzServe: no message makes the server panic, write past a buffer or ask
+// content for what lies outside its device.
+func FuzzServe(f *testing.F) {
+	f.Add(make([]byte, inHeaderSize)) // says that it is shorter than its header
+	f.Add(encode(readRequest(firstNode, 0, 4096)))
+	f.Add(encode(readRequest(firstNode, 1<<63, 1<<20)))
+	f.Add(encode(readRequest(firstNode, 9_999, 1<<31)))
+	for _, op := range []uint32{opLookup, opGetattr, opOpen, opReaddir, opStatfs, opForget, opInterrupt, opBatchForget, 99} {
+		f.Add(encode(request{op: op, node: rootNode, body: []byte("name\x00")}))
+		f.Add(encode(request{op: op, node: firstNode}))
+	}
+	s := deafServer(f)
+	d := &device{name: "name", node: firstNode, size: 10_000, changed: make(chan struct{}), settled: true}
+	d.add(&source{content: bounded{f, 10_000}})
+	s.table.add(d)
+	f.Fuzz(func(t *testing.T, msg []byte) {
+		w := &worker{}
+		if req, ok := parseRequest(msg); ok {
+			s.serve(w, req)
+		}
+	})
+}
+
+// bounded is content that must not be asked for what it doesn't have.
+type bounded struct {
+	t    testing.TB
+	size int64
+}
+
+func (b bounded) ReadAt(_ context.Context, p []byte, off int64) (int, error) {
+	if len(p) == 0 || off < 0 || off+int64(len(p)) > b.size {
+		b.t.Errorf("asked for %d bytes at %d of %d", len(p), off, b.size)
+	}
+	return len(p), nil
+}
+
+func TestInit(t *testing.T) {
+	body := make([]byte, 64)
+	ne.PutUint32(body[0:], 7)
+	ne.PutUint32(body[4:], 45)
+	ne.PutUint32(body[12:], initMaxPages|initExt|initAsyncDIO|1<<3)
+	out := make([]byte, initOutSize)
+	if n, ok := answerInit(body, out, 10); ok {
+		t.Errorf("a kernel without FUSE_HAS_RESEND was accepted: %+v", n)
+	}
+	const resend = initHasResend >> 32
+	ne.PutUint32(body[16:], resend|1<<30)
+	n, ok := answerInit(body, out, 10)
+	if !ok || n.Flags != initMaxPages|initExt|initAsyncDIO|initHasResend {
+		t.Errorf("got %+v, %v", n, ok)
+	}
+	if ne.Uint32(out[32:]) != resend || ne.Uint16(out[28:]) != maxPages || ne.Uint32(out[4:]) != 40 {
+		t.Errorf("reply % x", out)
+	}
+	if _, ok := answerInit(body[:8], out, 10); ok {
+		t.Error("half a request was accepted")
+	}
+}
+
+func TestReadContext(t *testing.T) {
+	base, cancel := context.WithCancel(t.Context())
+	c := &readContext{base: base, deadline: time.Now().Add(time.Hour)}
+	if c.Err() != nil || !c.finish() {
+		t.Error("a context that nobody looked at is not reusable")
+	}
+	child, stop := context.WithCancel(c)
+	defer stop()
+	if c.finish() {
+		t.Error("a context that somebody waits on is reusable")
+	}
+	<-child.Done()
+	c = &readContext{base: base, deadline: time.Now().Add(time.Millisecond)}
+	<-c.Done()
+	if !errors.Is(c.Err(), context.DeadlineExceeded) {
+		t.Errorf("got %v", c.Err())
+	}
+	c = &readContext{base: base, deadline: time.Now().Add(-time.Second)}
+	if !errors.Is(c.Err(), context.DeadlineExceeded) {
+		t.Errorf("got %v", c.Err())
+	}
+	c = &readContext{base: base, deadline: time.Now().Add(time.Hour)}
+	cancel()
+	if !errors.Is(c.Err(), context.Canceled) {
+		t.Errorf("got %v", c.Err())
+	}
+}
+
+func TestState(t *testing.T) {
+	dir := t.TempDir()
+	if s, err := loadState(dir); err != nil || s.Epoch != "" {
+		t.Errorf("of an empty directory: %+v, %v", s, err)
+	}
+	good := state{
+		Version: stateVersion, Epoch: "e", NextNode: 5,
+		Devices: []deviceState{{"a", 3, 10}, {"b", 4, 20}},
+		Images:  map[string]imageState{"/x": {Epoch: "e", Devices: []string{"a"}}, "/old": {Epoch: "d", Devices: []string{"gone"}}},
+	}
+	if err := good.save(dir); err != nil {
+		t.Fatal(err)
+	}
+	s, err := loadState(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.prune()
+	if len(s.Devices) != 1 || s.Devices[0].Name != "a" || s.NextNode != 5 {
+		t.Errorf("pruned to %+v", s)
+	}
+	for name, spoil := range map[string]func(*state){
+		"version":        func(s *state) { s.Version = 9 },
+		"node twice":     func(s *state) { s.Devices[1].Node = 3 },
+		"name twice":     func(s *state) { s.Devices[1].Name = "a" },
+		"root's node":    func(s *state) { s.Devices[0].Node = rootNode },
+		"future node":    func(s *state) { s.Devices[0].Node = 5 },
+		"negative size":  func(s *state) { s.Devices[0].Size = -1 },
+		"unknown device": func(s *state) { s.Images["/x"] = imageState{Epoch: "e", Devices: []string{"c"}} },
+	} {
+		bad := good
+		bad.Devices = append([]deviceState(nil), good.Devices...)
+		bad.Images = map[string]imageState{}
+		spoil(&bad)
+		if err := bad.save(dir); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := loadState(dir); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, stateFile), []byte(`{"version":1`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := loadState(dir); err == nil {
+		t.Error("half a file was accepted")
+	}
+}
+
+// FuzzState: what is accepted can be used.
+func FuzzState(f *testing.F) {
+	f.Add([]byte(`{"version":1,"epoch":"e","next_node":4,"devices":[{"name":"a","node":3,"size":1}],"images":{"/x":{"epoch":"e","devices":["a"]}}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var s state
+		if json.Unmarshal(data, &s) != nil || s.check() != nil {
+			return
+		}
+		s.prune()
+		if err := s.check(); err != nil {
+			t.Errorf("pruning broke it: %v", err)
+		}
+	})
+}
+
+func TestDescriptor(t *testing.T) {
+	if fd, err := descriptor(nil); fd != -1 || err != nil {
+		t.Errorf("got %d, %v", fd, err)
+	}
+	if _, err := descriptor([]byte{1, 2, 3}); err == nil {
+		t.Log("a short control message is no descriptor")
+	}
+	a, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := unix.Dup(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fd, err := descriptor(unix.UnixRights(a, b)); err == nil {
+		t.Errorf("two descriptors gave %d", fd)
+	}
+	if err := unix.Close(a); !errors.Is(err, unix.EBADF) {
+		t.Errorf("the first was not closed: %v", err)
+	}
+	if err := unix.Close(b); !errors.Is(err, unix.EBADF) {
+		t.Errorf("the second was not closed: %v", err)
+	}
+}
