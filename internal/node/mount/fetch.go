@@ -115,7 +115,8 @@ func (m *Manager) fetchFiles(ctx context.Context, img *image, failed <-chan stru
 func (m *Manager) fetchTable(ctx context.Context, img *image) error {
 	ref := img.manifest.Table
 	src := &tableSource{remote: m.source(img, ref.Blob)}
-	name, content := fileTable, []byte(nil)
+	name := fileTable
+	var content []byte
 	if ref.Blob.Size > m.opts.wholeTable {
 		root, err := readRoot(ctx, src.remote, ref.RootSize, ref.RootDigest)
 		if err != nil {
