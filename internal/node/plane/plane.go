@@ -62,7 +62,8 @@ type Content interface {
 type Device struct {
 	// Name identifies the content: two devices of one name have the same
 	// bytes, in all images and for ever ("sha256-<hex>" of the device key).
-	// It becomes a file name: at most 255 bytes, no slash.
+	// It becomes a file name: 1 to 255 bytes, no slash, no
+	// dot in front.
 	Name string
 	// Size in bytes. The kernel reads zeros between it and the end of its
 	// page.
@@ -196,8 +197,8 @@ func (img Image) Check() error {
 
 func (d Device) check() error {
 	switch {
-	case d.Name == "" || d.Name == "." || d.Name == "..":
-		return fmt.Errorf("%q is not a name for a device", d.Name)
+	case d.Name == "" || d.Name[0] == '.':
+		return fmt.Errorf("%q is not a name for a device: it is empty or begins with a dot", d.Name)
 	case len(d.Name) > 255:
 		return fmt.Errorf("name of %d bytes is too long, the limit is 255", len(d.Name))
 	case strings.ContainsAny(d.Name, "/\x00"):

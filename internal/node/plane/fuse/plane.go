@@ -439,9 +439,9 @@ func (p *Plane) Shutdown(ctx context.Context) error {
 			return fmt.Errorf("shut the plane down: %w: an image is attached at %s", plane.ErrBusy, dir)
 		}
 	}
-	p.server.closing.Store(true)
+	p.server.ending.Store(true)
 	if err := plane.Unmount(p.blobs(), false); err != nil && !errors.Is(err, plane.ErrNotAttached) {
-		p.server.closing.Store(false)
+		p.server.ending.Store(false)
 		return fmt.Errorf("shut the plane down: %w", err)
 	}
 	err := p.close()

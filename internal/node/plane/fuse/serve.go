@@ -28,7 +28,8 @@ type server struct {
 	base    context.Context // of all reads; cancelled when the server stops
 	cancel  context.CancelFunc
 	workers sync.WaitGroup
-	closing atomic.Bool
+	closing atomic.Bool   // failed reads are left to a successor
+	ending  atomic.Bool   // that the connection ends is no news
 	lost    chan struct{} // closed when the kernel ended the connection
 	once    sync.Once     // closes lost
 	errors  errorLog
@@ -105,7 +106,7 @@ func (s *server) next(w *worker) bool {
 
 func (s *server) disconnected(err error) {
 	s.once.Do(func() {
-		if !s.closing.Load() {
+		if !s.ending.Load() {
 			s.log.Error("the kernel ended the connection of the FUSE mount: all images attached through it give EIO from now on; restart to mount anew", "error", err)
 		}
 		close(s.lost)

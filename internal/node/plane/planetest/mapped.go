@@ -1,6 +1,7 @@
 package planetest
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -12,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mapVariable makes the test binary a process that maps the file it names.
+// mapVariable makes the test binary a process that maps files of the directory it
+// names.
 const mapVariable = "SLUICE_PLANETEST_MAP"
 
 // exitFault is its exit code when the kernel could not supply a page.
@@ -23,17 +25,20 @@ var errFault = errors.New("a page of the mapping could not be read")
 // Child turns the process into the suite's child if it is to be one, and
 // returns otherwise. It is for the beginning of TestMain.
 func Child() {
-	name := os.Getenv(mapVariable)
-	if name == "" {
+	dir := os.Getenv(mapVariable)
+	if dir == "" {
 		return
 	}
-	err := copyMapping(name)
-	switch {
-	case errors.Is(err, unix.EFAULT):
-		os.Exit(exitFault)
-	case err != nil:
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+	names := bufio.NewScanner(os.Stdin)
+	for names.Scan() {
+		err := copyMapping(filepath.Join(dir, names.Text()))
+		switch {
+		case errors.Is(err, unix.EFAULT):
+			os.Exit(exitFault)
+		case err != nil:
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 	}
 	os.Exit(0)
 }
@@ -68,14 +73,17 @@ func copyMapping(name string) error {
 	return nil
 }
 
-// mapped reads f through a memory mapping in another process, to the end of its
-// last page.
-func mapped(t *testing.T, f File, dir string) ([]byte, error) {
+// mapped reads files through memory mappings in another process, each to the end
+// of its last page, one behind the other.
+func mapped(t *testing.T, dir string, files ...File) ([]byte, error) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), mapVariable+"="+filepath.Join(dir, f.Name))
-	var out, messages bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &messages
+	cmd.Env = append(os.Environ(), mapVariable+"="+dir)
+	var names, out, messages bytes.Buffer
+	for _, f := range files {
+		fmt.Fprintln(&names, f.Name)
+	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = &names, &out, &messages
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() == exitFault {
