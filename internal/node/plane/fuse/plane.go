@@ -440,7 +440,7 @@ func (p *Plane) Shutdown(ctx context.Context) error {
 		}
 	}
 	p.server.ending.Store(true)
-	if err := plane.Unmount(p.blobs(), false); err != nil && !errors.Is(err, plane.ErrNotAttached) {
+	if err := p.unmountBlobs(ctx); err != nil && !errors.Is(err, plane.ErrNotAttached) {
 		p.server.ending.Store(false)
 		return fmt.Errorf("shut the plane down: %w", err)
 	}
@@ -451,6 +451,26 @@ func (p *Plane) Shutdown(ctx context.Context) error {
 	}
 	return err
 }
+
+// unmountBlobs tries for a while: the kernel closes the files of an EROFS mount,
+// and those of reads that were under way, a little after the unmount.
+func (p *Plane) unmountBlobs(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, shutdownWait)
+	defer cancel()
+	for {
+		err := plane.Unmount(p.blobs(), false)
+		if !errors.Is(err, plane.ErrBusy) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+const shutdownWait = 3 * time.Second
 
 // take waits for the turn.
 func (p *Plane) take(ctx context.Context) error {
