@@ -301,7 +301,10 @@ func TestHostileManifests(t *testing.T) {
 		"401":          {answer(401, ""), "tag", "401", oci.ErrUnauthorized},
 		"429":          {answer(429, "slow down"), "tag", "slow down", oci.ErrTooManyRequests},
 		"500":          {answer(500, `{"errors":[{"code":"MANIFEST_UNKNOWN"}]}`), "tag", "HTTP 500", nil},
-		"endless 500":  {func(w http.ResponseWriter, req *http.Request) { w.WriteHeader(http.StatusInternalServerError); endless(w, req) }, "tag", "HTTP 500", nil},
+		"endless 500": {func(w http.ResponseWriter, req *http.Request) {
+			w.WriteHeader(http.StatusInternalServerError)
+			endless(w, req)
+		}, "tag", "HTTP 500", nil},
 	} {
 		reg := serve(t, test.handler, once)
 		m, err := reg.GetManifest(t.Context(), "some/repo", test.reference)

@@ -140,7 +140,7 @@ func fuzzAll(ctx context.Context, src string, each time.Duration) tally {
 			return outcome("reading "+file, err)
 		}
 		for _, target := range fuzzTargets(text) {
-			err := quiet(ctx, src, nil, "go", "test", "-run=^$", "-fuzz=^"+target+"$", "-fuzztime="+each.String(), pkg)
+			err := quiet(ctx, src, nil, "go", "test", "-run=^$", "-fuzz=^"+target+"$", "-fuzztime="+each.String(), "-fuzzminimizetime=1x", pkg)
 			t.add(outcome(pkg+" "+target, err))
 		}
 	}

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
-	"strings"
 
 	"sluice/internal/node/plane"
 )
@@ -199,40 +197,14 @@ func (s *state) prune() {
 	s.Devices = devices
 }
 
-// mount mounts and sets the readahead. The name of an EROFS mount's backing
-// device info isn't to be had from the mount; it is the one that came.
+// mount mounts an image. Its readahead, which stays within a file, is the
+// kernel's default.
 func (p *Plane) mount(metadata string, paths []string, dir string) error {
 	var options []string
 	if p.opts.DirectIO {
 		options = append(options, "directio")
 	}
-	before := erofsBDIs()
-	if err := plane.MountEROFS(metadata, paths, dir, options...); err != nil {
-		return err
-	}
-	for name := range erofsBDIs() {
-		if before[name] {
-			continue
-		}
-		if err := plane.SetReadahead(name, p.opts.Readahead); err != nil {
-			p.log.Warn("cannot set the image's readahead, the kernel's default stays", "dir", dir, "error", err)
-		}
-	}
-	return nil
-}
-
-func erofsBDIs() map[string]bool {
-	entries, err := os.ReadDir("/sys/class/bdi")
-	if err != nil {
-		return nil
-	}
-	names := map[string]bool{}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), "erofs-") {
-			names[e.Name()] = true
-		}
-	}
-	return names
+	return plane.MountEROFS(metadata, paths, dir, options...)
 }
 
 // Adopt implements plane.Plane. A device that was attached with a Content may

@@ -47,11 +47,10 @@ var benchModes = []struct {
 	name string
 	opts fuse.Options
 }{
+	{"buffered", fuse.Options{}},
 	{"buffered-ra128k", fuse.Options{Readahead: 128 << 10}},
-	{"buffered-ra512k", fuse.Options{Readahead: 512 << 10}},
 	{"buffered-ra1m", fuse.Options{Readahead: 1 << 20}},
-	{"direct-ra128k", fuse.Options{DirectIO: true, Readahead: 128 << 10}},
-	{"direct-ra1m", fuse.Options{DirectIO: true, Readahead: 1 << 20}},
+	{"direct", fuse.Options{DirectIO: true}},
 }
 
 const benchSeed = 77

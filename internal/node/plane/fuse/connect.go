@@ -50,7 +50,7 @@ func connect(dir, epoch string, background int) (_ *connection, err error) {
 	defer func() {
 		if err != nil {
 			unix.Close(fd) // first: nobody would answer the unmount
-			plane.Unmount(dir, true)
+			_ = plane.Unmount(dir, true)
 		}
 	}()
 	init, err := handshake(fd, background)

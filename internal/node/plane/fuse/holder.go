@@ -116,8 +116,18 @@ func listen(socket string) (*net.UnixListener, func(), error) {
 		lock.Close()
 		return nil, nil, err
 	}
+	// Whoever removed and remade the directory may have a holder of its own
+	// there by now, whose socket has the same name.
+	ours, err := os.Lstat(socket)
+	if err != nil {
+		l.Close()
+		lock.Close()
+		return nil, nil, err
+	}
 	return l, func() {
-		os.Remove(socket)
+		if now, err := os.Lstat(socket); err == nil && os.SameFile(ours, now) {
+			os.Remove(socket)
+		}
 		lock.Close()
 	}, nil
 }

@@ -145,8 +145,8 @@ func (k *keeper) launch(ctx context.Context) (*net.UnixConn, error) {
 	k.log.Info("started the holder", "pid", cmd.Process.Pid, "log", logName)
 	conn, err := k.await(ctx, cmd.Process.Pid)
 	if err != nil {
-		cmd.Process.Kill()
-		cmd.Wait()
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
 		return nil, fmt.Errorf("the holder %v did not come up, see %s: %w", cmd.Args, logName, err)
 	}
 	k.mu.Lock()
@@ -207,7 +207,7 @@ func (k *keeper) lasts() bool {
 	conn := k.conn
 	k.mu.Unlock()
 	var one [1]byte
-	conn.Read(one[:]) // the holder never speaks first
+	_, _ = conn.Read(one[:]) // the holder never speaks first
 	k.reap()
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -239,8 +239,8 @@ func (k *keeper) reap() {
 	}
 	k.mu.Unlock()
 	if child != nil {
-		kill := time.AfterFunc(holderAnswer, func() { child.Process.Kill() })
-		child.Wait()
+		kill := time.AfterFunc(holderAnswer, func() { _ = child.Process.Kill() })
+		_ = child.Wait()
 		kill.Stop()
 	}
 }
@@ -275,7 +275,7 @@ func (k *keeper) quit() error {
 	}
 	c.SetDeadline(time.Now().Add(holderAnswer))
 	var one [1]byte
-	c.Read(one[:])
+	_, _ = c.Read(one[:])
 	k.mu.Lock()
 	k.closing = false
 	k.mu.Unlock()

@@ -78,8 +78,9 @@ type Options struct {
 	// 10 minutes by default; after that the holder answers them with EIO. It
 	// is settled when the mount is made.
 	OrphanGrace time.Duration
-	// Readahead of the FUSE mount and of each image's mount in bytes,
-	// 1 MiB by default.
+	// Readahead of the FUSE mount in bytes: what the kernel may read of a
+	// device beyond what EROFS asked for, across the borders of files. A page
+	// by default, which is none: see docs/decisions/0004.
 	Readahead int
 	// DirectIO makes EROFS read devices past the page cache of the FUSE
 	// mount. See docs/decisions/0002 for what that costs and gains.
@@ -101,7 +102,7 @@ func (o Options) withDefaults() (Options, error) {
 	o.AdoptTimeout = positive(o.AdoptTimeout, 10*time.Second)
 	o.OrphanGrace = positive(o.OrphanGrace, 10*time.Minute)
 	if o.Readahead <= 0 {
-		o.Readahead = 1 << 20
+		o.Readahead = os.Getpagesize()
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()
@@ -295,7 +296,7 @@ func (p *Plane) fresh(ctx context.Context) error {
 	}
 	if err != nil {
 		conn.close()
-		plane.Unmount(p.blobs(), true)
+		_ = plane.Unmount(p.blobs(), true) // the error that counts is err
 		return err
 	}
 	p.conn = conn
