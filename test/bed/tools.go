@@ -172,3 +172,9 @@ func BuildSluice(ctx context.Context, src, dir string) (string, error) {
 	cmd.Dir, cmd.Env = src, append(os.Environ(), "CGO_ENABLED=0")
 	return bin, run(cmd)
 }
+
+// Runc returns the path of runc, built unless it is cached.
+func Runc(ctx context.Context, src string, say func(string)) (string, error) {
+	dir, err := runcTool.build(ctx, src, say)
+	return filepath.Join(dir, "runc"), err
+}

@@ -38,7 +38,12 @@ func steps(src string, fuzz time.Duration) []step {
 	s = append(s,
 		step{"lint: golangci-lint", func(ctx context.Context) tally { return lint(ctx, modules) }},
 		step{"unit: go test -race ./...", func(ctx context.Context) tally {
-			return goTest(ctx, src, nil, "-race", "-timeout=20m", "./...")
+			runc, err := bed.Runc(ctx, src, func(s string) { fmt.Println("   " + s) })
+			if err != nil {
+				return outcome("building runc", err)
+			}
+			path := "PATH=" + filepath.Dir(runc) + ":" + os.Getenv("PATH")
+			return goTest(ctx, src, []string{path}, "-race", "-timeout=20m", "./...")
 		}},
 		step{"fuzz: every target, briefly", func(ctx context.Context) tally { return fuzzAll(ctx, src, fuzz) }},
 		step{"conformance: the official suite", func(ctx context.Context) tally {

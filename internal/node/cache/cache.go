@@ -131,6 +131,7 @@ type Cache struct {
 
 	kick    chan struct{} // wakes the flusher early
 	stop    chan struct{} // closed by Close
+	boot    string        // see bootID
 	stopped sync.WaitGroup
 }
 
@@ -167,6 +168,7 @@ func Open(ctx context.Context, opts Options) (*Cache, error) {
 		slots:   map[oci.Digest]*slot{},
 		kick:    make(chan struct{}, 1),
 		stop:    make(chan struct{}),
+		boot:    bootID(),
 	}
 	if err := c.scan(); err != nil {
 		lock.Close()
@@ -297,7 +299,7 @@ func (c *Cache) open(s *slot, shape shape) (*content, error) {
 		return have, nil
 	}
 	dir := c.dirOf(s.key)
-	env := environment{buffers: c.buffers, stats: c.stats, log: c.log.With("layer", s.key), wake: c.wake}
+	env := environment{buffers: c.buffers, stats: c.stats, log: c.log.With("layer", s.key), wake: c.wake, boot: c.boot}
 	opened, err := openContent(dir, shape, env)
 	if errors.Is(err, unix.ENOSPC) && c.evict(0) > 0 {
 		opened, err = openContent(dir, shape, env)

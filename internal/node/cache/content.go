@@ -46,8 +46,9 @@ const (
 // A chunk's way to disk: verified against the chunk table, written to data,
 // present in chunks (now everybody is served from the page cache); later, in
 // flush: fdatasync of data, its entry in state, fdatasync of state. So state
-// is never ahead of what the disk holds, and a chunk that a crash catches
-// between is fetched again.
+// is never ahead of what the disk holds, and a chunk that a crash of the
+// machine catches between is fetched again. What a crash of the process
+// catches is known from the file recent.
 //
 // That leaves one gap which is any local file system's: if the disk fails to
 // write a page back, and the kernel drops the page before the next flush, at
@@ -56,9 +57,10 @@ const (
 type content struct {
 	shape
 	environment
-	dir   string
-	data  *os.File
-	state *os.File
+	dir    string
+	data   *os.File
+	state  *os.File
+	recent *os.File // nil: nothing is recorded before it is on disk
 
 	// chunks has a chunk's bits, crcs the CRC-32C of its decoded bytes, valid
 	// while it is present or claimed. Written before the bit is set.
@@ -93,6 +95,7 @@ type environment struct {
 	stats   *stats
 	log     *slog.Logger
 	wake    func(full bool) // asks for a flush, or for room
+	boot    string          // see bootID
 }
 
 // maxUnstored bounds the chunks of a layer that stay in memory because the
@@ -126,6 +129,7 @@ func openContent(dir string, s shape, env environment) (*content, error) {
 		c.closeFiles()
 		return nil, fmt.Errorf("cache of layer %s: %w", s.key, err)
 	}
+	c.openRecent()
 	return c, nil
 }
 
@@ -328,7 +332,8 @@ func (c *content) put(i int, ch artifact.Chunk, frame []byte) error {
 	buf.b = out
 	c.arrive(i, buf)
 	err = c.store(i, ch, out)
-	c.land(i, err == nil)
+	// A cache that was closed meanwhile keeps nothing in memory either.
+	c.land(i, err == nil || errors.Is(err, os.ErrClosed))
 	return err
 }
 
@@ -355,6 +360,7 @@ func (c *content) store(i int, ch artifact.Chunk, b []byte) error {
 	if c.chunks[i].Or(present)&present != 0 {
 		return nil // somebody else brought it, too
 	}
+	c.remember(i)
 	c.stored.Add(int64(len(b)))
 	c.mu.Lock()
 	c.pending = append(c.pending, i)
@@ -438,7 +444,7 @@ func (c *content) quarantine(err *IntegrityError) {
 	if werr := durable.WriteFile(filepath.Join(c.dir, quarantineFile), []byte(err.Err.Error()+"\n"), 0o600); werr != nil {
 		c.log.Error("the quarantine is not recorded, and will be decided again", "error", werr)
 	}
-	for _, name := range []string{completeFile, stateFile, dataFile} {
+	for _, name := range []string{completeFile, recentFile, stateFile, dataFile} {
 		if rerr := os.Remove(filepath.Join(c.dir, name)); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
 			c.log.Error("cannot remove quarantined content", "error", rerr)
 		}
@@ -457,7 +463,7 @@ func (c *content) close() error {
 }
 
 func (c *content) closeFiles() {
-	for _, f := range []*os.File{c.data, c.state} {
+	for _, f := range []*os.File{c.data, c.state, c.recent} {
 		if f != nil {
 			f.Close() // what matters has been synced
 		}

@@ -209,16 +209,19 @@ func TestDamagedOnDisk(t *testing.T) {
 		c.Close()
 	}
 	for name, damage := range map[string]func(dir string) error{
-		"no data":         func(dir string) error { return os.Remove(filepath.Join(dir, dataFile)) },
-		"no state":        func(dir string) error { return os.Remove(filepath.Join(dir, stateFile)) },
-		"short data":      func(dir string) error { return os.Truncate(filepath.Join(dir, dataFile), 300_000) },
-		"long data":       func(dir string) error { return os.Truncate(filepath.Join(dir, dataFile), 3_000_000) },
-		"empty data":      func(dir string) error { return os.Truncate(filepath.Join(dir, dataFile), 0) },
-		"short state":     func(dir string) error { return os.Truncate(filepath.Join(dir, stateFile), 100) },
-		"empty state":     func(dir string) error { return os.Truncate(filepath.Join(dir, stateFile), 0) },
-		"long state":      func(dir string) error { return os.Truncate(filepath.Join(dir, stateFile), 1<<40) },
-		"state's header":  func(dir string) error { return flip(filepath.Join(dir, stateFile), 50, 1) },
-		"state's entries": func(dir string) error { return flip(filepath.Join(dir, stateFile), stateHeaderSize, 40) },
+		"no data":          func(dir string) error { return os.Remove(filepath.Join(dir, dataFile)) },
+		"no state":         func(dir string) error { return os.Remove(filepath.Join(dir, stateFile)) },
+		"short data":       func(dir string) error { return os.Truncate(filepath.Join(dir, dataFile), 300_000) },
+		"long data":        func(dir string) error { return os.Truncate(filepath.Join(dir, dataFile), 3_000_000) },
+		"empty data":       func(dir string) error { return os.Truncate(filepath.Join(dir, dataFile), 0) },
+		"short state":      func(dir string) error { return os.Truncate(filepath.Join(dir, stateFile), 100) },
+		"empty state":      func(dir string) error { return os.Truncate(filepath.Join(dir, stateFile), 0) },
+		"long state":       func(dir string) error { return os.Truncate(filepath.Join(dir, stateFile), 1<<40) },
+		"state's header":   func(dir string) error { return flip(filepath.Join(dir, stateFile), 50, 1) },
+		"state's entries":  func(dir string) error { return flip(filepath.Join(dir, stateFile), stateHeaderSize, 40) },
+		"long recent":      recentOnly(func(name string) error { return os.Truncate(name, 1<<40) }),
+		"recent's header":  recentOnly(func(name string) error { return flip(name, 40, 1) }),
+		"recent's entries": recentOnly(func(name string) error { return flip(name, bootIDSize+stateHeaderSize, 40) }),
 		"data is a directory": func(dir string) error {
 			return errors.Join(os.Remove(filepath.Join(dir, dataFile)), os.Mkdir(filepath.Join(dir, dataFile), 0o700))
 		},
@@ -284,6 +287,16 @@ func TestDamagedOnDisk(t *testing.T) {
 		}
 		mustRead(t, l, f, 0, l.Size())
 	})
+}
+
+// recentOnly damages the file recent, which a complete layer doesn't have.
+func recentOnly(damage func(name string) error) func(dir string) error {
+	return func(dir string) error {
+		if err := damage(filepath.Join(dir, recentFile)); !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
 }
 
 // flip flips bits of n bytes at random places from off on.

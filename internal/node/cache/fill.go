@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -228,5 +229,9 @@ func (c *content) setComplete() error {
 		return fmt.Errorf("recording that it is complete: %w", err)
 	}
 	c.complete.Store(true)
+	// It has nothing to add to that any more.
+	if err := os.Remove(filepath.Join(c.dir, recentFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		c.log.Warn("a file that isn't needed any more stays", "error", err)
+	}
 	return nil
 }

@@ -2,16 +2,22 @@ package cache
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 )
 
-// childDir tells the test binary that it is to be TestKill's child.
-const childDir = "SLUICE_CACHE_TEST_DIR"
+// childDir tells the test binary that it is to be a kill test's child,
+// childKind which.
+const (
+	childDir  = "SLUICE_CACHE_TEST_DIR"
+	childKind = "SLUICE_CACHE_TEST_KIND"
+)
 
 // TestKill kills a process that uses a cache, again and again, and checks
 // after each time that the cache it left is used and right.
@@ -22,7 +28,7 @@ func TestKill(t *testing.T) {
 	rng := rand.New(rand.NewPCG(8, 8))
 	kept := false
 	for n := range kills {
-		killChild(t, dir, time.Duration(rng.IntN(60))*time.Millisecond)
+		killChild(t, dir, busyChild, time.Duration(rng.IntN(60))*time.Millisecond)
 		c, err := Open(t.Context(), Options{Dir: dir})
 		if err != nil {
 			t.Fatal(err)
@@ -56,11 +62,56 @@ func TestKill(t *testing.T) {
 	}
 }
 
+// TestKilledProcessLosesNothing kills a process before it has synced anything:
+// the page cache and the file recent outlive it. In another boot that file
+// means nothing.
+func TestKilledProcessLosesNothing(t *testing.T) {
+	dir := t.TempDir()
+	f := newFixture(t, 5, 2_000_000, 10_000)
+	killChild(t, dir, lazyChild, 100*time.Millisecond)
+
+	rebooted := copyDir(t, dir)
+	files, err := filepath.Glob(filepath.Join(rebooted, "*", recentFile))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("the killed process left the files %v, %v", files, err)
+	}
+	record, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(record, "00000000-0000-0000-0000-000000000000")
+	if err := os.WriteFile(files[0], record, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l := acquire(t, openCache(t, Options{Dir: rebooted}), f, unreachable(f))
+	if err := checkRead(t.Context(), l, f, 300_000, 200_000); !errors.Is(err, errUnreachable) {
+		t.Errorf("what was not synced, in another boot: %v, want the source's error", err)
+	}
+
+	c := openCache(t, Options{Dir: dir})
+	l = acquire(t, c, f, unreachable(f))
+	mustRead(t, l, f, 300_000, 200_000)
+	l.Release()
+	if err := c.Close(); err != nil { // which records it for good
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, filepath.Base(filepath.Dir(files[0])), recentFile)); err != nil {
+		t.Fatal(err)
+	}
+	mustRead(t, acquire(t, openCache(t, Options{Dir: dir}), f, unreachable(f)), f, 300_000, 200_000)
+}
+
+// The children of the kill tests.
+const (
+	busyChild = "busy" // reads at random, syncs at once
+	lazyChild = "lazy" // reads the same every time, never syncs
+)
+
 // killChild runs TestKillChild and kills it some time after it has begun.
-func killChild(t *testing.T, dir string, after time.Duration) {
+func killChild(t *testing.T, dir, kind string, after time.Duration) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKillChild$", "-test.v")
-	cmd.Env = append(os.Environ(), childDir+"="+dir)
+	cmd.Env = append(os.Environ(), childDir+"="+dir, childKind+"="+kind)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -81,6 +132,13 @@ func TestKillChild(t *testing.T) {
 		return // not a test of its own: TestKill's child
 	}
 	f := newFixture(t, 5, 2_000_000, 10_000)
+	if os.Getenv(childKind) == lazyChild {
+		l := acquire(t, openCache(t, Options{Dir: dir, FlushInterval: time.Hour, ReadAhead: -1}), f, f.source())
+		mustRead(t, l, f, 300_000, 200_000)
+		fmt.Println("reading")
+		time.Sleep(time.Minute)
+		return
+	}
 	c := openCache(t, Options{Dir: dir, FlushInterval: time.Millisecond, ReadAhead: -1})
 	fmt.Println("reading")
 	l := acquire(t, c, f, f.source())
