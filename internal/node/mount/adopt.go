@@ -16,11 +16,7 @@ import (
 // mount that lost its content is made anew: what runs on it already keeps
 // failing, what starts on it works.
 func (m *Manager) adopt(ctx context.Context) error {
-	root, err := filepath.EvalSymlinks(m.mountsDir())
-	if err != nil {
-		return err
-	}
-	root += string(filepath.Separator)
+	root := m.mountsDir() + string(filepath.Separator)
 	mounts, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
 		return !strings.HasPrefix(i.Mountpoint, root), false
 	})

@@ -211,7 +211,10 @@ func (n *node) start() *mount.Manager {
 		n.t.Fatal(err)
 	}
 	opts := n.opts
-	opts.Root, opts.Cache, opts.Plane, opts.Log = filepath.Join(n.root, "node"), n.cache, n.plane, log
+	if opts.Root == "" {
+		opts.Root = filepath.Join(n.root, "node")
+	}
+	opts.Cache, opts.Plane, opts.Log = n.cache, n.plane, log
 	opts.Registry = func(host string) (mount.Registry, error) {
 		if host != testHost {
 			return nil, fmt.Errorf("no such host %s", host)

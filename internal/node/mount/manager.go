@@ -146,6 +146,17 @@ func Open(ctx context.Context, opts Options) (*Manager, error) {
 		calls:  make(map[subject]*call),
 		claims: make(map[string]*claim),
 	}
+	if err := durable.MkdirAll(opts.Root, 0o700); err != nil {
+		return nil, fmt.Errorf("mount manager's directory: %w", err)
+	}
+	// Mounts are looked up in the mount table, which has no symbolic links.
+	var err error
+	if m.opts.Root, err = filepath.EvalSymlinks(opts.Root); err == nil {
+		m.opts.Root, err = filepath.Abs(m.opts.Root)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("mount manager's directory: %w", err)
+	}
 	for _, dir := range []string{m.imagesDir(), m.mountsDir(), m.claimsDir()} {
 		if err := durable.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("mount manager's directory: %w", err)

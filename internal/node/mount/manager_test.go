@@ -285,6 +285,30 @@ func TestInUseStays(t *testing.T) {
 	}
 }
 
+// The mount table knows nothing of the symbolic link by which the root is named.
+func TestRootBehindSymlink(t *testing.T) {
+	n, manifest := prepared(t)
+	n.opts.Root = filepath.Join(n.root, "link")
+	real := filepath.Join(n.root, "node")
+	if err := errors.Join(os.Mkdir(real, 0o700), os.Symlink("node", n.opts.Root)); err != nil {
+		t.Fatal(err)
+	}
+	m := n.start()
+	m.Settled()
+	_, dir := n.pulled(manifest, "")
+	bound := filepath.Join(n.root, "bound")
+	if err := errors.Join(os.Mkdir(bound, 0o755), unix.Mount(dir, bound, "", unix.MS_BIND, "")); err != nil {
+		t.Fatal(err)
+	}
+	m.Sweep(t.Context(), time.Now().Add(time.Hour))
+	if at, err := plane.MountAt(filepath.Join(real, "m", filepath.Base(dir))); err != nil || at == nil {
+		t.Errorf("a mount in use was unmounted: %v", err)
+	}
+	n.stop()
+	n.start()
+	checkImage(t, bound)
+}
+
 func TestRestart(t *testing.T) {
 	n, manifest := prepared(t)
 	n.opts.NoFill = false
