@@ -148,10 +148,14 @@ func (m *Manager) makeClaim(c *claim) error {
 	if err := m.show(c); err != nil {
 		return errors.Join(err, durable.Remove(file), os.RemoveAll(m.scratch(c)))
 	}
+	m.addClaim(c)
+	return nil
+}
+
+func (m *Manager) addClaim(c *claim) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.claims[c.ID] = c
-	return nil
 }
 
 // scratch is where a writable claim's changes go.
@@ -169,15 +173,10 @@ func (m *Manager) show(c *claim) error {
 		}
 		return nil
 	}
-	upper, work := filepath.Join(m.scratch(c), "upper"), filepath.Join(m.scratch(c), "work")
-	if err := errors.Join(os.MkdirAll(upper, 0o755), os.MkdirAll(work, 0o700)); err != nil {
+	if err := os.Mkdir(m.scratch(c), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	options := "lowerdir=" + c.Path + ",upperdir=" + upper + ",workdir=" + work
-	if err := unix.Mount("overlay", c.Dir, "overlay", 0, options); err != nil {
-		return fmt.Errorf("mount overlayfs on %s with %s: %w", c.Dir, options, err)
-	}
-	return nil
+	return plane.MountOverlay(c.Path, m.scratch(c), c.Dir)
 }
 
 // ErrUnknownClaim: nothing was mounted under this name.
@@ -196,6 +195,12 @@ func (m *Manager) Unmount(ctx context.Context, name string) error {
 		return context.Cause(ctx)
 	}
 	defer func() { c.lock <- struct{}{} }()
+	return m.endClaim(ctx, c)
+}
+
+// endClaim unmounts a claim and forgets it, or does neither. The caller has the
+// claim's lock.
+func (m *Manager) endClaim(ctx context.Context, c *claim) error {
 	if c.Dir != "" {
 		if err := plane.Unmount(c.Dir, false); err != nil && !errors.Is(err, plane.ErrNotAttached) {
 			return err
@@ -275,7 +280,11 @@ func (m *Manager) loadClaim(ctx context.Context, file string) error {
 		return fmt.Errorf("it belongs to claim %q", c.ID)
 	}
 	if c.gone() {
-		return m.dropClaim(ctx, c)
+		if err := m.endClaim(ctx, c); !errors.Is(err, plane.ErrBusy) {
+			return err
+		}
+		m.addClaim(c) // the sweep tries again
+		return nil
 	}
 	if c.Path, err = m.Attach(ctx, c.Image, Merged, c.owner()); err != nil {
 		return err
@@ -283,9 +292,7 @@ func (m *Manager) loadClaim(ctx context.Context, file string) error {
 	if err := m.showAgain(c); err != nil {
 		return err
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.claims[c.ID] = c
+	m.addClaim(c)
 	return nil
 }
 
@@ -346,12 +353,7 @@ func (m *Manager) sweepClaims(ctx context.Context) {
 
 func (m *Manager) sweepClaim(ctx context.Context, c *claim) error {
 	if c.gone() {
-		if c.Dir != "" {
-			if err := plane.Unmount(c.Dir, false); err != nil && !errors.Is(err, plane.ErrNotAttached) {
-				return err
-			}
-		}
-		return m.dropClaim(ctx, c)
+		return m.endClaim(ctx, c)
 	}
 	if c.Dir == "" {
 		return nil

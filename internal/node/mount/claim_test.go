@@ -123,6 +123,47 @@ func TestClaimEndsWithItsProcess(t *testing.T) {
 	eventually(t, "the claim is gone", func() bool { return len(m.Claims()) == 0 })
 }
 
+func TestClaimEndsWithItsProcessWhileTheDaemonIsDown(t *testing.T) {
+	n, _ := prepared(t)
+	m := n.start()
+	dirs := []string{filepath.Join(n.root, "free"), filepath.Join(n.root, "busy")}
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := m.Mount(t.Context(), mount.Request{Reference: testRef, Dir: dir, Writable: true, PID: cmd.Process.Pid}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	user, err := os.Open(dirs[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer user.Close()
+	n.stop()
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	n.opts.Linger = 200 * time.Millisecond
+	m = n.start()
+	if at, err := plane.MountAt(dirs[0]); err != nil || at != nil {
+		t.Errorf("the mount of a process that ended stays: %+v, %v", at, err)
+	}
+	if got := m.Claims(); len(got) != 1 || got[0].Dir != dirs[1] {
+		t.Errorf("claims %+v; want the one that is in use", got)
+	}
+	user.Close()
+	eventually(t, "the other claim is gone", func() bool { return len(m.Claims()) == 0 })
+	if at, err := plane.MountAt(dirs[1]); err != nil || at != nil {
+		t.Errorf("its mount stays: %+v, %v", at, err)
+	}
+}
+
 func TestMountChecksTheConfig(t *testing.T) {
 	n, _ := prepared(t)
 	other := n.push(testRepo, "other", testLayers()[:1], here)[0]

@@ -26,6 +26,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sluice/internal/node/plane"
 	"sluice/oci"
 )
 
@@ -99,7 +100,7 @@ func Run(ctx context.Context, c Container, opts Options) (code int, err error) {
 		return 0, fmt.Errorf("prepare a container: %w", err)
 	}
 	defer func() { err = errors.Join(err, b.remove()) }()
-	if err := b.mount(c.Rootfs); err != nil {
+	if err := plane.MountOverlay(c.Rootfs, b.dir, b.rootfs()); err != nil {
 		return 0, fmt.Errorf("prepare a container: %w", err)
 	}
 	spec, err := newSpec(c, b.id, b.rootfs())
@@ -139,7 +140,7 @@ func newBundle(dir, runc string) (*bundle, error) {
 	if err := b.take(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(path))
 	}
-	for _, d := range []string{"upper", "work", "rootfs", "state"} {
+	for _, d := range []string{"rootfs", "state"} {
 		if err := os.Mkdir(filepath.Join(path, d), 0o755); err != nil {
 			return nil, errors.Join(err, b.remove())
 		}
@@ -161,26 +162,6 @@ func (b *bundle) take() error {
 }
 
 func (b *bundle) rootfs() string { return filepath.Join(b.dir, "rootfs") }
-
-// mount mounts the container's root file system.
-func (b *bundle) mount(lower string) error {
-	fi, err := os.Stat(lower)
-	if err != nil {
-		return err
-	}
-	upper := filepath.Join(b.dir, "upper")
-	// The upper directory is the root that the container sees.
-	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-		if err := errors.Join(os.Chown(upper, int(st.Uid), int(st.Gid)), os.Chmod(upper, fi.Mode())); err != nil {
-			return err
-		}
-	}
-	options := "lowerdir=" + lower + ",upperdir=" + upper + ",workdir=" + filepath.Join(b.dir, "work")
-	if err := unix.Mount("overlay", b.rootfs(), "overlay", 0, options); err != nil {
-		return fmt.Errorf("mount overlayfs with %s: %w", options, err)
-	}
-	return nil
-}
 
 // run starts the runtime and waits for it.
 func (b *bundle) run(ctx context.Context, c Container, opts Options) (int, error) {

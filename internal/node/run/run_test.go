@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"sluice/internal/node/plane"
 	"sluice/oci"
 )
 
@@ -160,7 +161,7 @@ func TestSweep(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Unmount(dead.rootfs(), unix.MNT_DETACH) })
-	if err := dead.mount(root); err != nil {
+	if err := plane.MountOverlay(root, dead.dir, dead.rootfs()); err != nil {
 		t.Fatal(err)
 	}
 	alive, err := newBundle(dir, runc)
