@@ -108,6 +108,20 @@ func TestListen(t *testing.T) {
 	}
 }
 
+func TestListenKeepsFiles(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "precious")
+	if err := os.WriteFile(file, []byte("content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := control.Listen(file); err == nil {
+		l.Close()
+		t.Error("a file was replaced by a socket")
+	}
+	if content, err := os.ReadFile(file); err != nil || string(content) != "content" {
+		t.Errorf("the file has %q, %v", content, err)
+	}
+}
+
 func TestStrangeDaemon(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s.sock")
 	l, err := net.Listen("unix", socket)

@@ -19,6 +19,10 @@ func Listen(socket string) (*net.UnixListener, error) {
 		conn.Close()
 		return nil, fmt.Errorf("%s: another process answers there", socket)
 	} else if errors.Is(err, syscall.ECONNREFUSED) {
+		// Files that aren't sockets refuse connections too.
+		if fi, err := os.Lstat(socket); err == nil && fi.Mode().Type() != os.ModeSocket {
+			return nil, fmt.Errorf("%s exists and isn't a socket: remove it, or use another name", socket)
+		}
 		if err := os.Remove(socket); err != nil {
 			return nil, err
 		}
