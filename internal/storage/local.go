@@ -58,10 +58,14 @@ const (
 	lockFile     = internalDir + "/lock"
 )
 
-// OpenLocal opens the store in dir, which is made if it doesn't exist. No other
+// OpenLocal opens the store in dir, which is made, for this user alone, if it
+// doesn't exist: what it keeps isn't for everybody on the machine. No other
 // process may have it open: that is ErrLocked.
 func OpenLocal(dir string, opts LocalOptions) (*Local, error) {
 	s := &Local{dir: dir, identity: opts.Identity}
+	if err := durable.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("data directory %s can't be used: %w", dir, err)
+	}
 	for _, d := range []string{temporaryDir, uploadsDir, sharedDir} {
 		if err := durable.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return nil, fmt.Errorf("data directory %s can't be used: %w", dir, err)

@@ -64,6 +64,15 @@ func TestLocalLock(t *testing.T) {
 	openLocal(t, dir)
 }
 
+// Whoever may not ask the registry may not ask the file system either.
+func TestLocalIsPrivate(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	openLocal(t, dir)
+	if fi, err := os.Stat(dir); err != nil || fi.Mode().Perm() != 0o700 {
+		t.Errorf("a new data directory has mode %v, %v; want 0700", fi.Mode(), err)
+	}
+}
+
 func TestLocalReopen(t *testing.T) {
 	dir := t.TempDir()
 	s := openLocal(t, dir)
