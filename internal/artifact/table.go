@@ -21,11 +21,15 @@ const (
 	// device is full but the last.
 	ChunksPerPage = 1024
 
-	// MaxRootSize bounds the root, in bytes: about 16 TiB of image.
-	MaxRootSize = 8 << 20
+	// MaxRootSize bounds the root, in bytes: 2 TiB of image at the least. A
+	// root is all that it takes to claim chunks, and a node reserves some bytes
+	// of memory and disk for each before it has seen one, so this also bounds
+	// what a hostile artifact can make it reserve: 19 million chunks.
+	MaxRootSize = 1 << 20
 
-	// MaxTableSize bounds the chunk table's blob, in bytes.
-	MaxTableSize = 4 << 30
+	// MaxTableSize bounds the chunk table's blob, in bytes: more than the pages
+	// of the largest root.
+	MaxTableSize = 1 << 30
 
 	// wholeTable is up to what size a table is fetched in one request.
 	wholeTable = 512 << 10

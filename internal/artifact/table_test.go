@@ -338,6 +338,28 @@ func TestTableRefIsChecked(t *testing.T) {
 	}
 }
 
+// What a root alone can make a node reserve, see MaxRootSize; and the largest
+// table that it can describe.
+func TestLimitsOfRootAndTableFit(t *testing.T) {
+	const pages = MaxRootSize / pageEntrySize
+	if chunks := pages * ChunksPerPage; chunks > 20e6 || chunks*minChunkLength < 2<<40 {
+		t.Errorf("the largest root claims %d chunks", chunks)
+	}
+	if size := MaxRootSize + pages*ChunksPerPage*chunkEntrySize; size > MaxTableSize {
+		t.Errorf("the largest table has %d bytes, %d are allowed", size, MaxTableSize)
+	}
+	for what, change := range map[string]func(*TableRef){
+		"root":  func(r *TableRef) { r.RootSize, r.Blob.Size = MaxRootSize+1, MaxTableSize },
+		"table": func(r *TableRef) { r.Blob.Size = MaxTableSize + 1 },
+	} {
+		_, ref := encodedTable(t, fakeDevice(1, 3, MediaTypeLayer))
+		change(&ref)
+		if ref.check() == nil {
+			t.Errorf("a %s over its limit was taken", what)
+		}
+	}
+}
+
 func TestEncodeTableRefusesWhatItCantSay(t *testing.T) {
 	bad := fakeDevice(1, 1, MediaTypeLayer)
 	bad.DiffID = "sha512:" + oci.Digest(strings.Repeat("0", 128))
