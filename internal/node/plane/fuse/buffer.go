@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// buffers are for replies with data, in three sizes: a page fault is 64 KiB or
-// less, readahead 128 KiB to 1 MiB. They are pooled, so that memory follows the
-// number of reads that are under way.
+// buffers are for replies with data, in three sizes: for a page fault EROFS asks
+// for 64 KiB or less, reading ahead in a file for up to maxRead. They are pooled,
+// so that memory follows the number of reads that are under way.
 type buffers struct{ small, medium, large sync.Pool }
 
 const (
