@@ -18,7 +18,7 @@ import (
 const debianPackages = "python3,python3-numpy,build-essential,git,ca-certificates"
 
 // debianKey names what makeDebian makes; change it with the recipe.
-const debianKey = "images/debian-bookworm-numpy-2"
+const debianKey = "images/debian-bookworm-numpy-3"
 
 // Images are OCI layouts with one image each, both with the same content: a
 // Debian of more than 500 MB with Python and numpy.
@@ -192,6 +192,7 @@ func (l *splitLayer) add(h *tar.Header, content io.Reader, dirs map[string]*tar.
 		}
 		l.has[name] = true
 	}
+	h.Format = tar.FormatPAX // or times of entries that have other records are rounded
 	if err := l.tw.WriteHeader(h); err != nil {
 		return err
 	}

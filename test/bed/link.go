@@ -14,7 +14,8 @@ import (
 // round-trip time: bytes of all connections share the bandwidth, one pool per
 // direction, and everything arrives half a round trip after it was sent. A new
 // connection costs a round trip before its first byte, as TCP's handshake does.
-// Slow start and loss are not modelled.
+// The queue before the wire is short, and connections take turns. Slow start
+// and loss are not modelled.
 type Link struct {
 	addr   string
 	target string
@@ -115,6 +116,10 @@ func (l *Link) carry(ctx context.Context, client net.Conn) {
 	wg.Wait()
 }
 
+// maxQueue is how far ahead of time a connection may book the wire: the
+// buffer of a well-kept bottleneck.
+const maxQueue = 10 * time.Millisecond
+
 // packet is bytes on the wire and when they arrive.
 type packet struct {
 	data []byte
@@ -142,7 +147,11 @@ func (p *pipe) copy(dst, src net.Conn, handshake time.Duration) {
 		n, err := src.Read(buf)
 		if n > 0 {
 			p.bytes.Add(int64(n))
-			wire <- packet{buf[:n], latest(p.send(n), late).Add(p.delay)}
+			left := p.send(n)
+			wire <- packet{buf[:n], latest(left, late).Add(p.delay)}
+			// The sender feels the queue, as TCP does: nobody can fill the
+			// wire with what others then wait behind.
+			time.Sleep(time.Until(left.Add(-maxQueue)))
 		}
 		if err != nil {
 			break
