@@ -2,6 +2,7 @@ package convert
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -169,10 +170,7 @@ func (c *converter) forget(coming []*image) {
 // artifact makes what is missing of an image's artifact.
 func (c *converter) artifact(ctx context.Context, p *plan, img *image) (Artifact, error) {
 	start := time.Now()
-	a := Artifact{Platform: img.platform, Image: img.desc, Layers: len(img.layers)}
-	for _, l := range img.layers {
-		a.OriginalSize += l.Size
-	}
+	a := Artifact{Platform: img.platform, Image: img.desc, Layers: len(img.layers), OriginalSize: img.size()}
 	built, err := c.existing(ctx, img)
 	if err != nil {
 		return a, err
@@ -200,7 +198,9 @@ func (c *converter) artifact(ctx context.Context, p *plan, img *image) (Artifact
 		a.Existed = a.Existed && !pushed
 	}
 	a.Duration = time.Since(start)
-	c.report(Progress{Stage: StageDone, Platform: img.platform, Layers: len(img.layers), Existed: a.Existed})
+	done := img.progress(StageDone)
+	done.Existed = a.Existed
+	c.report(done)
 	c.opts.Log.InfoContext(ctx, "streaming artifact", "repository", c.repo, "image", img.desc.Digest, "platform", platformString(img.platform),
 		"artifact", a.Descriptor.Digest, "existed", a.Existed, "layers", len(img.layers), "original", a.OriginalSize, "tar", a.TarSize,
 		"blobs", a.LayersSize, "metadata", a.MetadataSize, "duration", a.Duration)
@@ -242,6 +242,9 @@ func (c *converter) existing(ctx context.Context, img *image) (*artifact.Built, 
 			continue // another format's artifact is none of ours
 		}
 		m, err := c.reg.GetManifest(ctx, c.repo, desc.Digest.String())
+		if errors.Is(err, oci.ErrManifestUnknown) {
+			continue // deleted, while an index of referrers kept in a tag still lists it
+		}
 		if err != nil {
 			return nil, fmt.Errorf("reading referrer %s: %w", desc.Digest, err)
 		}

@@ -217,16 +217,16 @@ func TestConvertImage(t *testing.T) {
 			if m.Subject.Digest != subject.Digest || m.Subject.MediaType != subject.MediaType || len(m.Layers) != 5 {
 				t.Errorf("got %+v", m)
 			}
-			finished := 0
+			finished, read := 0, int64(0)
 			for _, p := range seen {
 				if p.Stage == StageLayer && p.Finished {
-					finished++
+					finished, read = finished+1, read+p.Done
 				}
 			}
-			if finished != 4 || seen[len(seen)-1].Stage != StageDone {
-				t.Errorf("%d different layers finished, the end was %+v", finished, seen[len(seen)-1])
+			a, end := r.Artifacts[0], seen[len(seen)-1]
+			if finished != 5 || read != a.OriginalSize || end.Stage != StageDone || end.Size != read {
+				t.Errorf("%d layers with %d bytes finished, the end was %+v", finished, read, end)
 			}
-			a := r.Artifacts[0]
 			if a.Layers != 5 || a.TarSize == 0 || a.OriginalSize == 0 || a.LayersSize == 0 || a.MetadataSize == 0 {
 				t.Errorf("got %+v", a)
 			}

@@ -44,6 +44,15 @@ type image struct {
 	diffIDs  []oci.Digest // as many as layers
 }
 
+// size returns how many bytes the image's layers have in the registry.
+func (img *image) size() int64 {
+	var n int64
+	for _, l := range img.layers {
+		n += l.Size
+	}
+	return n
+}
+
 // plan resolves a reference and decides what to convert.
 func (c *converter) plan(ctx context.Context, reference string) (*plan, error) {
 	m, err := c.manifest(ctx, reference)
@@ -151,12 +160,9 @@ func ineligible(err error) bool {
 func (c *converter) manifest(ctx context.Context, reference string) (oci.Manifest, error) {
 	m, err := c.reg.GetManifest(ctx, c.repo, reference)
 	if errors.Is(err, oci.ErrManifestUnknown) || errors.Is(err, oci.ErrNameUnknown) {
-		return m, ErrResourceNotFound.Withf("%s has no image %s: %v", c.repo, reference, err)
+		return m, ErrResourceNotFound.Withf("the image doesn't exist: %v", err)
 	}
-	if err != nil {
-		return m, fmt.Errorf("reading the manifest of %s %s: %w", c.repo, reference, err)
-	}
-	return m, nil
+	return m, err // it says what was read, and where
 }
 
 // image checks that an image manifest is one of an image that runs on Linux,

@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"iter"
 	"sync"
 	"sync/atomic"
+	"testing"
 
 	"sluice/oci"
 )
@@ -114,4 +116,30 @@ func (u *faultyUpload) Append(ctx context.Context, offset int64, r io.Reader) er
 func (u *faultyUpload) Commit(ctx context.Context, digest oci.Digest) (oci.Descriptor, error) {
 	u.f.note("blob")
 	return u.Upload.Commit(ctx, digest)
+}
+
+// An index of referrers that is kept in a tag may list what was deleted.
+func TestConvertPassesOverDeletedReferrers(t *testing.T) {
+	f := newFixture(t)
+	subject := f.image(linux("amd64", layers(t)...))
+	r, err := Convert(t.Context(), staleListing{f}, repo, subject.Digest.String(), Options{})
+	if err != nil || r.Existed() {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	r, err = Convert(t.Context(), staleListing{f}, repo, subject.Digest.String(), Options{})
+	if err != nil || !r.Existed() {
+		t.Errorf("the second time: %+v, %v", r, err)
+	}
+}
+
+// staleListing lists a referrer first that isn't there.
+type staleListing struct{ oci.Registry }
+
+func (l staleListing) Referrers(ctx context.Context, repo string, subject oci.Digest, kind string) iter.Seq2[oci.Descriptor, error] {
+	return func(yield func(oci.Descriptor, error) bool) {
+		gone := oci.Descriptor{MediaType: oci.MediaTypeImageManifest, Digest: oci.DigestOf([]byte("gone")), Size: 4, ArtifactType: oci.ArtifactTypeStreaming}
+		if yield(gone, nil) {
+			l.Registry.Referrers(ctx, repo, subject, kind)(yield)
+		}
+	}
 }

@@ -26,7 +26,6 @@ func (c *converter) convert(ctx context.Context, img *image, a *Artifact) (*arti
 	if err != nil {
 		return nil, err
 	}
-	progress := Progress{Platform: img.platform, Layers: len(layers)}
 	in := artifact.BuildInput{
 		Subject: img.desc, Config: img.config, ConfigContent: img.content, Platform: img.platform, Layers: layers,
 	}
@@ -38,14 +37,12 @@ func (c *converter) convert(ctx context.Context, img *image, a *Artifact) (*arti
 		}
 		in.Sources = append(in.Sources, src)
 	}
-	progress.Stage = StageBuild
-	c.report(progress)
-	built, err := artifact.Build(ctx, in, c.sink(ctx))
+	c.report(img.progress(StageBuild))
+	built, err := artifact.Build(ctx, in, c.sink())
 	if err != nil {
 		return nil, err
 	}
-	progress.Stage = StagePublish
-	c.report(progress)
+	c.report(img.progress(StagePublish))
 	return built, c.push(ctx, built)
 }
 
@@ -67,8 +64,7 @@ func (c *converter) convertLayers(ctx context.Context, img *image) ([]*artifact.
 		}
 		first[id] = i
 		if layers[i] = c.layers[id]; layers[i] != nil {
-			c.report(Progress{Stage: StageLayer, Platform: img.platform, Layers: len(layers), Layer: i, Digest: img.layers[i].Digest,
-				Done: img.layers[i].Size, Total: img.layers[i].Size, Finished: true})
+			c.report(img.layerFinished(i))
 			continue
 		}
 		group.Go(func() error {
@@ -81,7 +77,10 @@ func (c *converter) convertLayers(ctx context.Context, img *image) ([]*artifact.
 		return nil, err
 	}
 	for i, id := range img.diffIDs {
-		layers[i] = layers[first[id]]
+		if first[id] != i { // the image has it twice
+			layers[i] = layers[first[id]]
+			c.report(img.layerFinished(i))
+		}
 		c.layers[id] = layers[i]
 	}
 	return layers, nil
@@ -91,11 +90,10 @@ func (c *converter) convertLayers(ctx context.Context, img *image) ([]*artifact.
 func (c *converter) layer(ctx context.Context, img *image, i int) (*artifact.Layer, error) {
 	desc := img.layers[i]
 	for attempt := 1; ; attempt++ {
-		s := c.sink(ctx)
+		s := c.sink()
 		l, err := c.tryLayer(ctx, img, i, s)
 		if err == nil {
-			c.report(Progress{Stage: StageLayer, Platform: img.platform, Layers: len(img.layers), Layer: i, Digest: desc.Digest,
-				Done: desc.Size, Total: desc.Size, Finished: true})
+			c.report(img.layerFinished(i))
 			return l, nil
 		}
 		err = fmt.Errorf("layer %d (%s): %w", i, desc.Digest, err)
@@ -141,7 +139,7 @@ func (c *converter) tryLayer(ctx context.Context, img *image, i int, sink artifa
 	}
 	defer raw.Close()
 	counted := &countReader{r: raw, count: func(n int64) {
-		c.report(Progress{Stage: StageLayer, Platform: img.platform, Layers: len(img.layers), Layer: i, Digest: desc.Digest, Done: n, Total: desc.Size})
+		c.report(img.layerProgress(i, n))
 	}}
 	verified := oci.VerifyReader(counted, desc)
 	tar, err := layer.Decompress(verified)

@@ -29,7 +29,7 @@ type uploader struct {
 	repo string
 }
 
-func (c *converter) sink(context.Context) artifact.Sink { return &uploader{reg: c.reg, repo: c.repo} }
+func (c *converter) sink() artifact.Sink { return &uploader{reg: c.reg, repo: c.repo} }
 
 // Create implements artifact.Sink.
 func (u *uploader) Create(ctx context.Context) (artifact.BlobWriter, error) {
