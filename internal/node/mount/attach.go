@@ -235,7 +235,7 @@ func (m *Manager) openTable(ctx context.Context, img *image) (*artifact.Table, e
 			return nil, localError(err)
 		}
 	} else {
-		root, err := readSmallRoot(filepath.Join(img.dir, fileRoot))
+		root, err := readSmall(filepath.Join(img.dir, fileRoot), artifact.MaxRootSize)
 		if err != nil {
 			return nil, localError(err)
 		}
@@ -250,18 +250,6 @@ func (m *Manager) openTable(ctx context.Context, img *image) (*artifact.Table, e
 	}
 	img.table, img.tables = table, src
 	return table, nil
-}
-
-// readSmallRoot reads the stored root of a chunk table.
-func readSmallRoot(name string) ([]byte, error) {
-	fi, err := os.Stat(name)
-	if err != nil {
-		return nil, err
-	}
-	if fi.Size() > artifact.MaxRootSize {
-		return nil, fmt.Errorf("%s has %d bytes, %d are allowed", name, fi.Size(), artifact.MaxRootSize)
-	}
-	return os.ReadFile(name)
 }
 
 // fetchLayerMetadata brings one layer's own metadata.

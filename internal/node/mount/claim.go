@@ -267,7 +267,7 @@ func (m *Manager) loadClaims(ctx context.Context) {
 }
 
 func (m *Manager) loadClaim(ctx context.Context, file string) error {
-	content, err := readSmall(file)
+	content, err := readSmall(file, oci.MaxManifestSize)
 	if err != nil {
 		return err
 	}

@@ -180,16 +180,12 @@ type fileSource struct {
 // about it has been checked when the file has its name.
 func (m *Manager) unpack(ctx context.Context, img *image, table *artifact.Table, part Part, src blob.Source) error {
 	ref := img.metadata(part)
-	sizes := make([]int64, len(ref.Devices))
-	for slot, n := range ref.Devices {
-		sizes[slot] = table.Devices[n].Size
-	}
 	f, err := durable.Create(img.dir, 0o600)
 	if err != nil {
 		return localError(err)
 	}
 	defer f.Discard()
-	if err := ref.Unpack(ctx, src, f, sizes); err != nil {
+	if err := ref.Unpack(ctx, src, f, table.Sizes(ref.Devices)); err != nil {
 		if ctx.Err() != nil {
 			return err
 		}

@@ -159,8 +159,11 @@ func TestWhyNot(t *testing.T) {
 		arrange func(n *node, manifest oci.Digest)
 		want    mount.Reason
 	}{
-		"down":     {func(n *node, _ oci.Digest) { n.reg.down.Store(true) }, mount.RegistryUnavailable},
-		"hangs":    {func(n *node, _ oci.Digest) { n.reg.hang.Store(true) }, mount.RegistryUnavailable},
+		"down": {func(n *node, _ oci.Digest) { n.reg.down.Store(true) }, mount.RegistryUnavailable},
+		"hangs": {func(n *node, _ oci.Digest) {
+			n.reg.hang.Store(true)
+			n.opts.Decide = 300 * time.Millisecond
+		}, mount.RegistryUnavailable},
 		"denied":   {func(n *node, _ oci.Digest) { n.reg.denied.Store(true) }, mount.Unauthorized},
 		"disabled": {func(n *node, _ oci.Digest) { n.opts.Disabled = true }, mount.Disabled},
 		"corrupt manifest": {func(n *node, d oci.Digest) {
@@ -191,7 +194,6 @@ func TestWhyNot(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			n, manifest := prepared(t)
-			n.opts.Decide = 300 * time.Millisecond
 			test.arrange(n, manifest)
 			m := n.start()
 			began := time.Now()

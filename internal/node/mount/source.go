@@ -3,7 +3,6 @@ package mount
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -126,8 +125,8 @@ func readRoot(ctx context.Context, src blob.Source, n int64, digest oci.Digest) 
 	if err := blob.ReadFull(ctx, src, root, 0); err != nil {
 		return nil, err
 	}
-	if got := sha256.Sum256(root); oci.Digest(fmt.Sprintf("sha256:%x", got)) != digest {
-		return nil, oci.ErrDigestInvalid.Withf("root of %d bytes has SHA-256 %x, the manifest says %s", n, got, digest)
+	if got := oci.DigestOf(root); got != digest {
+		return nil, oci.ErrDigestInvalid.Withf("root of %d bytes has digest %s, the manifest says %s", n, got, digest)
 	}
 	return root, nil
 }

@@ -142,14 +142,14 @@ func (m *Manager) load() error {
 // loadImage reads one image's directory.
 func loadImage(dir string) (*image, error) {
 	var s stored
-	content, err := readSmall(filepath.Join(dir, fileImage))
+	content, err := readSmall(filepath.Join(dir, fileImage), oci.MaxManifestSize)
 	if err != nil {
 		return nil, err
 	}
 	if err := json.Unmarshal(content, &s); err != nil {
 		return nil, fmt.Errorf("%s: %w", fileImage, err)
 	}
-	if content, err = readSmall(filepath.Join(dir, fileManifest)); err != nil {
+	if content, err = readSmall(filepath.Join(dir, fileManifest), oci.MaxManifestSize); err != nil {
 		return nil, err
 	}
 	if _, err := oci.ParseDigest(s.Artifact.String()); err != nil || dirName(s.Artifact) != filepath.Base(dir) {
@@ -180,19 +180,19 @@ func loadImage(dir string) (*image, error) {
 	return img, nil
 }
 
-// readSmall reads a file of at most a manifest's size.
-func readSmall(name string) ([]byte, error) {
+// readSmall reads a file of at most limit bytes.
+func readSmall(name string, limit int64) ([]byte, error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	content, err := io.ReadAll(io.LimitReader(f, oci.MaxManifestSize+1))
+	content, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
 		return nil, err
 	}
-	if len(content) > oci.MaxManifestSize {
-		return nil, fmt.Errorf("%s is longer than %d bytes", name, oci.MaxManifestSize)
+	if int64(len(content)) > limit {
+		return nil, fmt.Errorf("%s is longer than %d bytes", name, limit)
 	}
 	return content, nil
 }
