@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -76,21 +77,12 @@ func (s shape) fileSize() int64 { return stateHeaderSize + int64(s.count)*stateE
 // header returns the state file's header.
 func (s shape) header() []byte {
 	b := append(make([]byte, 0, stateHeaderSize), stateMagic...)
-	key := oci.DigestOf([]byte(s.key)).Encoded()
-	for i := 0; i < len(key); i += 2 {
-		b = append(b, unhex(key[i])<<4|unhex(key[i+1]))
-	}
+	key := sha256.Sum256([]byte(s.key))
+	b = append(b, key[:]...)
 	b = binary.LittleEndian.AppendUint64(b, uint64(s.size))
 	b = binary.LittleEndian.AppendUint64(b, uint64(s.length))
 	b = binary.LittleEndian.AppendUint32(b, uint32(s.count))
 	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
-}
-
-func unhex(c byte) byte {
-	if c >= 'a' {
-		return c - 'a' + 10
-	}
-	return c - '0'
 }
 
 // emptyState returns the state file of a layer of which nothing is on disk.
