@@ -354,7 +354,8 @@ func TestReferrersPages(t *testing.T) {
 
 // A request that stands still is ended; one that flows, however slowly, is not.
 func TestIdleTimeout(t *testing.T) {
-	const idle = 400 * time.Millisecond
+	t.Parallel() // it mostly waits
+	const idle = 800 * time.Millisecond
 	stored := registry.NewStored(&storage.Memory{}, registry.StoredOptions{})
 	server := serve(t, stored, registry.Options{IdleTimeout: idle})
 	slow := bytes.Repeat([]byte("x"), 10)
@@ -373,7 +374,7 @@ func TestIdleTimeout(t *testing.T) {
 	post := fmt.Sprintf("POST /v2/a/blobs/uploads/?digest=%s HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n", digest)
 	conn := dial(post)
 	for i := range slow {
-		time.Sleep(idle / 4)
+		time.Sleep(idle / 8) // all of it takes longer than idle
 		conn.Write(slow[i : i+1])
 	}
 	if got := readStatus(t, conn); got != "HTTP/1.1 201 Created" {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -183,6 +184,15 @@ func cleanSpec(t *testing.T, spec daemonSpec) {
 }
 
 // holderPID finds the holder by its lock on dir's socket, 0 if there is none.
+// hasFUSE reports whether a process has a descriptor of /dev/fuse.
+func hasFUSE(pid int) bool {
+	fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	return slices.ContainsFunc(fds, func(fd string) bool {
+		target, err := os.Readlink(fd)
+		return err == nil && target == "/dev/fuse"
+	})
+}
+
 func holderPID(t *testing.T, dir string) int {
 	t.Helper()
 	pid, err := fuse.HolderPID(dir)

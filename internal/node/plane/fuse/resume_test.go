@@ -246,7 +246,7 @@ func TestHolderDies(t *testing.T) {
 	syscall.Kill(first, syscall.SIGKILL)
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		if pid, err := fuse.HolderPID(dir); err == nil && pid != first {
+		if pid, err := fuse.HolderPID(dir); err == nil && pid != first && hasFUSE(pid) {
 			break
 		}
 		if time.Now().After(deadline) {
@@ -254,7 +254,6 @@ func TestHolderDies(t *testing.T) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	time.Sleep(100 * time.Millisecond) // it has the descriptor, too
 	verify(t, img, at)
 	planetest.DropCaches(t, img, at)
 	p.Close()
