@@ -286,6 +286,16 @@ func TestBootPackHasALimit(t *testing.T) {
 	if files.size > bootBudget || files.size < bootBudget-1<<20 || files.err != nil {
 		t.Errorf("%d bytes of %d, %v", files.size, l.Tar.Blob.Size, files.err)
 	}
+
+	// Chunks that compress to nothing are bounded by their number.
+	files = newBootFiles(t.Context(), l.Tree.Root, table, []*Layer{l}, []LayerSource{{Tar: sink.source(l.Tar.Blob)}})
+	files.order = make([]ChunkRef, MaxBootChunks-1)
+	for _, n := range l.Tree.Root.Children["lib"].Children {
+		files.packAll(n)
+	}
+	if len(files.order) != MaxBootChunks || !files.full() {
+		t.Errorf("%d chunks, full: %v; %d are allowed", len(files.order), files.full(), MaxBootChunks)
+	}
 }
 
 func TestLookupStaysInTheImage(t *testing.T) {

@@ -126,12 +126,12 @@ func (b *bootFiles) file(name string) (resolved, bool) {
 	return f, ok && f.Type() == layer.TypeRegular
 }
 
-// pack adds the chunks of n bytes of a file at off to the boot pack, as far
-// as there's room.
+// pack adds the chunks of n bytes of a file at off to the boot pack, until
+// that is full.
 func (b *bootFiles) pack(f *layer.Node, off, n int64) {
 	for _, e := range f.Extents {
 		from, to := max(off, e.FileOffset), min(off+n, e.FileOffset+e.Length)
-		if from >= to || b.err != nil {
+		if from >= to {
 			continue
 		}
 		number := b.number[deviceID{e.Layer, e.Sparse}]
@@ -139,11 +139,11 @@ func (b *bootFiles) pack(f *layer.Node, off, n int64) {
 		at, end := e.Offset+from-e.FileOffset, e.Offset+to-e.FileOffset
 		for at < end {
 			i, c, ok := b.chunkAt(d, at)
-			if !ok {
+			if !ok || b.full() {
 				return
 			}
 			ref := ChunkRef{number, i}
-			if !b.packed[ref] && b.size+int64(c.BlobLength) <= bootBudget && len(b.order) < MaxBootChunks {
+			if !b.packed[ref] {
 				b.packed[ref] = true
 				b.order = append(b.order, ref)
 				b.size += int64(c.BlobLength)
@@ -156,8 +156,10 @@ func (b *bootFiles) pack(f *layer.Node, off, n int64) {
 // packAll adds a whole file.
 func (b *bootFiles) packAll(f *layer.Node) { b.pack(f, 0, f.Size) }
 
-// full reports whether there's hardly any room left.
-func (b *bootFiles) full() bool { return b.size+MaxFrameLength > bootBudget || b.err != nil }
+// full reports whether there may be no room for another chunk.
+func (b *bootFiles) full() bool {
+	return b.size+MaxFrameLength > bootBudget || len(b.order) >= MaxBootChunks || b.err != nil
+}
 
 // chunkAt returns the chunk that has a device's byte.
 func (b *bootFiles) chunkAt(d *Device, off int64) (int, Chunk, bool) {
@@ -255,7 +257,10 @@ func (b *bootFiles) fail(err error) error {
 
 // text returns a file's content if it's not too large, or nothing.
 func (b *bootFiles) text(f *layer.Node) string {
-	if b.bytesLeft -= f.Size; f.Size > maxInspected || b.bytesLeft < 0 {
+	if f.Size > maxInspected {
+		return ""
+	}
+	if b.bytesLeft -= f.Size; b.bytesLeft < 0 {
 		return ""
 	}
 	p := make([]byte, f.Size)
