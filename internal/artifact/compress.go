@@ -103,6 +103,7 @@ type deviceWriter struct {
 	blob      BlobWriter
 	content   hash.Hash // of the decoded bytes
 	size      int64     // of the decoded bytes
+	chunks    int       // that were cut
 	order     chan *job // as cut; has room for all jobs
 
 	// fail stops the whole encoding when the sink fails.
@@ -133,6 +134,10 @@ func newDeviceWriter(ctx context.Context, c *compressor, sink Sink, mediaType st
 // cut takes the device's next chunk, of 1 to MaxChunkLength bytes, which it
 // copies. It waits while all jobs are in use.
 func (w *deviceWriter) cut(ctx context.Context, data []byte) error {
+	if w.chunks == MaxChunks {
+		return fmt.Errorf("layer is too large: its first %d bytes have %d chunks, which is all that is allowed", w.size, w.chunks)
+	}
+	w.chunks++
 	var j *job
 	select {
 	case j = <-w.c.free:

@@ -293,6 +293,29 @@ func TestEncodingFailsCleanly(t *testing.T) {
 	}
 }
 
+func TestDeviceHasALimit(t *testing.T) {
+	c, err := startCompressor(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.stop()
+	w, err := newDeviceWriter(t.Context(), c, newMemSink(), MediaTypeLayer, func(error) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.chunks = MaxChunks - 1
+	if err := w.cut(t.Context(), []byte("the last one")); err != nil {
+		t.Error(err)
+	}
+	if err := w.cut(t.Context(), []byte("one too many")); err == nil {
+		t.Errorf("more than %d chunks were taken", MaxChunks)
+	}
+	if d := w.finish(); d.Chunks() != 1 {
+		t.Errorf("%d chunks were written, want 1", d.Chunks())
+	}
+	w.blob.Cancel()
+}
+
 func TestEncodingStopsWithTheContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	n := 0

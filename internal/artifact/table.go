@@ -17,6 +17,10 @@ const (
 	// MaxDevices bounds the devices of an image: every layer has one or two.
 	MaxDevices = 1024
 
+	// MaxChunks bounds the chunks of a device: 512 GiB at the least. It's also
+	// what ends the conversion of a layer that never stops decompressing.
+	MaxChunks = 1 << 22
+
 	// ChunksPerPage is how many chunks a full page has. Every page of a
 	// device is full but the last.
 	ChunksPerPage = 1024

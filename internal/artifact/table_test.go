@@ -292,6 +292,7 @@ func TestTableChecksTheRootsNumbers(t *testing.T) {
 		"negative content size":  func(b []byte) { le.PutUint64(b[device+72:], 1<<64-1) },
 		"no chunks":              func(b []byte) { le.PutUint32(b[device+80:], 0) },
 		"2^32-1 chunks":          func(b []byte) { le.PutUint32(b[device+80:], 1<<32-1) },
+		"2^22+1 chunks":          func(b []byte) { le.PutUint32(b[device+80:], MaxChunks+1) },
 		"a page of too many":     func(b []byte) { le.PutUint32(b[device+80:], 2*ChunksPerPage) },
 		"flags":                  func(b []byte) { b[device+84] = 2 },
 		"first page's offset":    func(b []byte) { b[page+32] = 1 },

@@ -121,6 +121,9 @@ func parseDevice(b []byte, rootSize, tableSize int64, src blob.Source) (*Device,
 	if flags&^flagSparse != 0 {
 		return nil, 0, fmt.Errorf("flags %#x are unknown", flags)
 	}
+	if chunks > MaxChunks {
+		return nil, 0, fmt.Errorf("%d chunks: %d are allowed", chunks, MaxChunks)
+	}
 	// 64-bit, and bounded by the root's size before anything is allocated.
 	pages := (int64(chunks) + ChunksPerPage - 1) / ChunksPerPage
 	if pages*pageEntrySize > int64(len(b)-deviceEntrySize) {

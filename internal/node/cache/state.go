@@ -31,10 +31,6 @@ const (
 	stateMagic      = "SLUICEC1"
 	stateHeaderSize = 64
 	stateEntrySize  = 8
-
-	// maxChunks bounds the state file and the memory per layer, 16 bytes per
-	// chunk: 1 TiB of layer with the largest chunks.
-	maxChunks = 1 << 22
 )
 
 // CRC-32C has instructions of its own on amd64 and arm64.
@@ -63,7 +59,7 @@ func shapeOf(d *artifact.Device) (shape, error) {
 	switch {
 	case s.length < 0 || s.size < s.length || s.size-s.length >= artifact.MaxChunkLength:
 		return s, fmt.Errorf("device %s: size %d doesn't fit its content of %d bytes", s.key, s.size, s.length)
-	case s.count < 0 || s.count > maxChunks || int64(s.count) > s.length:
+	case s.count < 0 || s.count > artifact.MaxChunks || int64(s.count) > s.length:
 		return s, fmt.Errorf("device %s: %d chunks don't fit its content of %d bytes", s.key, s.count, s.length)
 	case (s.count == 0) != (s.length == 0):
 		return s, fmt.Errorf("device %s: %d chunks for %d bytes", s.key, s.count, s.length)
