@@ -6,12 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"log/slog"
 	"strings"
 	"text/tabwriter"
 	"time"
 
-	"github.com/mattn/go-isatty"
 	"github.com/spf13/cobra"
 
 	"sluice/internal/convert"
@@ -23,6 +22,7 @@ func newArtifactStreamingCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "artifact-streaming",
 		Short: "Make streaming artifacts of images",
+		RunE:  group,
 	}
 	cmd.AddCommand(newArtifactStreamingCreateCommand())
 	return cmd
@@ -40,19 +40,22 @@ type createConfig struct {
 func newArtifactStreamingCreateCommand() *cobra.Command {
 	var c createConfig
 	cmd := &cobra.Command{
-		Use:   "create [IMAGE | --registry HOST[:PORT] --image REPOSITORY[:TAG|@DIGEST]]",
+		Use:   "create IMAGE",
 		Short: "Make the streaming artifact of an image in a registry",
 		Long: `Make the streaming artifact of an image in a registry.
 
 The image stays as it is. Its streaming form is stored in the same repository
-and linked to it as a referrer, so that nodes find it. Of a multi-platform image all
-linux platforms are converted. What exists already is not made again.
+and linked to it as a referrer, so that nodes find it. Of a multi-platform image
+all linux platforms are converted. What exists already is not made again.
+
+IMAGE is HOST[:PORT]/REPOSITORY with :TAG or @DIGEST. It may also be given in two
+parts, by --registry and --image.
 
 Credentials are docker's ("docker login"). Registries on the loopback interface
 are spoken to without TLS.`,
 		Example: `  sluice artifact-streaming create registry.example.com/team/app:v1
   sluice artifact-streaming create --registry 127.0.0.1:5000 --image debian:12`,
-		Args: cobra.MaximumNArgs(1),
+		Args: arguments(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ref, err := c.reference(args)
 			if err != nil {
@@ -62,31 +65,42 @@ are spoken to without TLS.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVarP(&c.registry, "registry", "r", "", "the registry's host and port")
-	f.StringVarP(&c.image, "image", "t", "", "the image in the registry, as REPOSITORY:TAG or REPOSITORY@DIGEST")
-	f.StringSliceVar(&c.platforms, "platform", nil, "convert only these platforms, as linux/amd64 or linux/arm/v7 (default: all of linux)")
-	f.BoolVar(&c.plainHTTP, "plain-http", false, "speak HTTP without TLS, whatever the host")
-	f.IntVar(&c.layers, "layers", 0, "how many layers to convert at once (default 2)")
-	f.IntVar(&c.workers, "workers", 0, "how many goroutines compress each layer (default: the number of processors)")
-	f.StringVarP(&c.output, "output", "o", "table", "what to print: table or json")
-	cmd.MarkFlagsRequiredTogether("registry", "image")
+	f.StringVarP(&c.registry, "registry", "r", "", "the registry's `HOST[:PORT]`")
+	f.StringVarP(&c.image, "image", "t", "", "the `IMAGE`; with --registry, without the host")
+	f.StringSliceVar(&c.platforms, "platform", nil, "convert only this `OS/ARCH[/VARIANT]`; may be\nrepeated (default: all of linux)")
+	f.BoolVar(&c.plainHTTP, "plain-http", false, "speak HTTP without TLS with any registry")
+	f.IntVar(&c.layers, "layers", 0, "convert `N` layers at once (default 2)")
+	f.IntVar(&c.workers, "workers", 0, "compress each layer on `N` processors (default: all)")
+	f.StringVarP(&c.output, "output", "o", "table", "print a `FORMAT`: table or json")
 	return cmd
 }
 
 // reference returns the image that the arguments and flags name.
 func (c createConfig) reference(args []string) (oci.Reference, error) {
+	name := c.image
 	switch {
 	case len(args) == 1 && c.image != "":
-		return oci.Reference{}, errors.New("name the image either as an argument or by --registry and --image, not both")
+		return oci.Reference{}, errors.New("name the image either as an argument or by --image, not both")
 	case len(args) == 1:
-		return oci.ParseReference(args[0])
+		name = args[0]
 	case c.image == "":
-		return oci.Reference{}, errors.New("which image? Name it as an argument, or by --registry and --image")
+		return oci.Reference{}, errors.New("which image? Name it as an argument, HOST[:PORT]/REPOSITORY:TAG, or by --registry and --image")
 	}
+	if c.registry == "" {
+		host, _, found := strings.Cut(name, "/")
+		if len(args) == 0 && !(found && (strings.ContainsAny(host, ".:") || host == "localhost")) {
+			return oci.Reference{}, fmt.Errorf("--image %s names no registry: add --registry HOST[:PORT], or write --image HOST[:PORT]/%s", name, name)
+		}
+		return oci.ParseReference(name)
+	}
+	host := strings.TrimSuffix(c.registry, "/")
 	// A host without a dot is one here, unlike in a reference as docker reads it.
-	ref, err := oci.ParseReference("registry.invalid/" + c.image)
-	ref.Registry = c.registry
-	return ref, err
+	ref, err := oci.ParseReference("registry.invalid/" + strings.TrimPrefix(name, host+"/"))
+	if err != nil {
+		return ref, fmt.Errorf("image %q: write REPOSITORY:TAG or REPOSITORY@DIGEST: %w", name, err)
+	}
+	ref.Registry = host
+	return ref, nil
 }
 
 func (c createConfig) run(ctx context.Context, ref oci.Reference, stdout, stderr io.Writer) error {
@@ -108,13 +122,17 @@ func (c createConfig) run(ctx context.Context, ref oci.Reference, stdout, stderr
 	show := newProgress(stderr)
 	result, err := convert.Convert(ctx, reg, ref.Repository, ref.Target(), convert.Options{
 		Platforms: platforms, Layers: c.layers, Workers: c.workers, Progress: show.update,
+		Log: slog.New(slog.NewTextHandler(show, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	show.close()
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("interrupted: %s has no streaming artifact yet", ref)
+	}
 	if err != nil {
 		return fmt.Errorf("no streaming artifact of %s: %w", ref, withCode(err))
 	}
 	if result.Existed() {
-		fmt.Fprintf(stderr, "The streaming artifact of %s exists already, nothing was done.\n", ref)
+		fmt.Fprintf(stderr, "The streaming artifact for image '%s' already exists. Skipping request.\n", ref)
 	}
 	if c.output == "json" {
 		return printJSON(stdout, ref, result)
@@ -200,7 +218,7 @@ func printTable(w io.Writer, result convert.Result) error {
 			took = "existed"
 		}
 		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", platformName(a.Platform), shortDigest(a.Descriptor.Digest), a.Layers,
-			megabytes(a.OriginalSize), megabytes(a.LayersSize), megabytes(a.MetadataSize), took)
+			size(a.OriginalSize), size(a.LayersSize), size(a.MetadataSize), took)
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -223,14 +241,3 @@ func platformName(p oci.Platform) string {
 
 // shortDigest returns as much of a digest as people compare.
 func shortDigest(d oci.Digest) string { return string(d)[:min(len(d), len("sha256:")+12)] }
-
-func megabytes(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
-
-// newProgress returns what shows a conversion's progress on w: bars on a
-// terminal, otherwise lines.
-func newProgress(w io.Writer) progress {
-	if f, ok := w.(*os.File); ok && isatty.IsTerminal(f.Fd()) {
-		return newBars(f)
-	}
-	return &lines{w: w}
-}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"sluice/internal/artifact"
+	"sluice/internal/convert"
 	"sluice/internal/registry"
 	"sluice/oci"
 	"sluice/oci/ocimem"
@@ -94,7 +95,7 @@ func TestArtifactStreamingCreate(t *testing.T) {
 	if doc.Subject != subject.Digest || len(doc.Artifacts) != 1 || doc.Artifacts[0].Existed || doc.Artifacts[0].Layers != 2 || doc.Artifacts[0].Platform != "linux/amd64" {
 		t.Errorf("it printed %s", stdout)
 	}
-	for _, want := range []string{"linux/amd64: layer 1 of 2", "linux/amd64: layer 2 of 2", "linux/amd64: published"} {
+	for _, want := range []string{"linux/amd64: converting 2 layers", "linux/amd64: published"} {
 		if !strings.Contains(stderr, want) {
 			t.Errorf("it said %q, which lacks %q", stderr, want)
 		}
@@ -107,8 +108,8 @@ func TestArtifactStreamingCreate(t *testing.T) {
 		t.Error(err)
 	}
 
-	stdout, stderr, err = runSluice(t, "artifact-streaming", "create", host+"/team/app:v1")
-	if err != nil || !strings.Contains(stderr, "exists already") || !strings.Contains(stdout, shortDigest(doc.Artifacts[0].Artifact)) || !strings.Contains(stdout, "existed") {
+	stdout, stderr, err = runSluice(t, "artifact-streaming", "create", "--image", host+"/team/app:v1")
+	if err != nil || !strings.Contains(stderr, "already exists") || !strings.Contains(stdout, shortDigest(doc.Artifacts[0].Artifact)) || !strings.Contains(stdout, "existed") {
 		t.Errorf("the second time: %q, %q, %v", stdout, stderr, err)
 	}
 }
@@ -126,16 +127,48 @@ func TestArtifactStreamingCreateSaysWhatIsWrong(t *testing.T) {
 		"RESOURCE_NOT_FOUND":     {"-r", host, "-t", "app:nonesuch"},
 		"which image":            {},
 		"not both":               {host + "/app:v1", "-r", host, "-t", "app:v1"},
+		"names no registry":      {"-t", "app:linux"},
+		"usage: sluice":          {"a", "b"},
 		"--platform \"arm\"":     {host + "/app:linux", "--platform", "arm"},
 		"linux/amd64, which isn": {host + "/app:linux", "--platform", "linux/arm64"},
 		"--output \"xml\"":       {host + "/app:linux", "-o", "xml"},
-		"image":                  {"-r", host},
+		"Name it":                {"-r", host},
 		"reference":              {"-r", host, "-t", "APP"},
 	} {
 		_, _, err := runSluice(t, append([]string{"artifact-streaming", "create"}, args...)...)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: got %v, want %q", args, err, want)
 		}
+	}
+}
+
+// However many layers an image has, a log gets a few lines.
+func TestProgressLinesAreFew(t *testing.T) {
+	var out bytes.Buffer
+	l := &lines{Writer: &out}
+	p := convert.Progress{Stage: convert.StageLayer, Platform: oci.Platform{OS: "linux", Architecture: "arm64"}, Layers: 100, Size: 100_000_000, Total: 1_000_000}
+	for p.Layer = range p.Layers {
+		if p.Layer == 50 {
+			l.last = l.last.Add(-lineEvery) // ten seconds pass
+		}
+		for _, p.Done = range []int64{500_000, 1_000_000} {
+			p.Finished = p.Done == p.Total
+			l.update(p)
+		}
+	}
+	for _, p.Stage = range []convert.Stage{convert.StageBuild, convert.StagePublish, convert.StageDone} {
+		l.update(p)
+	}
+	want := "linux/arm64: converting 100 layers, 100.0 MB\n" +
+		"linux/arm64: 50 of 100 layers, 50.5 MB of 100.0 MB\n" +
+		"linux/arm64: published\n"
+	if out.String() != want {
+		t.Errorf("got %q, want %q", &out, want)
+	}
+	p.Existed = true
+	l.update(p)
+	if out.String() != want {
+		t.Errorf("of what existed it said %q", strings.TrimPrefix(out.String(), want))
 	}
 }
 

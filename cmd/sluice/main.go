@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -25,6 +27,10 @@ func main() {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "sluice:", err)
+		var coded *codedError
+		if errors.As(err, &coded) {
+			os.Exit(coded.code)
+		}
 		os.Exit(1)
 	}
 }
@@ -36,7 +42,9 @@ func newCommand() *cobra.Command {
 		Short:         "Start containers without pulling their images first",
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		Version:       version(),
 	}
+	root.SetVersionTemplate("sluice {{.Version}}\n")
 	root.AddCommand(
 		newArtifactStreamingCommand(),
 		newRegistryCommand(),
@@ -46,4 +54,36 @@ func newCommand() *cobra.Command {
 		newRunCommand(),
 	)
 	return root
+}
+
+// version returns what the Go toolchain recorded about this build.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	return info.Main.Version + " " + info.GoVersion
+}
+
+// arguments returns the check that a verb has at least low and at most high
+// arguments, with an error that says how the verb is written.
+func arguments(low, high int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) >= low && len(args) <= high {
+			return nil
+		}
+		given := "none"
+		if len(args) > 0 {
+			given = strings.Join(args, " ")
+		}
+		return fmt.Errorf("the arguments aren't right, there are: %s\nusage: %s, see %s --help", given, cmd.UseLine(), cmd.CommandPath())
+	}
+}
+
+// group is what a verb does that only has others beneath it.
+func group(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("unknown command %q, see %s --help", args[0], cmd.CommandPath())
+	}
+	return cmd.Help()
 }

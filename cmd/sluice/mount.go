@@ -25,8 +25,8 @@ type imageFlags struct {
 }
 
 func (f *imageFlags) register(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.registry, "registry", "", "registry of images whose name has none, instead of docker.io")
-	cmd.Flags().StringArrayVar(&f.plainHTTP, "plain-http", nil, "registry to speak HTTP without TLS with; may be repeated (loopback is by itself; a daemon that runs already keeps its own list)")
+	cmd.Flags().StringVar(&f.registry, "registry", "", "`HOST[:PORT]` before the image's name")
+	cmd.Flags().StringArrayVar(&f.plainHTTP, "plain-http", nil, "speak HTTP without TLS with registry `HOST[:PORT]`;\nmay be repeated (loopback is by itself; a daemon\nthat runs already keeps its own list)")
 	f.daemonFlags.register(cmd)
 }
 
@@ -34,8 +34,8 @@ func (f *imageFlags) register(cmd *cobra.Command) {
 type daemonFlags struct{ root, run string }
 
 func (f *daemonFlags) register(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.root, "root", "", "use the daemon with its state in this directory, and start it if need be (default: the machine's node daemon; without one, that of "+standaloneRoot+")")
-	cmd.Flags().StringVar(&f.run, "run", "", "directory of the daemon's sockets (default: where the daemon of --root says)")
+	cmd.Flags().StringVar(&f.root, "root", "", "use the daemon with its state in `DIR`, and start it\nif need be (default: the machine's sluice node, or\nelse "+standaloneRoot+")")
+	cmd.Flags().StringVar(&f.run, "run", "", "`DIR` of the daemon's sockets (default: where the\ndaemon of --root says)")
 }
 
 // sockets returns the directory of the sockets of the daemon with its state in
@@ -46,6 +46,9 @@ func (f *daemonFlags) sockets(root string) string {
 	}
 	return runDir(root)
 }
+
+// errNotRoot is the error of verbs that mount.
+var errNotRoot = errors.New("mounting and unmounting need root: run it with sudo")
 
 // image returns the reference to ask for.
 func (f *imageFlags) image(name string) string {
@@ -60,12 +63,23 @@ func newMountCommand() *cobra.Command {
 	var writable bool
 	cmd := &cobra.Command{
 		Use:   "mount IMAGE DIR",
-		Short: "Mount an image on a directory; its content comes when it is read",
-		Args:  cobra.ExactArgs(2),
+		Short: "Mount an image; its content comes when it is read",
+		Long: `Mount an image; its content comes when it is read.
+
+Needs root. DIR must exist; sluice umount DIR undoes it. Without a
+sluice node on the machine a daemon of its own is started, which ends after the
+last unmount.`,
+		Example: `  sluice mount registry.example.com/team/app:v1 /mnt`,
+		Args:    arguments(2, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir, err := filepath.Abs(args[1])
 			if err != nil {
 				return err
+			}
+			if fi, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+				return fmt.Errorf("%s doesn't exist: make the directory first", dir)
+			} else if err == nil && !fi.IsDir() {
+				return fmt.Errorf("%s isn't a directory", dir)
 			}
 			client, err := connect(cmd.Context(), f.daemonFlags, f.plainHTTP)
 			if err != nil {
@@ -81,7 +95,7 @@ func newMountCommand() *cobra.Command {
 		},
 	}
 	f.register(cmd)
-	cmd.Flags().BoolVar(&writable, "writable", false, "let the directory be written to; umount throws the changes away")
+	cmd.Flags().BoolVar(&writable, "writable", false, "let DIR be written to; umount throws changes away")
 	return cmd
 }
 
@@ -90,7 +104,8 @@ func newUmountCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "umount DIR",
 		Short: "Undo sluice mount",
-		Args:  cobra.ExactArgs(1),
+		Long:  `Undo sluice mount. What was written to a --writable mount is thrown away.`,
+		Args:  arguments(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir, err := filepath.Abs(args[0])
 			if err != nil {
@@ -106,6 +121,9 @@ func newUmountCommand() *cobra.Command {
 // unmountImage asks the daemon that has mounted dir: the node's, or the
 // standalone one.
 func unmountImage(ctx context.Context, f daemonFlags, dir string) error {
+	if os.Geteuid() != 0 {
+		return errNotRoot
+	}
 	roots := []string{f.root}
 	if f.root == "" {
 		roots = []string{nodeRoot, standaloneRoot}
@@ -141,14 +159,17 @@ func unmountImage(ctx context.Context, f daemonFlags, dir string) error {
 // it is at work, and when the image doesn't stream, what can be done.
 func mountImage(ctx context.Context, client *control.Client, req control.Mount, stderr io.Writer) (control.Mounted, error) {
 	notice := time.AfterFunc(time.Second, func() {
-		fmt.Fprintf(stderr, "sluice: fetching the index of %s ...\n", req.Reference)
+		fmt.Fprintf(stderr, "sluice: looking up %s ...\n", req.Reference)
 	})
 	defer notice.Stop()
 	m, err := client.Mount(ctx, req)
 	switch mount.ReasonOf(err) {
 	case mount.NoStreamingArtifact:
-		return m, fmt.Errorf("%s has no streaming artifact (%w): make one with sluice artifact-streaming create", req.Reference, err)
+		return m, fmt.Errorf("%s has no streaming artifact. Make one with: sluice artifact-streaming create %s\n(%w)", req.Reference, req.Reference, err)
 	case "":
+		if ctx.Err() != nil {
+			return m, errors.New("interrupted")
+		}
 		return m, err
 	}
 	return m, fmt.Errorf("%s can't be streamed: %w", req.Reference, err)

@@ -68,21 +68,21 @@ In containerd's config.toml:
 
 The daemon may be stopped, killed and updated while containers run: their
 reads wait for the next one.`,
-		Args: cobra.NoArgs,
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error { return runNode(cmd.Context(), c) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&c.root, "root", nodeRoot, "directory of images and content; not on overlayfs")
-	f.StringVar(&c.run, "run", "", "directory of sockets; on a tmpfs (default "+nodeRun+", or one beneath it for another --root)")
-	f.Int64Var(&c.quota, "cache-quota", 0, "bytes of disk for content; 0: what the images on this node have")
-	f.Int64Var(&c.fill, "fill-bandwidth", 0, "bytes per second for content that nobody waits for; 0: no limit")
+	f.StringVar(&c.root, "root", nodeRoot, "`DIR` of images and content; not on overlayfs\n")
+	f.StringVar(&c.run, "run", "", "`DIR` of sockets, on a tmpfs (default "+nodeRun+";\nfor another --root one beneath it)")
+	f.Int64Var(&c.quota, "cache-quota", 0, "`BYTES` of disk for content; 0: no limit")
+	f.Int64Var(&c.fill, "fill-bandwidth", 0, "`BYTES` per second for content that nobody waits\nfor; 0: no limit")
 	f.BoolVar(&c.noFill, "no-fill", false, "fetch content only when it is read")
 	f.BoolVar(&c.disabled, "disable-streaming", false, "pull new images the ordinary way")
-	f.StringArrayVar(&c.plainHTTP, "plain-http", nil, "registry to speak HTTP without TLS with; may be repeated (loopback is by itself)")
-	f.StringArrayVar(&c.mountOptions, "overlay-option", nil, "option for every overlayfs mount; may be repeated")
-	f.BoolVar(&c.remapIDs, "remap-ids", false, "map IDs of user namespaces; also give the proxy plugin the capability \"remap-ids\"")
-	f.DurationVar(&c.decide, "decide-timeout", 10*time.Second, "how long to look for a streaming artifact before the ordinary pull")
-	f.DurationVar(&c.fetch, "fetch-timeout", time.Minute, "how long an artifact's metadata may take")
+	f.StringArrayVar(&c.plainHTTP, "plain-http", nil, "speak HTTP without TLS with registry `HOST[:PORT]`;\nmay be repeated (loopback is by itself)")
+	f.StringArrayVar(&c.mountOptions, "overlay-option", nil, "`OPTION` of overlayfs mounts; may be repeated")
+	f.BoolVar(&c.remapIDs, "remap-ids", false, "map IDs of user namespaces; give containerd's proxy\nplugin the capability \"remap-ids\", too")
+	f.DurationVar(&c.decide, "decide-timeout", 10*time.Second, "look `TIME` long for a streaming artifact, then\npull the ordinary way")
+	f.DurationVar(&c.fetch, "fetch-timeout", time.Minute, "`TIME` that an artifact's metadata may take")
 	f.BoolVar(&c.verbose, "verbose", false, "log what goes well, too")
 	f.BoolVar(&c.standalone, "standalone", false, "no snapshotter; end with the last mount")
 	cmd.Flag("standalone").Hidden = true
@@ -96,7 +96,7 @@ func newHolderCommand() *cobra.Command {
 		Use:    "holder SOCKET",
 		Short:  "Keep a daemon's FUSE connection while the daemon restarts",
 		Hidden: true,
-		Args:   cobra.ExactArgs(1),
+		Args:   arguments(1, 1),
 		RunE:   func(cmd *cobra.Command, args []string) error { return fuse.RunHolder(cmd.Context(), args[0]) },
 	}
 }

@@ -169,6 +169,9 @@ func TestWithoutContainerd(t *testing.T) {
 		if stdout != "me\n" || code != 7 {
 			t.Errorf("run: exit code %d, stdout %q, stderr %s", code, stdout, stderr)
 		}
+		if _, stderr, code := verb("run", addr+"/nothing:v1"); code != 125 || !strings.Contains(stderr, "isn't in the registry") {
+			t.Errorf("run of what isn't there: exit code %d: %s", code, stderr)
+		}
 	}
 	if _, err := os.Stat(filepath.Join(dir, "bin/sh")); err != nil {
 		t.Errorf("after the daemon was killed: %v", err)
@@ -181,6 +184,9 @@ func TestWithoutContainerd(t *testing.T) {
 	}
 	if _, stderr, code := verb("umount", dir); code == 0 || !strings.Contains(stderr, "was not mounted") {
 		t.Errorf("umount again: exit code %d: %s", code, stderr)
+	}
+	if _, stderr, code := verb("mount", addr+"/shell:v1", dir+"/none"); code != 1 || !strings.Contains(stderr, "doesn't exist") {
+		t.Errorf("mounting where nothing is: exit code %d: %s", code, stderr)
 	}
 	if _, stderr, code := verb("mount", addr+"/nothing:v1", dir); code == 0 || !strings.Contains(stderr, "isn't in the registry") {
 		t.Errorf("mounting what isn't there: exit code %d: %s", code, stderr)

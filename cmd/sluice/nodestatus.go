@@ -1,15 +1,20 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
+	"slices"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
 )
 
@@ -19,18 +24,14 @@ func newNodeStatusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show which images stream, which don't and why",
-		Args:  cobra.NoArgs,
+		Args:  arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "table" && output != "json" {
 				return fmt.Errorf("--output %q: use table or json", output)
 			}
-			dir, err := filepath.Abs(f.root)
+			s, err := nodeStatus(cmd.Context(), f)
 			if err != nil {
 				return err
-			}
-			s, err := control.NewClient(controlSocket(f.sockets(dir))).Status(cmd.Context())
-			if err != nil {
-				return fmt.Errorf("%w: is `sluice node` running?", err)
 			}
 			if output == "json" {
 				e := json.NewEncoder(cmd.OutOrStdout())
@@ -40,10 +41,36 @@ func newNodeStatusCommand() *cobra.Command {
 			return printStatus(cmd.OutOrStdout(), s)
 		},
 	}
-	cmd.Flags().StringVar(&f.root, "root", nodeRoot, "ask the daemon with its state in this directory")
-	cmd.Flags().StringVar(&f.run, "run", "", "directory of the daemon's sockets (default: where the daemon says)")
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	cmd.Flags().StringVar(&f.root, "root", "", "ask the daemon with its state in `DIR` (default: the\nmachine's sluice node, or else that of sluice mount)")
+	cmd.Flags().StringVar(&f.run, "run", "", "`DIR` of the daemon's sockets (default: where the\ndaemon of --root says)")
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "print a `FORMAT`: table or json")
 	return cmd
+}
+
+// nodeStatus asks the machine's node daemon, or without one the standalone
+// one; with a root, only the one there.
+func nodeStatus(ctx context.Context, f daemonFlags) (control.Status, error) {
+	roots := []string{f.root}
+	if f.root == "" {
+		roots = []string{nodeRoot, standaloneRoot}
+	}
+	var first error
+	for _, root := range roots {
+		dir, err := filepath.Abs(root)
+		if err != nil {
+			return control.Status{}, err
+		}
+		s, err := control.NewClient(controlSocket(f.sockets(dir))).Status(ctx)
+		switch {
+		case errors.Is(err, os.ErrPermission):
+			return s, errors.New("the node daemon answers root only: run it with sudo")
+		case !errors.Is(err, control.ErrNoDaemon):
+			return s, err
+		case first == nil:
+			first = fmt.Errorf("%w: is sluice node running?", err)
+		}
+	}
+	return control.Status{}, first
 }
 
 // printStatus prints the status for people.
@@ -89,11 +116,33 @@ func printStatus(out io.Writer, s control.Status) error {
 	for _, p := range s.Pulls {
 		streams := "yes"
 		if p.Reason != "" {
-			streams = fmt.Sprintf("no: %s (%s)", p.Reason, p.Message)
+			streams = "no: " + string(p.Reason)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", p.Time.Format(time.TimeOnly), p.Reference, p.Duration.Round(time.Millisecond), streams)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", p.Time.Local().Format(time.TimeOnly), p.Reference, p.Duration.Round(time.Millisecond), streams)
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	return printReasons(out, s.Pulls)
+}
+
+// printReasons tells what happened in pulls that don't stream: once for each
+// image, what came last.
+func printReasons(out io.Writer, pulls []mount.Outcome) error {
+	said := make(map[string]bool)
+	for _, p := range slices.Backward(pulls) {
+		if said[p.Reference] {
+			continue
+		}
+		said[p.Reference] = true
+		if p.Reason == "" {
+			continue // it streams now
+		}
+		if _, err := fmt.Fprintf(out, "\n%s doesn't stream:\n  %s\n", p.Reference, p.Message); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func ofQuota(q int64) string {

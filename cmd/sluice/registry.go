@@ -40,18 +40,18 @@ func newRegistryCommand() *cobra.Command {
 Any OCI client can push to it and pull from it. There is no authentication:
 without TLS and a proxy that asks for credentials, listen on the loopback
 interface only.`,
-		Args: cobra.NoArgs,
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return runRegistry(cmd.Context(), c, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&c.data, "data", "/var/lib/sluice/registry", "directory of images; made if it doesn't exist")
-	f.StringVar(&c.listen, "listen", "127.0.0.1:5000", "address and port to listen on; port 0 takes a free one")
-	f.StringVar(&c.tlsCert, "tls-cert", "", "file with the TLS certificate chain (PEM); serves HTTPS")
-	f.StringVar(&c.tlsKey, "tls-key", "", "file with the TLS private key (PEM)")
-	f.BoolVar(&c.allowSparse, "allow-sparse", false, "accept manifests whose layers or platforms have not been pushed")
-	f.DurationVar(&c.uploadAge, "upload-age", 24*time.Hour, "discard uploads that nobody continued for so long")
+	f.StringVar(&c.data, "data", "/var/lib/sluice/registry", "`DIR` of images; made if it doesn't exist\n")
+	f.StringVar(&c.listen, "listen", "127.0.0.1:5000", "`HOST:PORT` to listen on; port 0 takes a free one\n")
+	f.StringVar(&c.tlsCert, "tls-cert", "", "`FILE` with the TLS certificate chain (PEM)")
+	f.StringVar(&c.tlsKey, "tls-key", "", "`FILE` with the TLS private key (PEM)")
+	f.BoolVar(&c.allowSparse, "allow-sparse", false, "accept manifests without their layers or platforms")
+	f.DurationVar(&c.uploadAge, "upload-age", 24*time.Hour, "discard uploads that nobody continued for `TIME`\n")
 	f.BoolVar(&c.quiet, "quiet", false, "log warnings and errors only, not every request")
 	cmd.MarkFlagsRequiredTogether("tls-cert", "tls-key")
 	return cmd
@@ -80,6 +80,9 @@ func runRegistry(ctx context.Context, c registryConfig, stdout, stderr io.Writer
 	listener, err := net.Listen("tcp", c.listen)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return fmt.Errorf("%s is in use by another program: stop it, or choose another --listen", c.listen)
+	}
+	if _, _, split := net.SplitHostPort(c.listen); split != nil {
+		return fmt.Errorf("can't listen on %s: write HOST:PORT, such as 127.0.0.1:5000", c.listen)
 	}
 	if err != nil {
 		return fmt.Errorf("can't listen on %s: %w", c.listen, err)

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -23,29 +25,49 @@ type exitError int
 
 func (e exitError) Error() string { return fmt.Sprintf("the process ended with exit code %d", int(e)) }
 
+// codedError is an error with which the program doesn't end with code 1.
+type codedError struct {
+	error
+	code int
+}
+
+func (e *codedError) Unwrap() error { return e.error }
+
 func newRunCommand() *cobra.Command {
 	var f imageFlags
 	var env []string
-	var runc string
+	var runc, user string
 	cmd := &cobra.Command{
 		Use:   "run IMAGE [COMMAND [ARGUMENT]...]",
 		Short: "Run an image's process; its content comes when it is read",
 		Long: `Run an image's process; its content comes when it is read.
 
 Needs root and runc, but no containerd. The container has the host's network;
-what it writes is thrown away when it ends.`,
-		Args: cobra.MinimumNArgs(1),
+what it writes is thrown away when it ends. It has a terminal if sluice has.
+
+The exit code is the process's; 125 if sluice failed, 126 if the command can't be
+run, 127 if the image doesn't have it.`,
+		Example: `  sluice run registry.example.com/team/app:v1
+  sluice run registry.example.com/team/app:v1 sh -c 'ls -l /'`,
+		Args: arguments(1, math.MaxInt),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c := run.Container{Args: args[1:], Env: env, Terminal: isTerminal(os.Stdin) && isTerminal(os.Stdout)}
 			c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
+			c.Config.Config.User = user
 			return runImage(cmd.Context(), f, args[0], c, runc)
 		},
 	}
 	f.register(cmd)
-	cmd.Flags().StringArrayVarP(&env, "env", "e", nil, "environment variable KEY=VALUE, or KEY to pass it on; may be repeated")
-	cmd.Flags().StringVar(&runc, "runc", "runc", "OCI runtime with runc's command line")
-	cmd.Flags().Bool("rm", true, "remove the container when it ends: always so, for people's habit")
-	cmd.Flag("rm").Hidden = true
+	cmd.Flags().StringArrayVarP(&env, "env", "e", nil, "set environment variable `KEY=VALUE`, or pass KEY on;\nmay be repeated")
+	cmd.Flags().StringVar(&runc, "runc", "runc", "`PROGRAM` with runc's command line")
+	cmd.Flags().StringVarP(&user, "user", "u", "", "run as `USER[:GROUP]` of the image, by name or number")
+	// Always so; for people's habit.
+	cmd.Flags().Bool("rm", true, "remove the container when it ends")
+	cmd.Flags().BoolP("interactive", "i", true, "keep standard input open")
+	cmd.Flags().BoolP("tty", "t", true, "give it a terminal if there is one")
+	for _, name := range []string{"rm", "interactive", "tty"} {
+		cmd.Flag(name).Hidden = true
+	}
 	// What follows the image is the container's.
 	cmd.Flags().SetInterspersed(false)
 	return cmd
@@ -53,6 +75,12 @@ what it writes is thrown away when it ends.`,
 
 // runImage mounts an image, runs its process and unmounts it.
 func runImage(ctx context.Context, f imageFlags, image string, c run.Container, runc string) (err error) {
+	defer func() {
+		var exit exitError
+		if err != nil && !errors.As(err, &exit) {
+			err = &codedError{err, run.CodeFailed} // unlike any that the process has
+		}
+	}()
 	client, err := connect(ctx, f.daemonFlags, f.plainHTTP)
 	if err != nil {
 		return err
@@ -68,6 +96,9 @@ func runImage(ctx context.Context, f imageFlags, image string, c run.Container, 
 	if err := json.Unmarshal(m.Config, &config); err != nil {
 		return fmt.Errorf("config of %s: %w", image, err)
 	}
+	if user := c.Config.Config.User; user != "" {
+		config.Config.User = user
+	}
 	c.Rootfs, c.Config = m.Claim.Path, config
 	for i, v := range c.Env {
 		if !strings.Contains(v, "=") {
@@ -80,6 +111,9 @@ func runImage(ctx context.Context, f imageFlags, image string, c run.Container, 
 		Runc: runc,
 		Log:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
+	if errors.Is(err, exec.ErrNotFound) {
+		return fmt.Errorf("%w: install runc, or name it with --runc", err)
+	}
 	if err == nil && code != 0 {
 		return exitError(code)
 	}

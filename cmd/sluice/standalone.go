@@ -85,6 +85,9 @@ func (d *daemon) waitIdle(ctx context.Context) error {
 // connect returns a client of the machine's node daemon, or of a standalone
 // one, which it starts if need be. With a root, only of the one there.
 func connect(ctx context.Context, f daemonFlags, plainHTTP []string) (*control.Client, error) {
+	if os.Geteuid() != 0 {
+		return nil, errNotRoot
+	}
 	root := f.root
 	if root == "" {
 		client := control.NewClient(controlSocket(f.sockets(nodeRoot)))
@@ -112,9 +115,6 @@ func connect(ctx context.Context, f daemonFlags, plainHTTP []string) (*control.C
 // startStandalone starts a daemon in the background and waits until it
 // answers.
 func startStandalone(ctx context.Context, client *control.Client, root, run string, plainHTTP []string) error {
-	if os.Geteuid() != 0 {
-		return errors.New("mounting needs root")
-	}
 	self, err := os.Executable()
 	if err != nil {
 		return err

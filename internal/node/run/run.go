@@ -80,16 +80,26 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
+// The exit codes of processes that couldn't be started are docker's and the
+// shell's.
+const (
+	CodeFailed      = 125 // the runtime failed
+	CodeNotRunnable = 126 // the command can't be executed
+	CodeNotFound    = 127 // there's no such command
+)
+
 // Run runs c until its process ends and returns the process's exit code, as a
-// shell counts: 128 plus the number for a signal. When ctx ends the process gets
-// SIGTERM. Nothing of the container is left when Run returns.
+// shell counts: 128 plus the number for a signal, and one of the codes above if
+// the runtime couldn't start it, which has then said why on Stderr. When ctx
+// ends the process gets SIGTERM. Nothing of the container is left when Run
+// returns.
 //
 // The error is about the container, not of what runs in it.
 func Run(ctx context.Context, c Container, opts Options) (code int, err error) {
 	opts = opts.withDefaults()
 	runc, err := exec.LookPath(opts.Runc)
 	if err != nil {
-		return 0, fmt.Errorf("find the OCI runtime: %w: install runc, or say where it is", err)
+		return 0, fmt.Errorf("find the OCI runtime: %w", err)
 	}
 	if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
 		return 0, err
@@ -124,6 +134,7 @@ func Run(ctx context.Context, c Container, opts Options) (code int, err error) {
 //	upper, work  what the container writes
 //	rootfs       where it is mounted
 //	state        the runtime's own state
+//	log.json     the runtime's log
 type bundle struct {
 	id, dir, runc string
 	lock          *os.File
@@ -165,7 +176,8 @@ func (b *bundle) rootfs() string { return filepath.Join(b.dir, "rootfs") }
 
 // run starts the runtime and waits for it.
 func (b *bundle) run(ctx context.Context, c Container, opts Options) (int, error) {
-	cmd := exec.CommandContext(ctx, b.runc, "--root", filepath.Join(b.dir, "state"), "run", "--bundle", b.dir, b.id)
+	cmd := exec.CommandContext(ctx, b.runc, "--root", filepath.Join(b.dir, "state"),
+		"--log", b.log(), "--log-format", "json", "run", "--bundle", b.dir, b.id)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Stdin, c.Stdout, c.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // runc passes it on
 	cmd.WaitDelay = opts.Patience
@@ -178,11 +190,45 @@ func (b *bundle) run(ctx context.Context, c Container, opts Options) (int, error
 		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
 			return 128 + int(status.Signal()), nil
 		}
+		if code := b.startFailure(); code != 0 {
+			return code, nil
+		}
 		return exit.ExitCode(), nil
 	case ctx.Err() != nil && cmd.ProcessState != nil:
 		return 128 + int(syscall.SIGTERM), nil
 	}
 	return 0, fmt.Errorf("run %s: %w", b.runc, err)
+}
+
+func (b *bundle) log() string { return filepath.Join(b.dir, "log.json") }
+
+// maxLog bounds what is read of the runtime's log.
+const maxLog = 1 << 20
+
+// startFailure returns the code of why the process didn't start, or 0 if it
+// did: the runtime itself ends with 1 in both cases, but logs an error only in
+// the former. Its texts are those that docker looks for, too.
+func (b *bundle) startFailure() int {
+	f, err := os.Open(b.log())
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	for d := json.NewDecoder(io.LimitReader(f, maxLog)); ; {
+		var line struct{ Level, Msg string }
+		if err := d.Decode(&line); err != nil {
+			return 0
+		}
+		switch {
+		case line.Level != "error":
+		case strings.Contains(line.Msg, "executable file not found"), strings.Contains(line.Msg, "no such file or directory"):
+			return CodeNotFound
+		case strings.Contains(line.Msg, "permission denied"), strings.Contains(line.Msg, "exec format error"), strings.Contains(line.Msg, "is a directory"):
+			return CodeNotRunnable
+		default:
+			return CodeFailed
+		}
+	}
 }
 
 // removeTimeout bounds how long the runtime may take to kill a container.

@@ -130,6 +130,30 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// What can't be started has docker's exit codes, and a sentence that says why.
+func TestRunOfWhatCannotStart(t *testing.T) {
+	root := rootfs(t)
+	for name, test := range map[string]struct {
+		args []string
+		code int
+	}{
+		"nothing in PATH": {[]string{"nonesuch"}, CodeNotFound},
+		"no such file":    {[]string{"/bin/nonesuch"}, CodeNotFound},
+		"no program":      {[]string{"/etc/passwd"}, CodeNotRunnable},
+		"exits with 1":    {[]string{"/bin/sh", "-c", "exit 1"}, 1},
+	} {
+		var stderr bytes.Buffer
+		c := Container{Rootfs: root, Args: test.args, Stderr: &stderr}
+		code, err := Run(t.Context(), c, Options{Dir: t.TempDir()})
+		if err != nil || code != test.code {
+			t.Errorf("%s: exit code %d, %v, want %d", name, code, err, test.code)
+		}
+		if said := stderr.String(); (code > 1) != strings.Contains(said, test.args[0]) {
+			t.Errorf("%s: it said %q", name, said)
+		}
+	}
+}
+
 func TestRunEndsWithItsContext(t *testing.T) {
 	root := rootfs(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
