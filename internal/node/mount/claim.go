@@ -12,8 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"sluice/internal/durable"
 	"sluice/internal/node/plane"
 	"sluice/oci"
@@ -167,16 +165,12 @@ func (m *Manager) show(c *claim) error {
 		return nil
 	}
 	if !c.Writable {
-		// A bind of a read-only mount is read-only.
-		if err := unix.Mount(c.Path, c.Dir, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("mount %s on %s: %w", c.Path, c.Dir, err)
-		}
-		return nil
+		return plane.BindRestricted(c.Path, c.Dir)
 	}
 	if err := os.Mkdir(m.scratch(c), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	return plane.MountOverlay(c.Path, m.scratch(c), c.Dir)
+	return plane.MountOverlayRestricted(c.Path, m.scratch(c), c.Dir)
 }
 
 // ErrUnknownClaim: nothing was mounted under this name.

@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -39,6 +41,7 @@ func TestClaims(t *testing.T) {
 		t.Errorf("config %s: %v", config, err)
 	}
 	checkImage(t, dir)
+	checkRestricted(t, dir)
 	if err := os.WriteFile(filepath.Join(dir, "new"), nil, 0o644); err == nil {
 		t.Error("a read-only mount took a file")
 	}
@@ -77,6 +80,21 @@ func TestClaims(t *testing.T) {
 	}
 }
 
+// checkRestricted checks that an image's device nodes and set-user-ID programs
+// are of no use to the users of this machine.
+func checkRestricted(t *testing.T, dir string) {
+	t.Helper()
+	at, err := plane.MountAt(dir)
+	if err != nil || at == nil {
+		t.Fatalf("the mount at %s: %v, %v", dir, at, err)
+	}
+	for _, want := range []string{"nosuid", "nodev"} {
+		if !slices.Contains(strings.Split(at.Options, ","), want) {
+			t.Errorf("%s is mounted with %s, not with %s", dir, at.Options, want)
+		}
+	}
+}
+
 func TestWritableClaim(t *testing.T) {
 	n, _ := prepared(t)
 	m := n.start()
@@ -88,6 +106,7 @@ func TestWritableClaim(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	checkRestricted(t, dir)
 	if err := os.WriteFile(filepath.Join(dir, "etc/hello"), []byte("changed"), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,35 @@ import (
 // can have any owner and mode. They are made if they are missing; with those of
 // an earlier mount its changes are there again.
 func MountOverlay(lower, scratch, dir string) error {
+	return mountOverlay(lower, scratch, dir, 0)
+}
+
+// MountOverlayRestricted is MountOverlay for a dir that other users of the
+// machine may reach: device nodes and set-user-ID bits have no effect there.
+func MountOverlayRestricted(lower, scratch, dir string) error {
+	return mountOverlay(lower, scratch, dir, unix.MS_NODEV|unix.MS_NOSUID)
+}
+
+// BindRestricted makes what is mounted at from visible at dir too, read-only,
+// with device nodes and set-user-ID bits of no effect. There's no moment when
+// they have one.
+func BindRestricted(from, dir string) error {
+	mnt, err := unix.OpenTree(unix.AT_FDCWD, from, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("bind %s to %s: clone the mount: %w", from, dir, err)
+	}
+	defer unix.Close(mnt)
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID}
+	if err := unix.MountSetattr(mnt, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return fmt.Errorf("bind %s to %s: set the mount's flags: %w", from, dir, err)
+	}
+	if err := unix.MoveMount(mnt, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("bind %s to %s: %w", from, dir, err)
+	}
+	return nil
+}
+
+func mountOverlay(lower, scratch, dir string, flags uintptr) error {
 	for _, path := range []string{lower, scratch} {
 		if strings.ContainsAny(path, `:,\`) {
 			return fmt.Errorf("mount overlayfs on %s: %q has characters that overlayfs gives a meaning: use another directory", dir, path)
@@ -30,7 +59,7 @@ func MountOverlay(lower, scratch, dir string) error {
 		return err
 	}
 	options := "lowerdir=" + lower + ",upperdir=" + upper + ",workdir=" + work
-	if err := unix.Mount("overlay", dir, "overlay", 0, options); err != nil {
+	if err := unix.Mount("overlay", dir, "overlay", flags, options); err != nil {
 		return fmt.Errorf("mount overlayfs on %s with %s: %w", dir, options, err)
 	}
 	return nil
