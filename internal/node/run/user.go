@@ -102,17 +102,23 @@ func parseID(s string) (uint32, error) {
 // between. An image needn't have it. Links are followed, but not out of the
 // image.
 func readTable(root *os.Root, name string) ([][]string, error) {
-	f, err := root.Open(name)
+	fi, err := root.Stat(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("the image's /%s: %w", name, err)
 	}
-	defer f.Close()
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
-		return nil, errors.Join(err, fmt.Errorf("the image's /%s isn't a file", name))
+	// Before it's opened: that waits for ever if it is a FIFO, and can do
+	// anything to this machine if it is a device node.
+	if !fi.Mode().IsRegular() {
+		return nil, fmt.Errorf("the image's /%s isn't a file", name)
 	}
+	f, err := root.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("the image's /%s: %w", name, err)
+	}
+	defer f.Close()
 	var table [][]string
 	lines := bufio.NewScanner(io.LimitReader(f, maxUserFile))
 	lines.Buffer(nil, maxUserFile)
