@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -160,16 +161,27 @@ func TestWithoutContainerd(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := bed.UnmountAll(root); err != nil {
-			t.Error(err)
+		// The daemon ends by itself, its holder and all its mounts with it,
+		// which needs the directory.
+		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+			left, err := bed.Mounts(root)
+			if err == nil && len(left) == 0 {
+				return
+			}
+			if err != nil || time.Now().After(deadline) {
+				t.Errorf("mounts that stay: %v, %v", left, errors.Join(err, bed.UnmountAll(root)))
+				return
+			}
 		}
 	})
+	own := []string{"--root", root, "--run", filepath.Join(root, "run")}
 	image, dir := s.reg.Addr+"/debian:28", filepath.Join(root, "mnt")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	sluice := func(args ...string) string {
+	sluice := func(verb string, args ...string) string {
 		t.Helper()
+		args = slices.Concat([]string{verb}, own, args)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		cmd := exec.CommandContext(ctx, s.sluice, args...)
@@ -185,16 +197,16 @@ func TestWithoutContainerd(t *testing.T) {
 		}
 		return string(out)
 	}
-	sluice("mount", "--root", root, image, dir)
+	sluice("mount", image, dir)
 	b, err := os.ReadFile(filepath.Join(dir, "etc/debian_version"))
 	if err != nil || !strings.HasPrefix(string(b), "12") {
 		t.Errorf("etc/debian_version in the mount: %q, %v", b, err)
 	}
-	sluice("umount", "--root", root, dir)
+	sluice("umount", dir)
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
 		t.Errorf("after umount the directory holds %d entries, %v", len(entries), err)
 	}
-	if out := sluice("run", "--root", root, image, "python3", "-c", "print(6*7)"); out != "42\n" {
+	if out := sluice("run", image, "python3", "-c", "print(6*7)"); out != "42\n" {
 		t.Errorf("sluice run printed %q", out)
 	}
 }
