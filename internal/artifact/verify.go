@@ -3,7 +3,6 @@ package artifact
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 
@@ -262,8 +261,12 @@ func verifyBootPack(ctx context.Context, desc oci.Descriptor, t *Table, src blob
 	if err != nil {
 		return err
 	}
-	if n, err := io.Copy(io.Discard, verified); n != 0 || err != nil {
-		return fmt.Errorf("boot pack %s: %d bytes after its last frame: %w", desc.Digest, n, errors.Join(err))
+	n, err := io.Copy(io.Discard, verified)
+	if err != nil {
+		return fmt.Errorf("boot pack %s: after its last frame: %w", desc.Digest, err)
+	}
+	if n != 0 {
+		return fmt.Errorf("boot pack %s: %d bytes follow its last frame", desc.Digest, n)
 	}
 	return nil
 }
