@@ -14,7 +14,8 @@
 //
 // What is recorded as being on disk never is ahead of what the disk holds,
 // also across loss of power (see content), and carries a checksum that is
-// checked on the first read after a restart. Files that are damaged are
+// checked on the first read after a restart, save that of Complete layers,
+// which are read like any local file. Files that are damaged are
 // discarded and fetched again. A full disk costs speed, not correctness:
 // content is then served from memory.
 //

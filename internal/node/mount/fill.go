@@ -144,7 +144,7 @@ func (m *Manager) fillLoop(ctx context.Context) {
 			if err == nil {
 				m.log.DebugContext(ctx, "image is complete", "image", id, "duration", time.Since(began))
 			} else if ctx.Err() == nil && m.lookup(id) != nil {
-				m.log.WarnContext(ctx, "image stays incomplete for now: what is missing is fetched when it's read", "image", id, "error", err)
+				m.log.WarnContext(ctx, "image stays incomplete: what is missing is fetched when it's read", "image", id, "error", err)
 			}
 		}
 	}

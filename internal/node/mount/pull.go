@@ -194,7 +194,7 @@ type found struct {
 	manifest *artifact.Manifest
 }
 
-// reasonOf classifies an error of a registry.
+// reasonFor classifies an error of a registry.
 func reasonFor(err error) Reason {
 	var unsupported *plane.UnsupportedError
 	switch {
