@@ -5,24 +5,27 @@
 RATE ?= 200
 RTT  ?= 10ms
 
-.PHONY: all build demo test quick lint clean
+.PHONY: all help build demo test quick lint clean
 
 all: build
+
+help: ## this
+	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile
 
 build: ## bin/sluice
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/...
 
-demo: build ## pull and stream a real image side by side; IMAGE=<OCI layout or docker-save tar> for your own
-	go run -C test ./demo --src $(CURDIR) --rate $(RATE) --rtt $(RTT) $(if $(IMAGE),--image "$(abspath $(IMAGE))") $(if $(CMD),--cmd '$(CMD)')
+demo: build ## pull and stream a real image side by side (IMAGE=, CMD=, RATE=, RTT=)
+	go run -C test ./demo --src $(CURDIR) --rate $(RATE) --rtt $(RTT) $(if $(IMAGE),--image "$(abspath $(IMAGE))") $(if $(CMD),--cmd '$(subst ','\'',$(CMD))')
 
-test: ## everything that this machine can run; says what it skipped and why
+test: ## everything that this machine can run; says what it skipped
 	go run -C test ./runner --src $(CURDIR)
 
 quick: ## what needs neither root nor downloads
 	go vet ./... && go test ./...
 
-lint:
+lint: ## what the linter says
 	go run -C test ./runner --src $(CURDIR) --only lint
 
-clean:
+clean: ## remove bin
 	rm -rf bin

@@ -48,8 +48,8 @@ The image stays as it is. Its streaming form is stored in the same repository
 and linked to it as a referrer, so that nodes find it. Of a multi-platform image
 all linux platforms are converted. What exists already is not made again.
 
-IMAGE is HOST[:PORT]/REPOSITORY with :TAG or @DIGEST. It may also be given in two
-parts, by --registry and --image.
+IMAGE is HOST[:PORT]/REPOSITORY with :TAG or @DIGEST. It may also be given in
+two parts, by --registry and --image.
 
 Credentials are docker's ("docker login"). Registries on the loopback interface
 are spoken to without TLS.`,
@@ -65,12 +65,12 @@ are spoken to without TLS.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVarP(&c.registry, "registry", "r", "", "the registry's `HOST[:PORT]`")
-	f.StringVarP(&c.image, "image", "t", "", "the `IMAGE`; with --registry, without the host")
-	f.StringSliceVar(&c.platforms, "platform", nil, "convert only this `OS/ARCH[/VARIANT]`; may be\nrepeated (default: all of linux)")
+	f.StringVarP(&c.registry, "registry", "r", "", "the image's registry, `HOST[:PORT]`")
+	f.StringVarP(&c.image, "image", "t", "", "the `IMAGE`; with --registry without the host")
+	f.StringSliceVar(&c.platforms, "platform", nil, "convert only `PLATFORM`, as linux/arm64 or\nlinux/arm/v7; may be repeated (default all)")
 	f.BoolVar(&c.plainHTTP, "plain-http", false, "speak HTTP without TLS with any registry")
 	f.IntVar(&c.layers, "layers", 0, "convert `N` layers at once (default 2)")
-	f.IntVar(&c.workers, "workers", 0, "compress each layer on `N` processors (default: all)")
+	f.IntVar(&c.workers, "workers", 0, "compress each layer on `N` processors (default all)")
 	f.StringVarP(&c.output, "output", "o", "table", "print a `FORMAT`: table or json")
 	return cmd
 }

@@ -72,11 +72,11 @@ func arguments(low, high int) cobra.PositionalArgs {
 		if len(args) >= low && len(args) <= high {
 			return nil
 		}
-		given := "none"
-		if len(args) > 0 {
-			given = strings.Join(args, " ")
+		wrong := "arguments are missing"
+		if len(args) > high {
+			wrong = "too many arguments: " + strings.Join(args, " ")
 		}
-		return fmt.Errorf("the arguments aren't right, there are: %s\nusage: %s, see %s --help", given, cmd.UseLine(), cmd.CommandPath())
+		return fmt.Errorf("%s\nusage: %s\nmore:  %s --help", wrong, cmd.UseLine(), cmd.CommandPath())
 	}
 }
 

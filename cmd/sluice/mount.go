@@ -25,8 +25,8 @@ type imageFlags struct {
 }
 
 func (f *imageFlags) register(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.registry, "registry", "", "`HOST[:PORT]` before the image's name")
-	cmd.Flags().StringArrayVar(&f.plainHTTP, "plain-http", nil, "speak HTTP without TLS with registry `HOST[:PORT]`;\nmay be repeated (loopback is by itself; a daemon\nthat runs already keeps its own list)")
+	cmd.Flags().StringVar(&f.registry, "registry", "", "`HOST` or HOST:PORT to put before the image's name")
+	cmd.Flags().StringArrayVar(&f.plainHTTP, "plain-http", nil, "speak HTTP without TLS with registry `HOST`; may be\nrepeated (loopback is by itself; a daemon that runs\nalready keeps its own list)")
 	f.daemonFlags.register(cmd)
 }
 
@@ -34,7 +34,7 @@ func (f *imageFlags) register(cmd *cobra.Command) {
 type daemonFlags struct{ root, run string }
 
 func (f *daemonFlags) register(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.root, "root", "", "use the daemon with its state in `DIR`, and start it\nif need be (default: the machine's sluice node, or\nelse "+standaloneRoot+")")
+	cmd.Flags().StringVar(&f.root, "root", "", "use the daemon with its state in `DIR`, and start\nit if need be (default: the machine's sluice node,\nor else "+standaloneRoot+")")
 	cmd.Flags().StringVar(&f.run, "run", "", "`DIR` of the daemon's sockets (default: where the\ndaemon of --root says)")
 }
 

@@ -45,8 +45,8 @@ func newRunCommand() *cobra.Command {
 Needs root and runc, but no containerd. The container has the host's network;
 what it writes is thrown away when it ends. It has a terminal if sluice has.
 
-The exit code is the process's; 125 if sluice failed, 126 if the command can't be
-run, 127 if the image doesn't have it.`,
+The exit code is the process's; 125 if sluice failed, 126 if the command can't
+be run, 127 if the image doesn't have it.`,
 		Example: `  sluice run registry.example.com/team/app:v1
   sluice run registry.example.com/team/app:v1 sh -c 'ls -l /'`,
 		Args: arguments(1, math.MaxInt),
@@ -58,9 +58,9 @@ run, 127 if the image doesn't have it.`,
 		},
 	}
 	f.register(cmd)
-	cmd.Flags().StringArrayVarP(&env, "env", "e", nil, "set environment variable `KEY=VALUE`, or pass KEY on;\nmay be repeated")
+	cmd.Flags().StringArrayVarP(&env, "env", "e", nil, "set a variable `KEY=VALUE`, or pass KEY on; may be\nrepeated")
 	cmd.Flags().StringVar(&runc, "runc", "runc", "`PROGRAM` with runc's command line")
-	cmd.Flags().StringVarP(&user, "user", "u", "", "run as `USER[:GROUP]` of the image, by name or number")
+	cmd.Flags().StringVarP(&user, "user", "u", "", "run as `USER` or USER:GROUP, names or numbers")
 	// Always so; for people's habit.
 	cmd.Flags().Bool("rm", true, "remove the container when it ends")
 	cmd.Flags().BoolP("interactive", "i", true, "keep standard input open")

@@ -177,8 +177,27 @@ func (n *Node) Run(ctx context.Context, snapshotter, ref, id string, command ...
 	}
 }
 
-// Stop ends the node and removes its mounts; its files stay.
+// endTasks ends containers that still run, because the command that started
+// them was broken off: nothing else would end them and their shims.
+func (n *Node) endTasks() {
+	if n.Containerd == nil || n.Containerd.Ended() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	tasks, err := n.Ctr(ctx, "tasks", "ls", "--quiet")
+	if err != nil {
+		return // it has none that can be ended
+	}
+	for id := range strings.FieldsSeq(tasks) {
+		_, _ = n.Ctr(ctx, "tasks", "rm", "--force", id) // it may have ended by itself
+	}
+}
+
+// Stop ends the node, its containers too, and removes its mounts; its files
+// stay.
 func (n *Node) Stop() error {
+	n.endTasks()
 	for _, p := range []*Process{n.Containerd, n.Sluice} {
 		if p != nil {
 			p.Stop()

@@ -59,6 +59,11 @@ func demo(ctx context.Context, o options) error {
 	if os.Geteuid() != 0 {
 		return errors.New("mounting images and running containers needs root: sudo make demo")
 	}
+	if o.image != "" {
+		if _, err := os.Stat(o.image); err != nil {
+			return fmt.Errorf("IMAGE must be an OCI layout directory or a docker-save tar: %w", err)
+		}
+	}
 	tools, err := bed.BuildTools(ctx, o.src, say)
 	if err != nil {
 		return err
