@@ -31,6 +31,7 @@ type nodeConfig struct {
 	quota, fill   int64
 	noFill        bool
 	disabled      bool
+	from          []string
 	plainHTTP     []string
 	mountOptions  []string
 	remapIDs      bool
@@ -77,6 +78,7 @@ reads wait for the next one.`,
 	f.Int64Var(&c.quota, "cache-quota", 0, "`BYTES` of disk for content; 0: no limit")
 	f.Int64Var(&c.fill, "fill-bandwidth", 0, "`BYTES` per second for content that nobody waits\nfor; 0: no limit")
 	f.BoolVar(&c.noFill, "no-fill", false, "fetch content only when it is read")
+	f.StringArrayVar(&c.from, "from", nil, "registry to stream from, as HOST or HOST:PORT; may be repeated; images of others are pulled the ordinary way (default: any)")
 	f.BoolVar(&c.disabled, "disable-streaming", false, "pull new images the ordinary way")
 	f.StringArrayVar(&c.plainHTTP, "plain-http", nil, "speak HTTP without TLS with registry `HOST`; may\nbe repeated (loopback is by itself)")
 	f.StringArrayVar(&c.mountOptions, "overlay-option", nil, "`OPTION` of overlayfs mounts; may be repeated")
@@ -208,7 +210,7 @@ func openDaemon(ctx context.Context, c nodeConfig, log *slog.Logger) (_ *daemon,
 	}
 	options := mount.Options{
 		Root: c.root, Cache: d.cache, Plane: images, Registry: registries(c.plainHTTP, log),
-		Decide: c.decide, Fetch: c.fetch, Disabled: c.disabled, NoFill: c.noFill, Log: log,
+		Decide: c.decide, Fetch: c.fetch, Disabled: c.disabled, From: c.from, NoFill: c.noFill, Log: log,
 	}
 	if c.standalone {
 		options.Linger = 30 * 24 * time.Hour // nobody else remembers which images are wanted

@@ -18,9 +18,9 @@ func TestStatusSaysWhyImagesDoNotStream(t *testing.T) {
 		return mount.Outcome{Time: time.Now(), Reference: ref, Reason: mount.NoStreamingArtifact, Message: why}
 	}
 	var out bytes.Buffer
-	err := printStatus(&out, control.Status{Pulls: []mount.Outcome{
+	err := printStatus(&out, control.Status{Status: mount.Status{Pulls: []mount.Outcome{
 		no("host/never:1"), no("host/later:1"), no("host/never:1"), {Time: time.Now(), Reference: "host/later:1"},
-	}})
+	}}})
 	if err != nil {
 		t.Fatal(err)
 	}

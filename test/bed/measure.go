@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 )
 
@@ -54,7 +55,8 @@ func (n *Node) cold(ctx context.Context, link *Link, snapshotter, ref string, co
 		return ColdStart{}, err
 	}
 	c := ColdStart{Pull: time.Since(start)}
-	ran, err := n.Run(ctx, snapshotter, ref, "cold", command...)
+	// The runtime's names are the machine's, not the node's.
+	ran, err := n.Run(ctx, snapshotter, ref, filepath.Base(n.Dir), command...)
 	if err != nil {
 		return c, fmt.Errorf("%s: %w", snapshotter, err)
 	}

@@ -56,12 +56,12 @@ func TestStopEndsContainers(t *testing.T) {
 	short, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() { // ends when the container runs, or with the test
-		for ctx.Err() == nil && n.ctr(ctx, "tasks", "exec", "--exec-id", "probe", "c", "true").Run() != nil {
+		for ctx.Err() == nil && n.ctr(ctx, "tasks", "exec", "--exec-id", "probe", "test-stop", "true").Run() != nil {
 			time.Sleep(100 * time.Millisecond)
 		}
 		cancel()
 	}()
-	if _, err := n.Run(short, Overlayfs, ref, "c", "sleep", "300"); err == nil {
+	if _, err := n.Run(short, Overlayfs, ref, "test-stop", "sleep", "300"); err == nil {
 		t.Fatal("the run wasn't broken off")
 	}
 	if err := n.Stop(); err != nil {
