@@ -60,6 +60,13 @@ type Options struct {
 	// already here go on working.
 	Disabled bool
 
+	// From, if not empty, are the registries, as HOST or HOST:PORT, that
+	// images are streamed from; a Pull from another one fails with reason
+	// Disabled. Whoever can attach artifacts to images there decides what
+	// layers show until they are complete, also where another image has the
+	// same layers.
+	From []string
+
 	// NoFill leaves content that nobody reads in the registry.
 	NoFill bool
 

@@ -164,8 +164,9 @@ func TestWhyNot(t *testing.T) {
 			n.reg.hang.Store(true)
 			n.opts.Decide = 300 * time.Millisecond
 		}, mount.RegistryUnavailable},
-		"denied":   {func(n *node, _ oci.Digest) { n.reg.denied.Store(true) }, mount.Unauthorized},
-		"disabled": {func(n *node, _ oci.Digest) { n.opts.Disabled = true }, mount.Disabled},
+		"denied":        {func(n *node, _ oci.Digest) { n.reg.denied.Store(true) }, mount.Unauthorized},
+		"disabled":      {func(n *node, _ oci.Digest) { n.opts.Disabled = true }, mount.Disabled},
+		"not from here": {func(n *node, _ oci.Digest) { n.opts.From = []string{"elsewhere.example.com"} }, mount.Disabled},
 		"corrupt manifest": {func(n *node, d oci.Digest) {
 			n.reg.setCorrupt(n.artifactOf(d).Digest)
 		}, mount.IntegrityFailure},

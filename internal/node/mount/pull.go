@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"sluice/internal/artifact"
@@ -69,6 +70,10 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (Im
 	if m.opts.Disabled {
 		m.mu.Unlock()
 		return Image{}, notStreaming(Disabled, "streaming is switched off on this node")
+	}
+	if len(m.opts.From) > 0 && !slices.Contains(m.opts.From, s.registry) {
+		m.mu.Unlock()
+		return Image{}, notStreaming(Disabled, "this node doesn't stream from %s, only from %q", s.registry, m.opts.From)
 	}
 	if err := unusable(m.opts.Plane); err != nil {
 		m.mu.Unlock()
