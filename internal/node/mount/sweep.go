@@ -113,14 +113,30 @@ func checkUnused(dir string) error {
 	for _, i := range mounts {
 		switch {
 		case i.Mountpoint == dir:
-		// containerd may have shortened the path in the options, but not its
-		// last element, which is unique.
-		case i.FSType == "overlay" && strings.Contains(i.VFSOptions, filepath.Base(dir)),
+		case i.FSType == "overlay" && isLower(dir, i.VFSOptions),
 			i.Major == mounts[own].Major && i.Minor == mounts[own].Minor:
 			return fmt.Errorf("%w, by %s", plane.ErrBusy, i.Mountpoint)
 		}
 	}
 	return nil
+}
+
+// isLower reports whether dir is a lower directory in the options of an
+// overlayfs. containerd may have shortened its path there, but not the last
+// element, which is unique below a root.
+func isLower(dir, options string) bool {
+	for option := range strings.SplitSeq(options, ",") {
+		name, value, _ := strings.Cut(option, "=")
+		if name != "lowerdir" && name != "lowerdir+" {
+			continue
+		}
+		for lower := range strings.SplitSeq(value, ":") {
+			if lower == dir || !filepath.IsAbs(lower) && filepath.Base(lower) == filepath.Base(dir) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // sweepImages removes the images that nobody needs.
