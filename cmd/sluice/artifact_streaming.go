@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"runtime/debug"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -27,6 +29,11 @@ func newArtifactStreamingCommand() *cobra.Command {
 	cmd.AddCommand(newArtifactStreamingCreateCommand())
 	return cmd
 }
+
+// softMemory is from what heap size on, in bytes, garbage is collected more
+// often: conversion of a layer with very many files shouldn't cost its
+// neighbours memory. GOMEMLIMIT in the environment has precedence.
+const softMemory = 192 << 20
 
 // createConfig is the flags of `sluice artifact-streaming create`.
 type createConfig struct {
@@ -60,6 +67,9 @@ are spoken to without TLS.`,
 			ref, err := c.reference(args)
 			if err != nil {
 				return err
+			}
+			if os.Getenv("GOMEMLIMIT") == "" {
+				debug.SetMemoryLimit(softMemory)
 			}
 			return c.run(cmd.Context(), ref, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
