@@ -56,7 +56,7 @@ func (n *Node) cold(ctx context.Context, link *Link, snapshotter, ref string, co
 	}
 	c := ColdStart{Pull: time.Since(start)}
 	// The runtime's names are the machine's, not the node's.
-	ran, err := n.Run(ctx, snapshotter, ref, filepath.Base(n.Dir), command...)
+	ran, err := n.RunToOutput(ctx, snapshotter, ref, filepath.Base(n.Dir), command...)
 	if err != nil {
 		return c, fmt.Errorf("%s: %w", snapshotter, err)
 	}

@@ -146,10 +146,33 @@ type Ran struct {
 // Run runs a command, or the image's own if there is none, in a container and
 // waits for its end.
 func (n *Node) Run(ctx context.Context, snapshotter, ref, id string, command ...string) (Ran, error) {
+	return n.follow(ctx, snapshotter, ref, id, command, func(*firstOutput, time.Duration) bool { return false })
+}
+
+// patience is how long RunToOutput waits for a word.
+const patience = 20 * time.Second
+
+// RunToOutput is Run, but ends the container once it has printed something:
+// what an image runs by itself is often a server.
+func (n *Node) RunToOutput(ctx context.Context, snapshotter, ref, id string, command ...string) (Ran, error) {
+	r, err := n.follow(ctx, snapshotter, ref, id, command, func(out *firstOutput, after time.Duration) bool {
+		return out.any() || after > patience
+	})
+	if r.Output == "" && r.FirstOutput > patience {
+		return r, fmt.Errorf("%s printed nothing within %v: give a command that prints something", ref, patience)
+	}
+	if r.Output != "" {
+		return r, nil // its end was our doing, or doesn't matter any more
+	}
+	return r, err
+}
+
+// follow runs a command in a container until it ends, or until enough says
+// that it may be killed.
+func (n *Node) follow(ctx context.Context, snapshotter, ref, id string, command []string, enough func(*firstOutput, time.Duration) bool) (Ran, error) {
 	args := append([]string{"run", "--rm", "--net-host", "--snapshotter", snapshotter, ref, id}, command...)
 	cmd := n.ctr(ctx, args...)
-	var out firstOutput
-	var problems firstOutput
+	var out, problems firstOutput
 	cmd.Stdout, cmd.Stderr = &out, &problems
 	start := time.Now()
 	if err := cmd.Start(); err != nil {
@@ -158,20 +181,25 @@ func (n *Node) Run(ctx context.Context, snapshotter, ref, id string, command ...
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	most := 0
+	var killed time.Time
 	for {
 		select {
 		case err := <-ended:
-			r := Ran{Output: out.buf.String(), FirstOutput: time.Since(start), Mounts: most}
-			if !out.at.IsZero() {
-				r.FirstOutput = out.at.Sub(start)
+			r := Ran{Output: out.text(), FirstOutput: time.Since(start), Mounts: most}
+			if out.any() {
+				r.FirstOutput = out.first().Sub(start)
 			}
 			if err != nil {
-				return r, fmt.Errorf("ctr run %s: %w\n%s", ref, err, tail(problems.buf.Bytes(), 2<<10))
+				return r, fmt.Errorf("ctr run %s: %w\n%s", ref, err, tail([]byte(problems.text()), 2<<10))
 			}
 			return r, nil
 		case <-time.After(3 * time.Millisecond):
 			if now, err := Mounts(n.Dir); err == nil {
 				most = max(most, len(now))
+			}
+			if enough(&out, time.Since(start)) && time.Since(killed) > time.Second {
+				killed = time.Now()
+				_ = n.ctr(ctx, "tasks", "kill", "--signal", "SIGKILL", id).Run() // it may be ending by itself
 			}
 		}
 	}

@@ -124,3 +124,18 @@ func (f *firstOutput) Write(p []byte) (int, error) {
 	}
 	return f.buf.Write(p)
 }
+
+// any reports whether anything was written, first when, text what.
+func (f *firstOutput) any() bool { return !f.first().IsZero() }
+
+func (f *firstOutput) first() time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.at
+}
+
+func (f *firstOutput) text() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.buf.String()
+}
