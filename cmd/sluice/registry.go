@@ -16,6 +16,7 @@ import (
 
 	"sluice/internal/registry"
 	"sluice/internal/storage"
+	"sluice/internal/stored"
 )
 
 // registryConfig is the flags of `sluice registry`.
@@ -65,7 +66,7 @@ func runRegistry(ctx context.Context, c registryConfig, stdout, stderr io.Writer
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 
-	store, err := storage.OpenLocal(c.data, storage.LocalOptions{Identity: registry.BlobIdentity})
+	store, err := storage.OpenLocal(c.data, storage.LocalOptions{Identity: stored.BlobIdentity})
 	if errors.Is(err, storage.ErrLocked) {
 		return fmt.Errorf("%w: is another registry running on it? Choose another --data", err)
 	}
@@ -88,7 +89,7 @@ func runRegistry(ctx context.Context, c registryConfig, stdout, stderr io.Writer
 		return fmt.Errorf("can't listen on %s: %w", c.listen, err)
 	}
 	handler := registry.NewHandler(
-		registry.NewStored(store, registry.StoredOptions{AllowSparse: c.allowSparse}),
+		stored.New(store, stored.Options{AllowSparse: c.allowSparse}),
 		registry.Options{Log: log, Ready: store.Check},
 	)
 	server := registry.NewServer(handler, log)

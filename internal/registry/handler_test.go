@@ -20,6 +20,7 @@ import (
 	"sluice/internal/registry"
 	"sluice/internal/remote"
 	"sluice/internal/storage"
+	"sluice/internal/stored"
 	"sluice/oci"
 	"sluice/oci/ocitest"
 )
@@ -27,7 +28,7 @@ import (
 // Client, handler and store together must be as good a registry as any.
 func TestRemote(t *testing.T) {
 	ocitest.Run(t, func(t *testing.T) oci.Registry {
-		stored := registry.NewStored(openLocal(t, t.TempDir()), registry.StoredOptions{})
+		stored := stored.New(openLocal(t, t.TempDir()), stored.Options{})
 		return connect(t, serve(t, stored, registry.Options{PageSize: 13}))
 	})
 }
@@ -226,7 +227,7 @@ func TestProtocol(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			server := serve(t, registry.NewStored(&storage.Memory{}, registry.StoredOptions{}), registry.Options{})
+			server := serve(t, stored.New(&storage.Memory{}, stored.Options{}), registry.Options{})
 			for _, e := range exchanges {
 				e.run(t, server, vars)
 			}
@@ -299,7 +300,7 @@ func errorCode(answer []byte) string {
 }
 
 func TestReferrersPages(t *testing.T) {
-	stored := registry.NewStored(&storage.Memory{}, registry.StoredOptions{})
+	stored := stored.New(&storage.Memory{}, stored.Options{})
 	server := serve(t, stored, registry.Options{})
 	subject := oci.Descriptor{MediaType: oci.MediaTypeImageManifest, Digest: oci.DigestOf([]byte("subject")), Size: 7}
 	push := func(i int, padding string) {
@@ -356,7 +357,7 @@ func TestReferrersPages(t *testing.T) {
 func TestIdleTimeout(t *testing.T) {
 	t.Parallel() // it mostly waits
 	const idle = 800 * time.Millisecond
-	stored := registry.NewStored(&storage.Memory{}, registry.StoredOptions{})
+	stored := stored.New(&storage.Memory{}, stored.Options{})
 	server := serve(t, stored, registry.Options{IdleTimeout: idle})
 	slow := bytes.Repeat([]byte("x"), 10)
 	digest := oci.DigestOf(slow)

@@ -75,8 +75,8 @@ func (h *Handler) putManifest(w http.ResponseWriter, r *http.Request, req Reques
 			w.Header().Add("OCI-Tag", tag)
 		}
 	}
-	if subject := subjectOf(content); subject != "" {
-		w.Header().Set("OCI-Subject", subject.String())
+	if info, err := oci.ParseManifestInfo(content, desc.MediaType); err == nil && info.Subject != nil {
+		w.Header().Set("OCI-Subject", info.Subject.Digest.String())
 	}
 	w.Header().Set("Location", manifestPath(req.Repository, desc.Digest.String()))
 	w.Header().Set("Docker-Content-Digest", desc.Digest.String())

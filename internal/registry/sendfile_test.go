@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"sluice/internal/registry"
+	"sluice/internal/storage"
+	"sluice/internal/stored"
 	"sluice/oci"
 )
 
@@ -47,17 +49,27 @@ func (l fileListener) Accept() (net.Conn, error) {
 	return fileConn{c.(*net.TCPConn), l.bytes}, nil
 }
 
+func openLocal(t *testing.T, dir string) *storage.Local {
+	t.Helper()
+	store, err := storage.OpenLocal(dir, storage.LocalOptions{Identity: stored.BlobIdentity})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.Close() })
+	return store
+}
+
 // Blobs must go from page cache to socket without passing through the program:
 // nearly all of a pull is that.
 func TestSendfile(t *testing.T) {
-	stored := registry.NewStored(openLocal(t, t.TempDir()), registry.StoredOptions{})
+	reg := stored.New(openLocal(t, t.TempDir()), stored.Options{})
 	content := bytes.Repeat([]byte("0123456789abcdef"), 3<<16+1) // several pieces and a rest
 	desc := oci.Descriptor{Digest: oci.DigestOf(content), Size: int64(len(content))}
-	if _, err := stored.PushBlob(t.Context(), "a", desc, bytes.NewReader(content)); err != nil {
+	if _, err := reg.PushBlob(t.Context(), "a", desc, bytes.NewReader(content)); err != nil {
 		t.Fatal(err)
 	}
 	var sent atomic.Int64
-	server := httptest.NewUnstartedServer(registry.NewHandler(stored, registry.Options{}))
+	server := httptest.NewUnstartedServer(registry.NewHandler(reg, registry.Options{}))
 	server.Listener = fileListener{server.Listener, &sent}
 	server.Start()
 	t.Cleanup(server.Close)

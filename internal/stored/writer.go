@@ -1,4 +1,4 @@
-package registry
+package stored
 
 import (
 	"context"
@@ -12,40 +12,40 @@ import (
 )
 
 // PushBlob implements oci.Writer.
-func (s *Stored) PushBlob(ctx context.Context, repo string, desc oci.Descriptor, r io.Reader) (oci.Descriptor, error) {
+func (r *Registry) PushBlob(ctx context.Context, repo string, desc oci.Descriptor, content io.Reader) (oci.Descriptor, error) {
 	if err := check(ctx, repo, desc.Digest); err != nil {
 		return oci.Descriptor{}, err
 	}
-	u, err := s.store.StartUpload(ctx)
+	u, err := r.store.StartUpload(ctx)
 	if err != nil {
 		return oci.Descriptor{}, err
 	}
-	_, err = copyContext(ctx, u, oci.VerifyReader(r, desc))
+	_, err = copyContext(ctx, u, oci.VerifyReader(content, desc))
 	if err == nil {
 		err = u.Commit(ctx, layerKey(repo, desc.Digest))
 	}
 	u.Close()
 	if err != nil && !errors.Is(err, storage.ErrExists) { // what exists has the same content, since that was verified
-		_ = s.store.CancelUpload(context.WithoutCancel(ctx), u.ID()) // or it is swept
+		_ = r.store.CancelUpload(context.WithoutCancel(ctx), u.ID()) // or it is swept
 		return oci.Descriptor{}, fmt.Errorf("push blob %s to %s: %w", desc.Digest, repo, err)
 	}
 	return blobDescriptor(desc.Digest, desc.Size), nil
 }
 
 // MountBlob implements oci.Writer.
-func (s *Stored) MountBlob(ctx context.Context, from, to string, digest oci.Digest) (oci.Descriptor, error) {
+func (r *Registry) MountBlob(ctx context.Context, from, to string, digest oci.Digest) (oci.Descriptor, error) {
 	if err := check(ctx, from, digest); err != nil {
 		return oci.Descriptor{}, err
 	}
 	if err := oci.CheckRepository(to); err != nil {
 		return oci.Descriptor{}, err
 	}
-	size, err := s.store.Stat(ctx, layerKey(from, digest))
+	size, err := r.store.Stat(ctx, layerKey(from, digest))
 	if err == nil && from != to {
-		err = s.store.Link(ctx, layerKey(from, digest), layerKey(to, digest))
+		err = r.store.Link(ctx, layerKey(from, digest), layerKey(to, digest))
 	}
 	if err != nil && !errors.Is(err, storage.ErrExists) {
-		return oci.Descriptor{}, s.missing(ctx, from, err, blobUnknown(from, digest))
+		return oci.Descriptor{}, r.missing(ctx, from, err, blobUnknown(from, digest))
 	}
 	return blobDescriptor(digest, size), nil
 }
@@ -53,7 +53,7 @@ func (s *Stored) MountBlob(ctx context.Context, from, to string, digest oci.Dige
 // PushManifest implements oci.Writer. A reference of the form TAG@DIGEST is
 // understood too; it is the only way to give a tag to a manifest under a digest
 // that isn't sha256.
-func (s *Stored) PushManifest(ctx context.Context, repo, reference, mediaType string, content []byte) (oci.Descriptor, error) {
+func (r *Registry) PushManifest(ctx context.Context, repo, reference, mediaType string, content []byte) (oci.Descriptor, error) {
 	if err := check(ctx, repo); err != nil {
 		return oci.Descriptor{}, err
 	}
@@ -74,22 +74,22 @@ func (s *Stored) PushManifest(ctx context.Context, repo, reference, mediaType st
 
 	// Nothing that the manifest needs may be deleted between the check and
 	// the moment from which on it is visible that something needs it.
-	unlock := s.locks.share(repo)
+	unlock := r.locks.share(repo)
 	defer unlock()
-	if !s.sparse {
-		if err := s.checkReferences(ctx, repo, info); err != nil {
+	if !r.sparse {
+		if err := r.checkReferences(ctx, repo, info); err != nil {
 			return oci.Descriptor{}, fmt.Errorf("push manifest %s to %s: %w", digest, repo, err)
 		}
 	}
-	if err := s.putManifest(ctx, repo, tag, desc, info, content); err != nil {
+	if err := r.putManifest(ctx, repo, tag, desc, info, content); err != nil {
 		return oci.Descriptor{}, fmt.Errorf("push manifest %s to %s: %w", digest, repo, err)
 	}
 	return desc, nil
 }
 
-func (s *Stored) checkReferences(ctx context.Context, repo string, info *oci.ManifestInfo) error {
+func (r *Registry) checkReferences(ctx context.Context, repo string, info *oci.ManifestInfo) error {
 	stat := func(key string) (int64, error) {
-		size, err := s.store.Stat(ctx, key)
+		size, err := r.store.Stat(ctx, key)
 		if errors.Is(err, storage.ErrNotFound) {
 			err = oci.ErrBlobUnknown
 		}
@@ -103,23 +103,23 @@ func (s *Stored) checkReferences(ctx context.Context, repo string, info *oci.Man
 
 // putManifest writes the objects of a manifest in the order that Stored
 // explains.
-func (s *Stored) putManifest(ctx context.Context, repo, tag string, desc oci.Descriptor, info *oci.ManifestInfo, content []byte) error {
+func (r *Registry) putManifest(ctx context.Context, repo, tag string, desc oci.Descriptor, info *oci.ManifestInfo, content []byte) error {
 	if info.Subject != nil {
 		link, err := json.Marshal(info.Referrer(desc))
 		if err != nil {
 			return err
 		}
-		if err := s.store.Put(ctx, referrerKey(repo, info.Subject.Digest, desc.Digest), link); err != nil {
+		if err := r.store.Put(ctx, referrerKey(repo, info.Subject.Digest, desc.Digest), link); err != nil {
 			return err
 		}
 	}
-	if err := s.store.Put(ctx, manifestKey(repo, desc.Digest), content); err != nil {
+	if err := r.store.Put(ctx, manifestKey(repo, desc.Digest), content); err != nil {
 		return err
 	}
 	if tag == "" {
 		return nil
 	}
-	return s.store.Put(ctx, tagKey(repo, tag), []byte(desc.Digest.String()))
+	return r.store.Put(ctx, tagKey(repo, tag), []byte(desc.Digest.String()))
 }
 
 // copySize is the buffer of a blob that is being received: large enough that

@@ -1,4 +1,4 @@
-package registry
+package stored
 
 import (
 	"context"
@@ -15,13 +15,13 @@ import (
 const maxTagSize = 256
 
 // GetBlob implements oci.Reader.
-func (s *Stored) GetBlob(ctx context.Context, repo string, digest oci.Digest) (oci.BlobReader, error) {
-	return s.openBlob(ctx, repo, digest, 0, -1)
+func (r *Registry) GetBlob(ctx context.Context, repo string, digest oci.Digest) (oci.BlobReader, error) {
+	return r.openBlob(ctx, repo, digest, 0, -1)
 }
 
 // GetBlobRange implements oci.Reader.
-func (s *Stored) GetBlobRange(ctx context.Context, repo string, digest oci.Digest, offset, length int64) (oci.BlobReader, error) {
-	b, err := s.openBlob(ctx, repo, digest, offset, length)
+func (r *Registry) GetBlobRange(ctx context.Context, repo string, digest oci.Digest, offset, length int64) (oci.BlobReader, error) {
+	b, err := r.openBlob(ctx, repo, digest, offset, length)
 	if err == nil && offset == b.object.Size() {
 		b.Close()
 		err = storage.ErrRange // storage lets a range begin at the end
@@ -35,31 +35,31 @@ func (s *Stored) GetBlobRange(ctx context.Context, repo string, digest oci.Diges
 	return b, nil
 }
 
-func (s *Stored) openBlob(ctx context.Context, repo string, digest oci.Digest, offset, length int64) (*storedBlob, error) {
+func (r *Registry) openBlob(ctx context.Context, repo string, digest oci.Digest, offset, length int64) (*storedBlob, error) {
 	if err := check(ctx, repo, digest); err != nil {
 		return nil, err
 	}
-	o, err := s.store.Open(ctx, layerKey(repo, digest), offset, length)
+	o, err := r.store.Open(ctx, layerKey(repo, digest), offset, length)
 	if err != nil {
-		return nil, s.missing(ctx, repo, err, blobUnknown(repo, digest))
+		return nil, r.missing(ctx, repo, err, blobUnknown(repo, digest))
 	}
 	return &storedBlob{canceled: ctx.Err, object: o, desc: blobDescriptor(digest, o.Size())}, nil
 }
 
 // ResolveBlob implements oci.Reader.
-func (s *Stored) ResolveBlob(ctx context.Context, repo string, digest oci.Digest) (oci.Descriptor, error) {
+func (r *Registry) ResolveBlob(ctx context.Context, repo string, digest oci.Digest) (oci.Descriptor, error) {
 	if err := check(ctx, repo, digest); err != nil {
 		return oci.Descriptor{}, err
 	}
-	size, err := s.store.Stat(ctx, layerKey(repo, digest))
+	size, err := r.store.Stat(ctx, layerKey(repo, digest))
 	if err != nil {
-		return oci.Descriptor{}, s.missing(ctx, repo, err, blobUnknown(repo, digest))
+		return oci.Descriptor{}, r.missing(ctx, repo, err, blobUnknown(repo, digest))
 	}
 	return blobDescriptor(digest, size), nil
 }
 
 // GetManifest implements oci.Reader.
-func (s *Stored) GetManifest(ctx context.Context, repo, reference string) (oci.Manifest, error) {
+func (r *Registry) GetManifest(ctx context.Context, repo, reference string) (oci.Manifest, error) {
 	if err := check(ctx, repo); err != nil {
 		return oci.Manifest{}, err
 	}
@@ -69,33 +69,33 @@ func (s *Stored) GetManifest(ctx context.Context, repo, reference string) (oci.M
 	}
 	unknown := oci.ErrManifestUnknown.Withf("manifest %s is not in repository %s", reference, repo)
 	if digest != "" {
-		m, err := s.manifest(ctx, repo, digest)
-		return m, s.missing(ctx, repo, err, unknown)
+		m, err := r.manifest(ctx, repo, digest)
+		return m, r.missing(ctx, repo, err, unknown)
 	}
 	// A tag that moves while we look may leave us with the digest of a
 	// manifest that has been deleted; then it has another one by now.
 	var m oci.Manifest
 	for range 10 {
-		if digest, err = s.tag(ctx, repo, tag); err == nil {
-			m, err = s.manifest(ctx, repo, digest)
+		if digest, err = r.tag(ctx, repo, tag); err == nil {
+			m, err = r.manifest(ctx, repo, digest)
 			if errors.Is(err, storage.ErrNotFound) {
 				continue
 			}
 		}
 		break
 	}
-	return m, s.missing(ctx, repo, err, unknown)
+	return m, r.missing(ctx, repo, err, unknown)
 }
 
 // ResolveManifest implements oci.Reader.
-func (s *Stored) ResolveManifest(ctx context.Context, repo, reference string) (oci.Descriptor, error) {
-	m, err := s.GetManifest(ctx, repo, reference)
+func (r *Registry) ResolveManifest(ctx context.Context, repo, reference string) (oci.Descriptor, error) {
+	m, err := r.GetManifest(ctx, repo, reference)
 	return m.Descriptor, err
 }
 
 // tag returns the digest that a tag points at, or storage.ErrNotFound.
-func (s *Stored) tag(ctx context.Context, repo, tag string) (oci.Digest, error) {
-	content, err := storage.ReadAll(ctx, s.store, tagKey(repo, tag), maxTagSize)
+func (r *Registry) tag(ctx context.Context, repo, tag string) (oci.Digest, error) {
+	content, err := storage.ReadAll(ctx, r.store, tagKey(repo, tag), maxTagSize)
 	if err != nil {
 		return "", err
 	}
@@ -107,8 +107,8 @@ func (s *Stored) tag(ctx context.Context, repo, tag string) (oci.Digest, error) 
 }
 
 // manifest returns a manifest that it has verified, or storage.ErrNotFound.
-func (s *Stored) manifest(ctx context.Context, repo string, digest oci.Digest) (oci.Manifest, error) {
-	content, err := storage.ReadAll(ctx, s.store, manifestKey(repo, digest), oci.MaxManifestSize)
+func (r *Registry) manifest(ctx context.Context, repo string, digest oci.Digest) (oci.Manifest, error) {
+	content, err := storage.ReadAll(ctx, r.store, manifestKey(repo, digest), oci.MaxManifestSize)
 	if err != nil {
 		return oci.Manifest{}, err
 	}

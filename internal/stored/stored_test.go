@@ -1,4 +1,4 @@
-package registry_test
+package stored_test
 
 import (
 	"bytes"
@@ -12,27 +12,27 @@ import (
 	"sync"
 	"testing"
 
-	"sluice/internal/registry"
 	"sluice/internal/storage"
+	"sluice/internal/stored"
 	"sluice/oci"
 	"sluice/oci/ocitest"
 )
 
 func TestStoredInMemory(t *testing.T) {
 	ocitest.Run(t, func(*testing.T) oci.Registry {
-		return registry.NewStored(&storage.Memory{}, registry.StoredOptions{})
+		return stored.New(&storage.Memory{}, stored.Options{})
 	})
 }
 
 func TestStoredLocally(t *testing.T) {
 	ocitest.Run(t, func(t *testing.T) oci.Registry {
-		return registry.NewStored(openLocal(t, t.TempDir()), registry.StoredOptions{})
+		return stored.New(openLocal(t, t.TempDir()), stored.Options{})
 	})
 }
 
 func openLocal(t *testing.T, dir string) *storage.Local {
 	t.Helper()
-	store, err := storage.OpenLocal(dir, storage.LocalOptions{Identity: registry.BlobIdentity})
+	store, err := storage.OpenLocal(dir, storage.LocalOptions{Identity: stored.BlobIdentity})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ func pushBlob(t *testing.T, reg oci.Registry, repo, content string) oci.Digest {
 // The tree is an interface: other programs read it.
 func TestTree(t *testing.T) {
 	dir := t.TempDir()
-	reg := registry.NewStored(openLocal(t, dir), registry.StoredOptions{})
+	reg := stored.New(openLocal(t, dir), stored.Options{})
 	blob := pushBlob(t, reg, "a/b", "blob")
 	pushBlob(t, reg, "c", "blob")
 	subject := pushIndex(t, reg, "a/b", "v1", index(t, "", "subject"))
@@ -125,7 +125,7 @@ func TestTree(t *testing.T) {
 // What a crash in the middle of a push or a deletion, or a bad disk, leaves.
 func TestDamage(t *testing.T) {
 	dir := t.TempDir()
-	reg := registry.NewStored(openLocal(t, dir), registry.StoredOptions{})
+	reg := stored.New(openLocal(t, dir), stored.Options{})
 	ctx := t.Context()
 	subject := pushIndex(t, reg, "a", "v1", index(t, "", "subject"))
 	content := index(t, subject, "referrer")
@@ -211,7 +211,7 @@ func TestDamage(t *testing.T) {
 // was acknowledged after the last deletion works, and no list names what isn't
 // there.
 func TestPushAndDeleteRace(t *testing.T) {
-	reg := registry.NewStored(openLocal(t, t.TempDir()), registry.StoredOptions{})
+	reg := stored.New(openLocal(t, t.TempDir()), stored.Options{})
 	ctx := t.Context()
 	subject := pushIndex(t, reg, "a", "keep", index(t, "", "subject"))
 	content := index(t, subject, "contended")
@@ -257,7 +257,7 @@ func TestPushAndDeleteRace(t *testing.T) {
 // them learns it.
 func TestCancelDuringAppend(t *testing.T) {
 	for name, store := range map[string]storage.Store{"memory": &storage.Memory{}, "local": openLocal(t, t.TempDir())} {
-		reg := registry.NewStored(store, registry.StoredOptions{})
+		reg := stored.New(store, stored.Options{})
 		u, err := reg.StartUpload(t.Context(), "a")
 		if err != nil {
 			t.Fatal(err)
@@ -294,7 +294,7 @@ func TestAllowSparse(t *testing.T) {
 		t.Fatal(err)
 	}
 	for allow, want := range map[bool]error{false: oci.ErrManifestBlobUnknown, true: nil} {
-		reg := registry.NewStored(&storage.Memory{}, registry.StoredOptions{AllowSparse: allow})
+		reg := stored.New(&storage.Memory{}, stored.Options{AllowSparse: allow})
 		if _, err := reg.PushManifest(t.Context(), "a", "v1", oci.MediaTypeIndex, content); !errors.Is(err, want) {
 			t.Errorf("AllowSparse %v: %v, want %v", allow, err, want)
 		}

@@ -1,4 +1,4 @@
-package registry
+package stored
 
 import (
 	"context"
@@ -11,36 +11,36 @@ import (
 )
 
 // DeleteBlob implements oci.Deleter.
-func (s *Stored) DeleteBlob(ctx context.Context, repo string, digest oci.Digest) error {
+func (r *Registry) DeleteBlob(ctx context.Context, repo string, digest oci.Digest) error {
 	if err := check(ctx, repo, digest); err != nil {
 		return err
 	}
-	unlock := s.locks.exclude(repo)
+	unlock := r.locks.exclude(repo)
 	defer unlock()
-	err := s.store.Delete(ctx, layerKey(repo, digest))
-	return s.missing(ctx, repo, err, blobUnknown(repo, digest))
+	err := r.store.Delete(ctx, layerKey(repo, digest))
+	return r.missing(ctx, repo, err, blobUnknown(repo, digest))
 }
 
 // DeleteManifest implements oci.Deleter.
-func (s *Stored) DeleteManifest(ctx context.Context, repo string, digest oci.Digest) error {
+func (r *Registry) DeleteManifest(ctx context.Context, repo string, digest oci.Digest) error {
 	if err := check(ctx, repo, digest); err != nil {
 		return err
 	}
-	unlock := s.locks.exclude(repo)
+	unlock := r.locks.exclude(repo)
 	defer unlock()
 	unknown := oci.ErrManifestUnknown.Withf("manifest %s is not in repository %s", digest, repo)
-	content, err := storage.ReadAll(ctx, s.store, manifestKey(repo, digest), oci.MaxManifestSize)
+	content, err := storage.ReadAll(ctx, r.store, manifestKey(repo, digest), oci.MaxManifestSize)
 	if err != nil {
-		return s.missing(ctx, repo, err, unknown)
+		return r.missing(ctx, repo, err, unknown)
 	}
-	if err := s.deleteTags(ctx, repo, digest); err != nil {
+	if err := r.deleteTags(ctx, repo, digest); err != nil {
 		return fmt.Errorf("delete manifest %s of %s: its tags: %w", digest, repo, err)
 	}
-	if err := s.store.Delete(ctx, manifestKey(repo, digest)); err != nil {
-		return s.missing(ctx, repo, err, unknown)
+	if err := r.store.Delete(ctx, manifestKey(repo, digest)); err != nil {
+		return r.missing(ctx, repo, err, unknown)
 	}
 	if subject := subjectOf(content); subject != "" {
-		err := s.store.Delete(ctx, referrerKey(repo, subject, digest))
+		err := r.store.Delete(ctx, referrerKey(repo, subject, digest))
 		if err != nil && !errors.Is(err, storage.ErrNotFound) {
 			return fmt.Errorf("delete manifest %s of %s: its referrer link: %w", digest, repo, err)
 		}
@@ -49,18 +49,18 @@ func (s *Stored) DeleteManifest(ctx context.Context, repo string, digest oci.Dig
 }
 
 // deleteTags deletes the tags that point at a manifest.
-func (s *Stored) deleteTags(ctx context.Context, repo string, digest oci.Digest) error {
+func (r *Registry) deleteTags(ctx context.Context, repo string, digest oci.Digest) error {
 	dir := tagKey(repo, "")
-	for key, err := range s.store.List(ctx, dir, "") {
+	for key, err := range r.store.List(ctx, dir, "") {
 		if err != nil {
 			return err
 		}
-		content, err := storage.ReadAll(ctx, s.store, key, maxTagSize)
+		content, err := storage.ReadAll(ctx, r.store, key, maxTagSize)
 		if err == nil && string(content) != digest.String() {
 			continue
 		}
 		if err == nil {
-			err = s.store.Delete(ctx, key)
+			err = r.store.Delete(ctx, key)
 		}
 		if err != nil && !errors.Is(err, storage.ErrNotFound) {
 			return err
@@ -84,17 +84,17 @@ func subjectOf(content []byte) oci.Digest {
 }
 
 // DeleteTag implements oci.Deleter.
-func (s *Stored) DeleteTag(ctx context.Context, repo, tag string) error {
+func (r *Registry) DeleteTag(ctx context.Context, repo, tag string) error {
 	if err := check(ctx, repo); err != nil {
 		return err
 	}
 	if err := oci.CheckTag(tag); err != nil {
 		return err
 	}
-	unlock := s.locks.exclude(repo)
+	unlock := r.locks.exclude(repo)
 	defer unlock()
-	err := s.store.Delete(ctx, tagKey(repo, tag))
-	return s.missing(ctx, repo, err, oci.ErrManifestUnknown.Withf("tag %s is not in repository %s", tag, repo))
+	err := r.store.Delete(ctx, tagKey(repo, tag))
+	return r.missing(ctx, repo, err, oci.ErrManifestUnknown.Withf("tag %s is not in repository %s", tag, repo))
 }
 
 // repoLocks holds a lock for each repository that somebody is changing. Pushes

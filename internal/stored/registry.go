@@ -1,4 +1,6 @@
-package registry
+// Package stored is the registry itself: an oci.Registry whose manifests, blobs
+// and tags are objects of a storage.Store. Package registry speaks HTTP for it.
+package stored
 
 import (
 	"context"
@@ -11,7 +13,7 @@ import (
 	"sluice/oci"
 )
 
-// Stored is an oci.Registry on a storage.Store. The tree of objects is all
+// Registry is an oci.Registry on a storage.Store. The tree of objects is all
 // there is: nothing is remembered besides, so that it is right from the start
 // after a crash, and any other process may read it.
 //
@@ -27,27 +29,27 @@ import (
 // an order that lets no crash contradict that: the referrer link before the
 // manifest (a link without manifest is passed over), the tag after it; on
 // deletion the tags first, the link last.
-type Stored struct {
+type Registry struct {
 	store  storage.Store
 	sparse bool
 	locks  repoLocks
 }
 
-var _ oci.Registry = (*Stored)(nil)
+var _ oci.Registry = (*Registry)(nil)
 
-// StoredOptions says how a Stored works. The zero value follows the contract
+// Options says how a Registry works. The zero value follows the contract
 // of oci.Registry to the letter.
-type StoredOptions struct {
+type Options struct {
 	// AllowSparse accepts manifests whose blobs or manifests are not in the
 	// repository, such as an index of which some platforms were left out when
 	// it was copied.
 	AllowSparse bool
 }
 
-// NewStored returns the registry in store. At most one process may change a
+// New returns the registry in store. At most one process may change a
 // store at a time.
-func NewStored(store storage.Store, opts StoredOptions) *Stored {
-	return &Stored{store: store, sparse: opts.AllowSparse}
+func New(store storage.Store, opts Options) *Registry {
+	return &Registry{store: store, sparse: opts.AllowSparse}
 }
 
 // BlobIdentity tells storage.Local which objects have the same content: blobs of
@@ -97,8 +99,8 @@ func check(ctx context.Context, repo string, digests ...oci.Digest) error {
 }
 
 // exists reports whether a repository holds a manifest or a blob.
-func (s *Stored) exists(ctx context.Context, repo string) (bool, error) {
-	for part, err := range s.parts(ctx, repo) {
+func (r *Registry) exists(ctx context.Context, repo string) (bool, error) {
+	for part, err := range r.parts(ctx, repo) {
 		if err != nil || part == layersPart || part == manifestsPart {
 			return err == nil, err
 		}
@@ -107,10 +109,10 @@ func (s *Stored) exists(ctx context.Context, repo string) (bool, error) {
 }
 
 // parts yields the parts of a repository that aren't empty.
-func (s *Stored) parts(ctx context.Context, repo string) func(yield func(string, error) bool) {
+func (r *Registry) parts(ctx context.Context, repo string) func(yield func(string, error) bool) {
 	return func(yield func(string, error) bool) {
 		dir := partKey(repo, "")
-		for name, err := range s.store.List(ctx, dir, dir+"_") {
+		for name, err := range r.store.List(ctx, dir, dir+"_") {
 			part := strings.TrimPrefix(name, dir)
 			if err == nil && !strings.HasPrefix(part, "_") {
 				return // repositories inside this one
@@ -124,11 +126,11 @@ func (s *Stored) parts(ctx context.Context, repo string) func(yield func(string,
 
 // missing turns storage's "not found" into what the contract says: unknown, or
 // ErrNameUnknown if there isn't even the repository.
-func (s *Stored) missing(ctx context.Context, repo string, err error, unknown *oci.Error) error {
+func (r *Registry) missing(ctx context.Context, repo string, err error, unknown *oci.Error) error {
 	if !errors.Is(err, storage.ErrNotFound) {
 		return err
 	}
-	some, err := s.exists(ctx, repo)
+	some, err := r.exists(ctx, repo)
 	if err != nil {
 		return err
 	}

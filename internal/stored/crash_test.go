@@ -1,4 +1,4 @@
-package registry_test
+package stored_test
 
 import (
 	"bufio"

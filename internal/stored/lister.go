@@ -1,4 +1,4 @@
-package registry
+package stored
 
 import (
 	"container/heap"
@@ -18,11 +18,11 @@ import (
 //
 // Names are visited in their order by a heap: what lies inside a name sorts
 // after it, but not directly, as "a-b" is between "a" and "a/b".
-func (s *Stored) Repositories(ctx context.Context, last string) iter.Seq2[string, error] {
+func (r *Registry) Repositories(ctx context.Context, last string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		var todo names
 		visit := func(dir string) (isRepo bool, err error) {
-			for name, err := range s.store.List(ctx, root+dir, "") {
+			for name, err := range r.store.List(ctx, root+dir, "") {
 				if err != nil {
 					return false, err
 				}
@@ -67,13 +67,13 @@ func (n *names) Pop() any {
 }
 
 // Tags implements oci.Lister.
-func (s *Stored) Tags(ctx context.Context, repo, last string) iter.Seq2[string, error] {
+func (r *Registry) Tags(ctx context.Context, repo, last string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		if err := check(ctx, repo); err != nil {
 			yield("", err)
 			return
 		}
-		some, err := s.exists(ctx, repo)
+		some, err := r.exists(ctx, repo)
 		if err == nil && !some {
 			err = oci.ErrNameUnknown.Withf("repository %s is unknown", repo)
 		}
@@ -82,7 +82,7 @@ func (s *Stored) Tags(ctx context.Context, repo, last string) iter.Seq2[string, 
 			return
 		}
 		dir := tagKey(repo, "")
-		for name, err := range s.store.List(ctx, dir, dir+last) {
+		for name, err := range r.store.List(ctx, dir, dir+last) {
 			if !yield(strings.TrimPrefix(name, dir), err) || err != nil {
 				return
 			}
@@ -91,16 +91,16 @@ func (s *Stored) Tags(ctx context.Context, repo, last string) iter.Seq2[string, 
 }
 
 // Referrers implements oci.Lister.
-func (s *Stored) Referrers(ctx context.Context, repo string, subject oci.Digest, artifactType string) iter.Seq2[oci.Descriptor, error] {
+func (r *Registry) Referrers(ctx context.Context, repo string, subject oci.Digest, artifactType string) iter.Seq2[oci.Descriptor, error] {
 	return func(yield func(oci.Descriptor, error) bool) {
 		if err := check(ctx, repo, subject); err != nil {
 			yield(oci.Descriptor{}, err)
 			return
 		}
-		for key, err := range s.store.List(ctx, referrersKey(repo, subject), "") {
+		for key, err := range r.store.List(ctx, referrersKey(repo, subject), "") {
 			var desc oci.Descriptor
 			if err == nil {
-				desc, err = s.referrer(ctx, repo, key)
+				desc, err = r.referrer(ctx, repo, key)
 			}
 			if errors.Is(err, storage.ErrNotFound) {
 				continue // deleted meanwhile, or a push that never finished
@@ -116,8 +116,8 @@ func (s *Stored) Referrers(ctx context.Context, repo string, subject oci.Digest,
 }
 
 // referrer reads a referrer link, or returns storage.ErrNotFound.
-func (s *Stored) referrer(ctx context.Context, repo, key string) (oci.Descriptor, error) {
-	link, err := storage.ReadAll(ctx, s.store, key, storage.MaxPut)
+func (r *Registry) referrer(ctx context.Context, repo, key string) (oci.Descriptor, error) {
+	link, err := storage.ReadAll(ctx, r.store, key, storage.MaxPut)
 	if err != nil {
 		return oci.Descriptor{}, err
 	}
@@ -125,6 +125,6 @@ func (s *Stored) referrer(ctx context.Context, repo, key string) (oci.Descriptor
 	if err := json.Unmarshal(link, &desc); err != nil || !strings.HasSuffix(key, "/"+desc.Digest.String()) {
 		return oci.Descriptor{}, fmt.Errorf("stored referrer link %s is damaged: push its manifest again", key)
 	}
-	_, err = s.store.Stat(ctx, manifestKey(repo, desc.Digest))
+	_, err = r.store.Stat(ctx, manifestKey(repo, desc.Digest))
 	return desc, err
 }

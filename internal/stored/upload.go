@@ -1,4 +1,4 @@
-package registry
+package stored
 
 import (
 	"context"
@@ -19,11 +19,11 @@ import (
 // as one whose client has vanished, to let go of it.
 const busyTimeout = 30 * time.Second
 
-// storedUpload is an upload of a Stored. It holds nothing open: each method
+// storedUpload is an upload of a Registry. It holds nothing open: each method
 // resumes the upload in the store, which sees to it that one at a time does, so
 // any number of storedUploads may be about the same upload.
 type storedUpload struct {
-	registry *Stored
+	registry *Registry
 	repo, id string
 	size     int64
 }
@@ -38,11 +38,11 @@ type uploadState struct {
 }
 
 // StartUpload implements oci.Writer.
-func (s *Stored) StartUpload(ctx context.Context, repo string) (oci.Upload, error) {
+func (r *Registry) StartUpload(ctx context.Context, repo string) (oci.Upload, error) {
 	if err := check(ctx, repo); err != nil {
 		return nil, err
 	}
-	u, err := s.store.StartUpload(ctx)
+	u, err := r.store.StartUpload(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -50,22 +50,22 @@ func (s *Stored) StartUpload(ctx context.Context, repo string) (oci.Upload, erro
 	if err := checkpoint(ctx, u, repo, sha256.New()); err != nil {
 		return nil, err
 	}
-	return &storedUpload{registry: s, repo: repo, id: u.ID()}, nil
+	return &storedUpload{registry: r, repo: repo, id: u.ID()}, nil
 }
 
 // ResumeUpload implements oci.Writer.
-func (s *Stored) ResumeUpload(ctx context.Context, repo, id string) (oci.Upload, error) {
+func (r *Registry) ResumeUpload(ctx context.Context, repo, id string) (oci.Upload, error) {
 	if err := check(ctx, repo); err != nil {
 		return nil, err
 	}
-	size, state, err := s.store.StatUpload(ctx, id)
+	size, state, err := r.store.StatUpload(ctx, id)
 	if err == nil {
 		_, err = parseState(state, repo)
 	}
 	if err != nil {
 		return nil, uploadError(repo, id, err)
 	}
-	return &storedUpload{registry: s, repo: repo, id: id, size: size}, nil
+	return &storedUpload{registry: r, repo: repo, id: id, size: size}, nil
 }
 
 // ID implements oci.Upload.
