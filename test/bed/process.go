@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,27 +20,35 @@ type Process struct {
 	Name string
 	Log  string // path of what it prints
 	cmd  *exec.Cmd
-	done chan struct{}
-	err  error // of Wait; valid once done is closed
+	done chan struct{} // closed once cmd.ProcessState is valid
 }
 
 // Start starts a server whose output goes to dir/name.log.
 func Start(dir, name string, env []string, path string, args ...string) (*Process, error) {
+	cmd := exec.Command(path, args...)
+	cmd.Env = append(os.Environ(), env...)
+	return start(dir, name, cmd)
+}
+
+// start starts a server that was prepared.
+func start(dir, name string, cmd *exec.Cmd) (*Process, error) {
 	log, err := os.OpenFile(filepath.Join(dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
-	cmd := exec.Command(path, args...)
-	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // ^C is ours to handle
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid = true              // ^C is ours to handle
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL // nothing outlives a test that was killed
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)
 	}
 	p := &Process{Name: name, Log: log.Name(), cmd: cmd, done: make(chan struct{})}
 	go func() {
-		p.err = cmd.Wait()
+		_ = cmd.Wait() // how it ended is in cmd.ProcessState
 		close(p.done)
 	}()
 	return p, nil
@@ -85,6 +94,24 @@ func (p *Process) AwaitSocket(ctx context.Context, network, address string) erro
 	})
 }
 
+// AwaitHTTP waits until a GET of url is answered with the status.
+func (p *Process) AwaitHTTP(ctx context.Context, url string, status int) error {
+	client := &http.Client{Timeout: time.Second}
+	defer client.CloseIdleConnections()
+	return p.Await(ctx, func() bool {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return false
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == status
+	})
+}
+
 // Await waits until ready says so, at most 30 seconds.
 func (p *Process) Await(ctx context.Context, ready func() bool) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
@@ -92,7 +119,7 @@ func (p *Process) Await(ctx context.Context, ready func() bool) error {
 	for !ready() {
 		select {
 		case <-p.done:
-			return fmt.Errorf("%s ended: %w; its last words:\n%s", p.Name, p.err, p.lastWords())
+			return fmt.Errorf("%s ended (%v); its last words:\n%s", p.Name, p.cmd.ProcessState, p.lastWords())
 		case <-ctx.Done():
 			return fmt.Errorf("%s is not ready: %w; its last words:\n%s", p.Name, ctx.Err(), p.lastWords())
 		case <-time.After(5 * time.Millisecond):

@@ -58,3 +58,12 @@ func freeAddress() (string, error) {
 	defer ln.Close()
 	return ln.Addr().String(), nil
 }
+
+// freePort is freeAddress, and its parts.
+func freePort() (addr, host, port string, err error) {
+	if addr, err = freeAddress(); err != nil {
+		return "", "", "", err
+	}
+	host, port, err = net.SplitHostPort(addr)
+	return addr, host, port, err
+}

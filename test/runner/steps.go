@@ -24,7 +24,8 @@ func steps(src string, fuzz time.Duration) []step {
 	modules := []string{src, filepath.Join(src, "test"), filepath.Join(src, "test/conformance")}
 	s := []step{
 		{"install: Debian packages", func(ctx context.Context) tally {
-			return outcome("apt-get install", bed.Install(ctx, "gcc", "libc6-dev", "pkg-config", "libseccomp-dev", "erofs-utils", "attr", "zstd", "debootstrap", "iproute2"))
+			return outcome("apt-get install", bed.Install(ctx, "gcc", "libc6-dev", "pkg-config", "libseccomp-dev", "erofs-utils", "attr", "zstd", "debootstrap", "iproute2",
+				"postgresql", "nginx-light")) // Azurite's node comes with its first use: there are many ways to have one
 		}},
 		{"format: gofmt", func(ctx context.Context) tally { return gofmt(ctx, src) }},
 	}
