@@ -1,0 +1,184 @@
+package index
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+)
+
+// Options says which database to open.
+type Options struct {
+	// URL is one of
+	//
+	//	sqlite:/path/file.db   a file, made with mode 0600 if it isn't there;
+	//	                       for one process at a time
+	//	sqlite::memory:        gone with the DB; all calls share one connection
+	//	postgres://…           as of libpq, see postgres.go
+	URL string
+
+	// Log gets what happens without anybody asking. Nil discards it.
+	Log *slog.Logger
+}
+
+// DB is an index database. Its methods may be called concurrently.
+type DB struct {
+	dialect dialect
+	reader  *sql.DB
+	engine  engine
+	locks   locker
+	log     *slog.Logger
+}
+
+// engine is how a database is written to.
+type engine interface {
+	// write runs the statements in one transaction. The effect is durable
+	// when it returns nil, and there is none when it returns an error,
+	// except that one of a broken connection may have come too late.
+	write(ctx context.Context, statements []statement) error
+
+	// transact runs f in one transaction that other writers of the same
+	// rows can't interfere with. f may run more than once.
+	transact(ctx context.Context, f func(context.Context, querier) error) error
+
+	// explain adds to an error of the database what to do about it.
+	explain(err error) error
+
+	close() error
+}
+
+// statement is one to be run, with its arguments.
+type statement struct {
+	sql  string
+	args []any
+}
+
+// querier is what sql.DB and sql.Tx have in common, with statements spelled
+// for the database.
+type querier interface {
+	query(ctx context.Context, statement string, args ...any) (*sql.Rows, error)
+	exec(ctx context.Context, statement string, args ...any) (int64, error)
+}
+
+// locker is how names are locked.
+type locker interface {
+	share(ctx context.Context, name string) (func(), error)
+	exclude(ctx context.Context, name string) (func(), error)
+	tryExclude(ctx context.Context, name string) (func(), bool, error)
+	close()
+}
+
+// Open opens the database and brings its schema to what this program knows. It
+// is for the caller to close it.
+//
+// Errors: ErrCorrupt when the database is there but can't be used.
+func Open(ctx context.Context, opts Options) (*DB, error) {
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	scheme, rest, _ := strings.Cut(opts.URL, ":")
+	switch scheme {
+	case "sqlite":
+		return openSQLite(ctx, rest, opts.Log)
+	case "postgres", "postgresql":
+		return openPostgres(ctx, opts.URL, opts.Log)
+	}
+	return nil, fmt.Errorf("index database %q: the URL must begin with sqlite: or postgres:", scheme+":…")
+}
+
+// Close ends what is running and releases the database and all locks.
+func (db *DB) Close() error {
+	db.locks.close()
+	return errors.Join(db.engine.close(), db.reader.Close())
+}
+
+// Check asks the database for something small: whether it can serve.
+func (db *DB) Check(ctx context.Context) error {
+	_, err := one(ctx, db, "SELECT version FROM version", func(scan scan) (version int, err error) {
+		return version, scan(&version)
+	})
+	return err
+}
+
+// now is the time as the database has it.
+func now() int64 { return time.Now().UnixMicro() }
+
+// scan copies the columns of a row, as sql.Rows.Scan does.
+type scan func(dest ...any) error
+
+// all runs a query and collects what row makes of every row.
+func all[T any](ctx context.Context, db *DB, query string, row func(scan) (T, error), args ...any) ([]T, error) {
+	list, err := collect(ctx, pool{db.reader, db.dialect}, query, row, args...)
+	if err != nil {
+		return nil, db.engine.explain(err)
+	}
+	return list, nil
+}
+
+// one runs a query of one row at most; none is ErrNotFound.
+func one[T any](ctx context.Context, db *DB, query string, row func(scan) (T, error), args ...any) (T, error) {
+	list, err := all(ctx, db, query, row, args...)
+	if err != nil || len(list) == 0 {
+		var none T
+		if err == nil {
+			err = ErrNotFound
+		}
+		return none, err
+	}
+	return list[0], nil
+}
+
+func collect[T any](ctx context.Context, q querier, query string, row func(scan) (T, error), args ...any) ([]T, error) {
+	rows, err := q.query(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var list []T
+	for rows.Next() {
+		item, err := row(rows.Scan)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, item)
+	}
+	return list, rows.Err()
+}
+
+// pool is a querier without transaction.
+type pool struct {
+	db *sql.DB
+	d  dialect
+}
+
+func (p pool) query(ctx context.Context, statement string, args ...any) (*sql.Rows, error) {
+	return p.db.QueryContext(ctx, p.d.spell(statement), args...)
+}
+
+func (p pool) exec(ctx context.Context, statement string, args ...any) (int64, error) {
+	return affected(p.db.ExecContext(ctx, p.d.spell(statement), args...))
+}
+
+// transaction is a querier inside of one.
+type transaction struct {
+	tx *sql.Tx
+	d  dialect
+}
+
+func (t transaction) query(ctx context.Context, statement string, args ...any) (*sql.Rows, error) {
+	return t.tx.QueryContext(ctx, t.d.spell(statement), args...)
+}
+
+func (t transaction) exec(ctx context.Context, statement string, args ...any) (int64, error) {
+	return affected(t.tx.ExecContext(ctx, t.d.spell(statement), args...))
+}
+
+func affected(r sql.Result, err error) (int64, error) {
+	if err != nil {
+		return 0, err
+	}
+	return r.RowsAffected()
+}
