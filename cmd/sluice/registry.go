@@ -88,9 +88,9 @@ func runRegistry(ctx context.Context, c registryConfig, stdout, stderr io.Writer
 	if err != nil {
 		return fmt.Errorf("can't listen on %s: %w", c.listen, err)
 	}
-	handler := registry.NewHandler(
-		stored.New(store, stored.Options{AllowSparse: c.allowSparse}),
-		registry.Options{Log: log, Ready: store.Check},
+	handler := registry.Wrap(
+		registry.NewHandler(stored.New(store, stored.Options{AllowSparse: c.allowSparse}), registry.Options{}),
+		registry.FrontOptions{Log: log, Ready: store.Check},
 	)
 	server := registry.NewServer(handler, log)
 

@@ -37,6 +37,9 @@ func (h *Handler) getBlob(w http.ResponseWriter, r *http.Request, req Request) e
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
+	if done, err := h.redirectBlob(w, r, req); done || err != nil {
+		return err
+	}
 	rng, ranged := parseRange(r.Header.Get("Range"))
 	if ir := r.Header.Get("If-Range"); ir != "" && ir != etag(req.Digest) {
 		ranged = false // RFC 9110, 13.1.5: of something else, so send it all
@@ -52,6 +55,28 @@ func (h *Handler) getBlob(w http.ResponseWriter, r *http.Request, req Request) e
 	size := blob.Descriptor().Size
 	describeBlob(w.Header(), blob.Descriptor())
 	return sendBlob(w, http.StatusOK, blob, size)
+}
+
+// redirectBlob sends the client to the object store and reports whether it did.
+// The client asks there for the same range, and without its credentials.
+func (h *Handler) redirectBlob(w http.ResponseWriter, r *http.Request, req Request) (bool, error) {
+	if h.redirector == nil {
+		return false, nil
+	}
+	url, err := h.redirector.BlobURL(r.Context(), req.Repository, req.Digest, h.opts.Redirect)
+	if err != nil || url == "" {
+		return false, err
+	}
+	if c := conversationOf(r.Context()); c != nil {
+		c.redirected = true
+	}
+	header := w.Header()
+	header.Set("Location", url)
+	header.Set("Docker-Content-Digest", req.Digest.String())
+	header.Set("Cache-Control", "no-store") // the URL runs out
+	header.Set("Content-Length", "0")
+	w.WriteHeader(http.StatusTemporaryRedirect)
+	return true, nil
 }
 
 func (h *Handler) getBlobRange(w http.ResponseWriter, r *http.Request, req Request, rng byteRange) error {
@@ -74,10 +99,10 @@ func (h *Handler) getBlobRange(w http.ResponseWriter, r *http.Request, req Reque
 }
 
 func unsatisfiable(req Request, size int64) error {
-	return &httpError{
-		status: http.StatusRequestedRangeNotSatisfiable,
-		header: http.Header{"Content-Range": {fmt.Sprintf("bytes */%d", size)}},
-		err:    oci.ErrRangeInvalid.Withf("blob %s of %s has %d bytes, and the range begins beyond", req.Digest, req.Repository, size),
+	return &StatusError{
+		Status: http.StatusRequestedRangeNotSatisfiable,
+		Header: http.Header{"Content-Range": {fmt.Sprintf("bytes */%d", size)}},
+		Err:    oci.ErrRangeInvalid.Withf("blob %s of %s has %d bytes, and the range begins beyond", req.Digest, req.Repository, size),
 	}
 }
 

@@ -1,14 +1,18 @@
 package registry
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"time"
+
+	"sluice/internal/auth"
 )
 
 // conversation is one request and its response: an http.ResponseWriter that
 // remembers what the access log wants to know and ends a client that stands
-// still.
+// still. It is found in the request's context, and belongs to the goroutine
+// that serves the request.
 //
 // There is no limit to a whole request, since a blob may take hours. Instead
 // the connection's deadlines are moved on with every piece that is read or
@@ -22,9 +26,34 @@ type conversation struct {
 	idle    time.Duration
 	began   time.Time
 
+	id, trace        string // of the request; trace is empty if it has none
+	caller           auth.Caller
+	authErr          error  // why the caller isn't known
+	kind, repository string // what it is about, see Report
+
 	status         int   // of the response; 0 while none was written
 	received, sent int64 // bytes of bodies
 	err            error // what went wrong
+	broken         bool  // it went wrong after the response had begun
+	redirected     bool  // to a URL of the object store
+}
+
+type conversationKey struct{}
+
+// conversationOf returns the conversation of a context, nil without a front.
+func conversationOf(ctx context.Context) *conversation {
+	c, _ := ctx.Value(conversationKey{}).(*conversation)
+	return c
+}
+
+// Report tells the front what a request is about. The kind, such as
+// "blob_get", labels its metrics and names its span, so it must be one of few:
+// a constant of the program, never a part of the request. The repository may be
+// empty; it is for the access log and the span.
+func Report(r *http.Request, kind, repository string) {
+	if c := conversationOf(r.Context()); c != nil {
+		c.kind, c.repository = kind, repository
+	}
 }
 
 // sendSize is how much is handed to the kernel before the deadline moves on.
@@ -110,13 +139,15 @@ func (c *conversation) ReadFrom(src io.Reader) (int64, error) {
 	}
 }
 
-// fail answers with an error or, if the response has begun, breaks it off: it
-// has a Content-Length, so the client notices.
+// fail answers with an error or, if the response has begun, breaks it off, so
+// that the client notices.
 func (c *conversation) fail(err error) {
 	c.err = err
-	if c.status == 0 {
-		writeError(c, c.request, err)
+	if c.status != 0 {
+		c.broken = true
+		return
 	}
+	writeError(c, c.request, err)
 }
 
 // requestBody is a request's body that must keep coming.

@@ -15,15 +15,18 @@ import (
 	"sluice/oci"
 )
 
-// httpError is an error with a status that its code alone doesn't tell.
-type httpError struct {
-	status int
-	header http.Header // further headers of the response, may be nil
-	err    *oci.Error
+// StatusError is an error with a status that its code alone doesn't tell.
+type StatusError struct {
+	Status int
+	Header http.Header // further headers of the response, may be nil
+	Err    *oci.Error
 }
 
-func (e *httpError) Error() string { return e.err.Error() }
-func (e *httpError) Unwrap() error { return e.err }
+// Error returns the message of Err.
+func (e *StatusError) Error() string { return e.Err.Error() }
+
+// Unwrap returns Err.
+func (e *StatusError) Unwrap() error { return e.Err }
 
 // Codes that the specification doesn't have, in the form of those it has.
 const (
@@ -36,19 +39,19 @@ const (
 )
 
 func notFound(path string) error {
-	return &httpError{status: http.StatusNotFound, err: &oci.Error{Code: codeNotFound, Message: fmt.Sprintf("no such endpoint: %.200q", path)}}
+	return &StatusError{Status: http.StatusNotFound, Err: &oci.Error{Code: codeNotFound, Message: fmt.Sprintf("no such endpoint: %.200q", path)}}
 }
 
 func badRequest(format string, args ...any) error {
-	return &httpError{status: http.StatusBadRequest, err: &oci.Error{Code: codeBadRequest, Message: fmt.Sprintf(format, args...)}}
+	return &StatusError{Status: http.StatusBadRequest, Err: &oci.Error{Code: codeBadRequest, Message: fmt.Sprintf(format, args...)}}
 }
 
 func methodNotAllowed(method string, allowed methods) error {
 	names := slices.Sorted(maps.Keys(allowed))
-	return &httpError{
-		status: http.StatusMethodNotAllowed,
-		header: http.Header{"Allow": {strings.Join(names, ", ")}},
-		err:    oci.ErrUnsupported.Withf("method %.20q is not one of %s", method, strings.Join(names, ", ")),
+	return &StatusError{
+		Status: http.StatusMethodNotAllowed,
+		Header: http.Header{"Allow": {strings.Join(names, ", ")}},
+		Err:    oci.ErrUnsupported.Withf("method %.20q is not one of %s", method, strings.Join(names, ", ")),
 	}
 }
 
@@ -76,17 +79,27 @@ func statusOf(code string) int {
 // didn't wait for the answer. It is never sent.
 const statusClientGone = 499
 
-// writeError answers a request with an error in the protocol's form. What went
-// wrong inside is for the log, not for the client.
+// WriteError answers a request with an error in the protocol's form, and tells
+// the front's log of it. A *StatusError or *oci.Error tells the client what to
+// do; what else went wrong inside is for the log, not for the client. If the
+// response has begun, it is broken off.
+func WriteError(w http.ResponseWriter, r *http.Request, err error) {
+	if c := conversationOf(r.Context()); c != nil {
+		c.fail(err)
+		return
+	}
+	writeError(w, r, err)
+}
+
 func writeError(w http.ResponseWriter, r *http.Request, err error) {
 	var status int
 	var answer *oci.Error
-	var he *httpError
+	var he *StatusError
 	var be *bodyError
 	switch {
 	case errors.As(err, &he):
-		status, answer = he.status, he.err
-		maps.Copy(w.Header(), he.header)
+		status, answer = he.Status, he.Err
+		maps.Copy(w.Header(), he.Header)
 	case errors.As(err, &answer):
 		status = statusOf(answer.Code)
 		if answer.Message != err.Error() {
@@ -115,7 +128,7 @@ func writeError(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	// Of a response that was being prepared.
 	for _, h := range []string{"ETag", "Content-Range", "Cache-Control", "Accept-Ranges"} {
-		if he == nil || he.header.Get(h) == "" {
+		if he == nil || he.Header.Get(h) == "" {
 			w.Header().Del(h)
 		}
 	}
@@ -133,12 +146,17 @@ func writeBody(w http.ResponseWriter, r *http.Request, status int, contentType s
 	}
 }
 
-// writeJSON answers 200 with a document.
-func writeJSON(w http.ResponseWriter, r *http.Request, contentType string, doc any) error {
+// WriteJSON answers with a document. Its Content-Type is application/json
+// unless the header says otherwise already.
+func WriteJSON(w http.ResponseWriter, r *http.Request, status int, doc any) {
 	body, err := json.Marshal(doc)
 	if err != nil {
-		return err
+		WriteError(w, r, err)
+		return
 	}
-	writeBody(w, r, http.StatusOK, contentType, body)
-	return nil
+	contentType := w.Header().Get("Content-Type")
+	if contentType == "" {
+		contentType = "application/json"
+	}
+	writeBody(w, r, status, contentType, body)
 }

@@ -24,7 +24,7 @@ func FuzzParseRequest(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if handles(r.Kind) == nil {
+		if endpointOf(r.Kind).handle == nil {
 			t.Fatalf("%s %s: kind %d has no method", method, path, r.Kind)
 		}
 		if r.Kind == kindPing || r.Kind == kindCatalog {

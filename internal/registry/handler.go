@@ -2,105 +2,111 @@ package registry
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"log/slog"
 	"net/http"
-	"runtime/debug"
 	"strings"
 	"time"
 
+	"sluice/internal/auth"
 	"sluice/oci"
 )
 
 // Options says how a Handler works. The zero value is useful.
 type Options struct {
-	// Log gets one line for each request, and everything that goes wrong
-	// inside. Nil: no log.
-	Log *slog.Logger
-
-	// Ready tells whether requests can be served now; /readyz asks it. Nil:
-	// always.
-	Ready func(ctx context.Context) error
-
-	// IdleTimeout ends a request whose client neither sends nor takes a byte
-	// for so long. Zero: one minute. It doesn't bound how long a blob takes
-	// that keeps flowing.
-	IdleTimeout time.Duration
+	// Authorizer decides who may do what. Nil: everybody may do everything.
+	Authorizer Authorizer
 
 	// PageSize bounds, and is by default, the number of entries in one
 	// answer of a list. Zero: 10,000.
 	PageSize int
+
+	// MaxManifest bounds the size of a manifest that is pushed, in bytes. Zero
+	// and anything larger: oci.MaxManifestSize.
+	MaxManifest int64
+
+	// Redirect sends clients to the object store for blobs, where the registry
+	// is a Redirector, by a URL that is good for so long. Zero: never.
+	Redirect time.Duration
 }
 
-// Handler serves an oci.Registry over HTTP: /v2/…, /healthz and /readyz.
+// Redirector is an oci.Registry whose blobs clients can read elsewhere.
+type Redirector interface {
+	// BlobURL returns a URL of a blob that needs no credentials and is good
+	// for ttl, or "" if the blob can only be read here.
+	//
+	// Errors: as GetBlob.
+	BlobURL(ctx context.Context, repo string, digest oci.Digest, ttl time.Duration) (string, error)
+}
+
+// Handler serves /v2/… of an oci.Registry over HTTP. It belongs behind Wrap,
+// which authenticates; on its own it has a front with default options.
 type Handler struct {
-	registry oci.Registry
-	opts     Options
+	registry   oci.Registry
+	redirector Redirector // nil: all blobs are read here
+	opts       Options
+	front      http.Handler // when it is on its own
 }
 
 // NewHandler returns a handler that serves reg.
 func NewHandler(reg oci.Registry, opts Options) *Handler {
-	if opts.Log == nil {
-		opts.Log = slog.New(slog.DiscardHandler)
-	}
-	if opts.IdleTimeout == 0 {
-		opts.IdleTimeout = time.Minute
-	}
 	if opts.PageSize == 0 {
 		opts.PageSize = 10_000
 	}
-	return &Handler{registry: reg, opts: opts}
+	if opts.MaxManifest <= 0 || opts.MaxManifest > oci.MaxManifestSize {
+		opts.MaxManifest = oci.MaxManifestSize
+	}
+	h := &Handler{registry: reg, opts: opts}
+	if opts.Redirect > 0 {
+		h.redirector, _ = reg.(Redirector)
+	}
+	h.front = Wrap(http.HandlerFunc(h.ServeHTTP), FrontOptions{Authorizer: opts.Authorizer})
+	return h
 }
 
 // handle answers a request, or returns an error before it has written anything.
 type handle func(h *Handler, w http.ResponseWriter, r *http.Request, req Request) error
 
-// handles returns the method for a kind of request.
-func handles(k Kind) handle {
-	return [...]handle{
-		kindPing:           (*Handler).ping,
-		kindBlobGet:        (*Handler).getBlob,
-		kindBlobHead:       (*Handler).headBlob,
-		kindBlobDelete:     (*Handler).deleteBlob,
-		kindUploadStart:    (*Handler).startUpload,
-		kindUploadAppend:   (*Handler).appendUpload,
-		kindUploadCommit:   (*Handler).commitUpload,
-		kindUploadStatus:   (*Handler).uploadStatus,
-		kindUploadCancel:   (*Handler).cancelUpload,
-		kindManifestGet:    (*Handler).getManifest,
-		kindManifestHead:   (*Handler).getManifest,
-		kindManifestPut:    (*Handler).putManifest,
-		kindManifestDelete: (*Handler).deleteManifest,
-		kindTags:           (*Handler).listTags,
-		kindCatalog:        (*Handler).listRepositories,
-		kindReferrers:      (*Handler).listReferrers,
+// endpoint is how requests of one kind are served.
+type endpoint struct {
+	name   string // in metrics and traces
+	action string // that the caller must be allowed in the repository
+	handle handle
+}
+
+// endpointOf returns the endpoint of a kind of request.
+func endpointOf(k Kind) endpoint {
+	return [...]endpoint{
+		kindPing:           {"ping", "", (*Handler).ping},
+		kindBlobGet:        {"blob_get", auth.ActionPull, (*Handler).getBlob},
+		kindBlobHead:       {"blob_head", auth.ActionPull, (*Handler).headBlob},
+		kindBlobDelete:     {"blob_delete", auth.ActionDelete, (*Handler).deleteBlob},
+		kindUploadStart:    {"upload_start", auth.ActionPush, (*Handler).startUpload},
+		kindUploadAppend:   {"upload_append", auth.ActionPush, (*Handler).appendUpload},
+		kindUploadCommit:   {"upload_commit", auth.ActionPush, (*Handler).commitUpload},
+		kindUploadStatus:   {"upload_status", auth.ActionPush, (*Handler).uploadStatus},
+		kindUploadCancel:   {"upload_cancel", auth.ActionPush, (*Handler).cancelUpload},
+		kindManifestGet:    {"manifest_get", auth.ActionPull, (*Handler).getManifest},
+		kindManifestHead:   {"manifest_head", auth.ActionPull, (*Handler).getManifest},
+		kindManifestPut:    {"manifest_put", auth.ActionPush, (*Handler).putManifest},
+		kindManifestDelete: {"manifest_delete", auth.ActionDelete, (*Handler).deleteManifest},
+		kindTags:           {"tags", auth.ActionPull, (*Handler).listTags},
+		kindCatalog:        {"catalog", "", (*Handler).listRepositories},
+		kindReferrers:      {"referrers", auth.ActionPull, (*Handler).listReferrers},
 	}[k]
 }
 
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	c := newConversation(w, r, h.opts.IdleTimeout)
-	defer func() {
-		if p := recover(); p != nil {
-			h.opts.Log.Error("panic", "method", r.Method, "path", r.URL.Path, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-			c.fail(fmt.Errorf("panic: %v", p))
-		}
-		h.log(r, c)
-	}()
-	if err := h.serve(c, r); err != nil {
-		c.fail(err)
+	if conversationOf(r.Context()) == nil {
+		h.front.ServeHTTP(w, r)
+		return
+	}
+	if err := h.serve(w, r); err != nil {
+		WriteError(w, r, err)
 	}
 }
 
 func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
-	switch {
-	case r.URL.Path == "/healthz":
-		writeBody(w, r, http.StatusOK, "text/plain; charset=utf-8", []byte("ok\n"))
-		return nil
-	case r.URL.Path == "/readyz":
-		return h.ready(w, r)
-	case r.URL.Path != "/v2" && !strings.HasPrefix(r.URL.Path, "/v2/"):
+	if r.URL.Path != "/v2" && !strings.HasPrefix(r.URL.Path, "/v2/") {
 		return notFound(r.URL.Path)
 	}
 	w.Header().Set("Docker-Distribution-API-Version", "registry/2.0")
@@ -109,19 +115,12 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return handles(req.Kind)(h, w, r, req)
-}
-
-func (h *Handler) ready(w http.ResponseWriter, r *http.Request) error {
-	if h.opts.Ready != nil {
-		if err := h.opts.Ready(r.Context()); err != nil {
-			h.opts.Log.Error("not ready", "error", err)
-			writeBody(w, r, http.StatusServiceUnavailable, "text/plain; charset=utf-8", []byte("not ready: see the registry's log\n"))
-			return nil
-		}
+	e := endpointOf(req.Kind)
+	Report(r, e.name, req.Repository)
+	if err := h.authorize(r, req, e.action); err != nil {
+		return err
 	}
-	writeBody(w, r, http.StatusOK, "text/plain; charset=utf-8", []byte("ready\n"))
-	return nil
+	return e.handle(h, w, r, req)
 }
 
 // ping is end-1: the protocol is spoken here.
@@ -129,33 +128,3 @@ func (h *Handler) ping(w http.ResponseWriter, r *http.Request, _ Request) error 
 	writeBody(w, r, http.StatusOK, "application/json", []byte("{}"))
 	return nil
 }
-
-// log writes the access log's line. Queries and headers stay out of it, there
-// may be secrets in them.
-func (h *Handler) log(r *http.Request, c *conversation) {
-	level := slog.LevelInfo
-	if c.err == nil && (r.URL.Path == "/healthz" || r.URL.Path == "/readyz") {
-		level = slog.LevelDebug // somebody asks every few seconds
-	}
-	attrs := []slog.Attr{
-		slog.String("method", r.Method),
-		slog.String("path", clip(r.URL.Path)),
-		slog.Int("status", c.status),
-		slog.Int64("in", c.received),
-		slog.Int64("out", c.sent),
-		slog.Duration("took", time.Since(c.began)),
-		slog.String("remote", r.RemoteAddr),
-		slog.String("agent", clip(r.UserAgent())),
-	}
-	if c.err != nil {
-		attrs = append(attrs, slog.String("error", c.err.Error()))
-		var known *oci.Error
-		if !errors.As(c.err, &known) && c.status != statusClientGone {
-			level = slog.LevelError
-		}
-	}
-	h.opts.Log.LogAttrs(r.Context(), level, "request", attrs...)
-}
-
-// clip bounds what a client can make us log.
-func clip(s string) string { return s[:min(len(s), 500)] }

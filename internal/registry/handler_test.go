@@ -35,8 +35,14 @@ func TestRemote(t *testing.T) {
 
 func serve(t *testing.T, reg oci.Registry, opts registry.Options) *httptest.Server {
 	t.Helper()
+	return serveFront(t, reg, opts, registry.FrontOptions{})
+}
+
+// serveFront starts a server with a front and a handler.
+func serveFront(t *testing.T, reg oci.Registry, opts registry.Options, front registry.FrontOptions) *httptest.Server {
+	t.Helper()
 	server := httptest.NewUnstartedServer(nil)
-	server.Config = registry.NewServer(registry.NewHandler(reg, opts), nil)
+	server.Config = registry.NewServer(registry.Wrap(registry.NewHandler(reg, opts), front), nil)
 	server.Start()
 	t.Cleanup(server.Close)
 	return server
@@ -358,7 +364,7 @@ func TestIdleTimeout(t *testing.T) {
 	t.Parallel() // it mostly waits
 	const idle = 800 * time.Millisecond
 	stored := stored.New(&storage.Memory{}, stored.Options{})
-	server := serve(t, stored, registry.Options{IdleTimeout: idle})
+	server := serveFront(t, stored, registry.Options{}, registry.FrontOptions{IdleTimeout: idle})
 	slow := bytes.Repeat([]byte("x"), 10)
 	digest := oci.DigestOf(slow)
 
@@ -433,7 +439,7 @@ func (broken) GetManifest(context.Context, string, string) (oci.Manifest, error)
 func TestFailures(t *testing.T) {
 	var log bytes.Buffer
 	ready := errors.New("disk on fire")
-	server := serve(t, broken{}, registry.Options{
+	server := serveFront(t, broken{}, registry.Options{}, registry.FrontOptions{
 		Log:   slog.New(slog.NewTextHandler(&log, nil)),
 		Ready: func(context.Context) error { return ready },
 	})

@@ -21,10 +21,11 @@ func (h *Handler) listTags(w http.ResponseWriter, r *http.Request, req Request) 
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, r, "application/json", struct {
+	WriteJSON(w, r, http.StatusOK, struct {
 		Name string   `json:"name"`
 		Tags []string `json:"tags"`
 	}{req.Repository, tags})
+	return nil
 }
 
 // listRepositories is the catalog of Docker's registry.
@@ -33,9 +34,10 @@ func (h *Handler) listRepositories(w http.ResponseWriter, r *http.Request, req R
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, r, "application/json", struct {
+	WriteJSON(w, r, http.StatusOK, struct {
 		Repositories []string `json:"repositories"`
 	}{repos})
+	return nil
 }
 
 // page takes the first names of a list, as many as the request's n says, and
@@ -69,9 +71,9 @@ func (h *Handler) pageSize(req Request) (int, error) {
 	}
 	n, ok := parseCount(s)
 	if !ok {
-		return 0, &httpError{
-			status: http.StatusBadRequest,
-			err:    &oci.Error{Code: codePagination, Message: fmt.Sprintf("n=%.40q is not a number of entries", s)},
+		return 0, &StatusError{
+			Status: http.StatusBadRequest,
+			Err:    &oci.Error{Code: codePagination, Message: fmt.Sprintf("n=%.40q is not a number of entries", s)},
 		}
 	}
 	return int(min(n, int64(h.opts.PageSize))), nil
@@ -126,5 +128,7 @@ func (h *Handler) listReferrers(w http.ResponseWriter, r *http.Request, req Requ
 	if artifactType != "" {
 		w.Header().Set("OCI-Filters-Applied", "artifactType")
 	}
-	return writeJSON(w, r, oci.MediaTypeIndex, index)
+	w.Header().Set("Content-Type", oci.MediaTypeIndex)
+	WriteJSON(w, r, http.StatusOK, index)
+	return nil
 }

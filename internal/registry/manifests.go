@@ -47,9 +47,9 @@ func (h *Handler) getManifest(w http.ResponseWriter, r *http.Request, req Reques
 func (h *Handler) putManifest(w http.ResponseWriter, r *http.Request, req Request) error {
 	tags := req.Query["tag"]
 	if len(tags) > maxTagParameters {
-		return &httpError{
-			status: http.StatusRequestURITooLong,
-			err:    oci.ErrManifestInvalid.Withf("%d tag parameters: %d are allowed", len(tags), maxTagParameters),
+		return &StatusError{
+			Status: http.StatusRequestURITooLong,
+			Err:    oci.ErrManifestInvalid.Withf("%d tag parameters: %d are allowed", len(tags), maxTagParameters),
 		}
 	}
 	for _, tag := range tags {
@@ -57,7 +57,7 @@ func (h *Handler) putManifest(w http.ResponseWriter, r *http.Request, req Reques
 			return err
 		}
 	}
-	content, err := readManifest(r)
+	content, err := readManifest(r, h.opts.MaxManifest)
 	if err != nil {
 		return err
 	}
@@ -100,21 +100,20 @@ func (h *Handler) tagManifest(r *http.Request, repo, tag, contentType string, de
 	return err == nil, err
 }
 
-// readManifest reads a request's body, which must not be larger than a manifest
-// may be.
-func readManifest(r *http.Request) ([]byte, error) {
-	tooLarge := &httpError{
-		status: http.StatusRequestEntityTooLarge,
-		err:    oci.ErrSizeInvalid.Withf("a manifest may have %d bytes", oci.MaxManifestSize),
+// readManifest reads a request's body of at most limit bytes.
+func readManifest(r *http.Request, limit int64) ([]byte, error) {
+	tooLarge := &StatusError{
+		Status: http.StatusRequestEntityTooLarge,
+		Err:    oci.ErrSizeInvalid.Withf("a manifest may have %d bytes", limit),
 	}
-	if r.ContentLength > oci.MaxManifestSize {
+	if r.ContentLength > limit {
 		return nil, tooLarge
 	}
-	content, err := io.ReadAll(io.LimitReader(r.Body, oci.MaxManifestSize+1))
+	content, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
 	switch {
 	case err != nil:
 		return nil, err
-	case len(content) > oci.MaxManifestSize:
+	case int64(len(content)) > limit:
 		return nil, tooLarge
 	}
 	return content, nil

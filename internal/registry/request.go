@@ -56,7 +56,7 @@ type Request struct {
 type methods map[string]Kind
 
 // parseRequest parses a path below /v2/. Errors are of package oci, or an
-// httpError for a path or method that doesn't exist.
+// StatusError for a path or method that doesn't exist.
 func parseRequest(method, path, rawQuery string) (Request, error) {
 	query, err := url.ParseQuery(rawQuery)
 	if err != nil {

@@ -88,12 +88,15 @@ const (
 )
 
 // mount mounts a blob from a repository, or from any if that is "". It reports
-// false if there is none.
+// false if there is none, or none that the caller may read: the two must look
+// alike.
 func (h *Handler) mount(ctx context.Context, from, to string, digest oci.Digest) (oci.Descriptor, bool, error) {
 	if from == "" {
 		if from = h.findBlob(ctx, digest); from == "" {
 			return oci.Descriptor{}, false, nil
 		}
+	} else if !h.mayPull(ctx, from) {
+		return oci.Descriptor{}, false, nil
 	}
 	desc, err := h.registry.MountBlob(ctx, from, to, digest)
 	switch {
@@ -106,7 +109,8 @@ func (h *Handler) mount(ctx context.Context, from, to string, digest oci.Digest)
 	return oci.Descriptor{}, false, err
 }
 
-// findBlob returns a repository that has a blob, or "".
+// findBlob returns a repository that has a blob and that the caller may read,
+// or "".
 func (h *Handler) findBlob(ctx context.Context, digest oci.Digest) string {
 	ctx, cancel := context.WithTimeout(ctx, mountSearchTime)
 	defer cancel()
@@ -114,6 +118,9 @@ func (h *Handler) findBlob(ctx context.Context, digest oci.Digest) string {
 	for repo, err := range h.registry.Repositories(ctx, "") {
 		if left--; err != nil || left < 0 {
 			return ""
+		}
+		if !h.mayPull(ctx, repo) {
+			continue
 		}
 		if _, err := h.registry.ResolveBlob(ctx, repo, digest); err == nil {
 			return repo
@@ -212,12 +219,12 @@ func (h *Handler) appendBody(r *http.Request, req Request, u oci.Upload) error {
 		if again, rerr := h.resume(r.Context(), req); rerr == nil {
 			u = again
 		}
-		e := &httpError{
-			status: http.StatusRequestedRangeNotSatisfiable,
-			header: http.Header{},
-			err:    oci.ErrRangeInvalid.Withf("upload to %s has %d bytes: send what begins there", req.Repository, u.Size()),
+		e := &StatusError{
+			Status: http.StatusRequestedRangeNotSatisfiable,
+			Header: http.Header{},
+			Err:    oci.ErrRangeInvalid.Withf("upload to %s has %d bytes: send what begins there", req.Repository, u.Size()),
 		}
-		describeUpload(e.header, req.Repository, u)
+		describeUpload(e.Header, req.Repository, u)
 		return e
 	}
 	return err
