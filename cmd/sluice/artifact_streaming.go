@@ -131,7 +131,7 @@ func (c createConfig) run(ctx context.Context, ref oci.Reference, stdout, stderr
 	}
 	show := newProgress(stderr)
 	result, err := convert.Convert(ctx, reg, ref.Repository, ref.Target(), convert.Options{
-		Platforms: platforms, Layers: c.layers, Workers: c.workers, Progress: show.update,
+		Platforms: platforms, Layers: c.layers, Workers: c.workers, Progress: func(p convert.Progress) { show.show(convertStep(p)) },
 		Log: slog.New(slog.NewTextHandler(show, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	show.close()

@@ -153,11 +153,11 @@ func TestProgressLinesAreFew(t *testing.T) {
 		}
 		for _, p.Done = range []int64{500_000, 1_000_000} {
 			p.Finished = p.Done == p.Total
-			l.update(p)
+			l.show(convertStep(p))
 		}
 	}
 	for _, p.Stage = range []convert.Stage{convert.StageBuild, convert.StagePublish, convert.StageDone} {
-		l.update(p)
+		l.show(convertStep(p))
 	}
 	want := "linux/arm64: converting 100 layers, 100.0 MB\n" +
 		"linux/arm64: 50 of 100 layers, 50.5 MB of 100.0 MB\n" +
@@ -166,7 +166,7 @@ func TestProgressLinesAreFew(t *testing.T) {
 		t.Errorf("got %q, want %q", &out, want)
 	}
 	p.Existed = true
-	l.update(p)
+	l.show(convertStep(p))
 	if out.String() != want {
 		t.Errorf("of what existed it said %q", strings.TrimPrefix(out.String(), want))
 	}

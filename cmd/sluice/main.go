@@ -52,6 +52,7 @@ func newCommand() *cobra.Command {
 		newMountCommand(),
 		newUmountCommand(),
 		newRunCommand(),
+		newImportCommand(),
 	)
 	return root
 }

@@ -13,16 +13,16 @@ import (
 	"sluice/internal/convert"
 )
 
-// progress shows how far a conversion is. update is called by one at a time.
-// What is written to it appears as lines among what it shows.
+// progress shows how far some work is. show is called by one at a time. What is
+// written to it appears as lines among what it shows.
 type progress interface {
 	io.Writer
-	update(convert.Progress)
+	show(step)
 	close()
 }
 
-// newProgress returns what shows a conversion's progress on w: bars on a
-// terminal, otherwise lines.
+// newProgress returns what shows progress on w: bars on a terminal, otherwise
+// lines.
 func newProgress(w io.Writer) progress {
 	if f, ok := w.(*os.File); ok && isatty.IsTerminal(f.Fd()) {
 		return newBars(f)
@@ -30,32 +30,54 @@ func newProgress(w io.Writer) progress {
 	return &lines{Writer: w}
 }
 
-// tally adds up the progress of one platform's layers.
+// step says how far a piece of work is that consists of parts, and one of them.
+type step struct {
+	name        string // of the work: "linux/amd64"
+	verb, ended string // what is being done to it, and what has been: "converting", "published"
+	parts       string // that it has: "3 layers"
+	size        int64  // bytes of all parts
+	complete    bool   // nothing more comes of this work
+
+	// One part, unless its label is empty.
+	label       string
+	part        int
+	done, total int64 // bytes
+	finished    bool
+}
+
+// convertStep is the progress of a conversion as a step.
+func convertStep(p convert.Progress) step {
+	s := step{
+		name: platformName(p.Platform), verb: "converting", ended: "published", parts: plural(p.Layers, "layer"), size: p.Size,
+		complete: p.Stage == convert.StageDone,
+	}
+	if p.Stage == convert.StageLayer {
+		s.label, s.part, s.done, s.total, s.finished = fmt.Sprintf("layer %d", p.Layer+1), p.Layer, p.Done, p.Total, p.Finished
+	}
+	return s
+}
+
+// tally adds up the progress of a work's parts.
 type tally struct {
-	platform string
-	size     int64         // of the image's layers
-	layers   int           // that it has
-	finished int           // of them
-	done     int64         // bytes of finished layers
-	running  map[int]int64 // bytes of the others by layer
+	finished int           // parts
+	done     int64         // bytes of them
+	running  map[int]int64 // bytes of the others by part
 }
 
-func newTally(p convert.Progress) *tally {
-	return &tally{platform: platformName(p.Platform), size: p.Size, layers: p.Layers, running: make(map[int]int64)}
-}
+func newTally() *tally { return &tally{running: make(map[int]int64)} }
 
-// add counts the progress of a layer.
-func (t *tally) add(p convert.Progress) {
-	if p.Finished {
+// add counts the progress of a part.
+func (t *tally) add(s step) {
+	if s.finished {
 		t.finished++
-		t.done += p.Total
-		delete(t.running, p.Layer)
+		t.done += s.total
+		delete(t.running, s.part)
 		return
 	}
-	t.running[p.Layer] = p.Done
+	t.running[s.part] = s.done
 }
 
-// bytes returns how many bytes of all layers have been read.
+// bytes returns how many bytes of all parts have been done.
 func (t *tally) bytes() int64 {
 	n := t.done
 	for _, r := range t.running {
@@ -64,106 +86,110 @@ func (t *tally) bytes() int64 {
 	return n
 }
 
-// lineEvery is how often a conversion tells a log that it is at work.
+// lineEvery is how often a log is told that work goes on.
 const lineEvery = 10 * time.Second
 
-// lines prints a line when a platform begins and ends, and now and then
-// meanwhile, however many layers there are.
+// lines prints a line when work begins and ends, and now and then meanwhile,
+// however many parts there are.
 type lines struct {
 	io.Writer
-	tally *tally // of the platform under way
+	tally *tally // of the work under way
 	last  time.Time
 }
 
-func (l *lines) update(p convert.Progress) {
-	if p.Stage == convert.StageDone {
-		if t := l.tally; t != nil {
-			fmt.Fprintf(l, "%s: published\n", t.platform)
+func (l *lines) show(s step) {
+	if s.complete {
+		if l.tally != nil {
+			fmt.Fprintf(l, "%s: %s\n", s.name, s.ended)
 		}
 		l.tally = nil
 		return
 	}
 	if l.tally == nil {
-		l.tally, l.last = newTally(p), time.Now()
-		fmt.Fprintf(l, "%s: converting %s, %s\n", l.tally.platform, layerCount(p.Layers), size(p.Size))
+		l.tally, l.last = newTally(), time.Now()
+		fmt.Fprintf(l, "%s: %s %s, %s\n", s.name, s.verb, s.parts, size(s.size))
 	}
-	if p.Stage != convert.StageLayer {
+	if s.label == "" {
 		return
 	}
-	l.tally.add(p)
+	l.tally.add(s)
 	if now := time.Now(); now.Sub(l.last) >= lineEvery {
 		l.last = now
-		fmt.Fprintf(l, "%s: %d of %s, %s of %s\n", l.tally.platform, l.tally.finished, layerCount(p.Layers), size(l.tally.bytes()), size(p.Size))
+		fmt.Fprintf(l, "%s: %d of %s, %s of %s\n", s.name, l.tally.finished, s.parts, size(l.tally.bytes()), size(s.size))
 	}
 }
 
 func (l *lines) close() {}
 
-func layerCount(n int) string {
+// plural returns "1 layer" or "2 layers".
+func plural(n int, what string) string {
 	if n == 1 {
-		return "1 layer"
+		return "1 " + what
 	}
-	return fmt.Sprintf("%d layers", n)
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // barWidth is how wide a bar without its texts is at most. It gives way to
 // them on narrow terminals.
 const barWidth = 32
 
-// bars shows a bar of the image, and beneath it one for each layer that is
-// being converted; those disappear when they are complete.
+// bars shows a bar of the whole work, and beneath it one for each part that is
+// being worked at; those disappear when they are complete.
 type bars struct {
 	*mpb.Progress
-	tally  *tally // of the platform under way
-	total  *mpb.Bar
-	layers map[int]*mpb.Bar
+	tally *tally // of the work under way
+	total *mpb.Bar
+	parts map[int]*mpb.Bar
 }
 
 func newBars(w io.Writer) *bars {
-	return &bars{Progress: mpb.New(mpb.WithOutput(w), mpb.WithAutoRefresh()), layers: make(map[int]*mpb.Bar)}
+	return &bars{Progress: mpb.New(mpb.WithOutput(w), mpb.WithAutoRefresh()), parts: make(map[int]*mpb.Bar)}
 }
 
-func (b *bars) update(p convert.Progress) {
-	if p.Stage == convert.StageDone {
-		b.end()
+func (b *bars) show(s step) {
+	if s.complete {
+		b.end(s)
 		return
 	}
 	if b.total == nil {
-		b.begin(p)
+		b.begin(s)
 	}
-	if p.Stage != convert.StageLayer {
+	if s.label == "" {
 		return
 	}
-	b.tally.add(p)
-	b.total.SetCurrent(min(b.tally.bytes(), p.Size-1)) // it is complete when all is published
-	bar := b.layers[p.Layer]
+	b.tally.add(s)
+	b.total.SetTotal(max(s.size, 1), false)
+	b.total.SetCurrent(b.tally.bytes())
+	bar := b.parts[s.part]
 	switch {
-	case p.Finished && bar != nil:
-		bar.SetCurrent(max(p.Total, 1))
-		delete(b.layers, p.Layer)
-	case p.Finished:
+	case s.finished && bar != nil:
+		bar.SetCurrent(max(s.total, 1))
+		delete(b.parts, s.part)
+	case s.finished:
 	case bar == nil:
-		bar = b.add(p)
-		b.layers[p.Layer] = bar
+		bar = b.add(s)
+		b.parts[s.part] = bar
 		fallthrough
 	default:
 		// The last byte read isn't the last byte stored.
-		bar.SetCurrent(min(p.Done, p.Total-1))
+		bar.SetCurrent(min(s.done, s.total-1))
 	}
 }
 
-// begin shows the bar of a platform.
-func (b *bars) begin(p convert.Progress) {
-	b.tally = newTally(p)
-	b.total = b.New(max(p.Size, 1), barStyle(), mpb.BarPriority(-1), mpb.BarWidth(barWidth),
-		mpb.PrependDecorators(decor.Name(fmt.Sprintf("%s, %s", b.tally.platform, layerCount(p.Layers)), decor.WCSyncSpaceR)),
+// begin shows the bar of the whole. Its total may change; it is complete when
+// end says so.
+func (b *bars) begin(s step) {
+	b.tally = newTally()
+	b.total = b.New(0, barStyle(), mpb.BarPriority(-1), mpb.BarWidth(barWidth),
+		mpb.PrependDecorators(decor.Name(fmt.Sprintf("%s, %s", s.name, s.parts), decor.WCSyncSpaceR)),
 		mpb.AppendDecorators(decor.Any(counters), decor.AverageSpeed(decor.SizeB1000(0), ", % .0f"), decor.Any(timeLeft(time.Now()))))
+	b.total.SetTotal(max(s.size, 1), false)
 }
 
-// add shows the bar of a layer.
-func (b *bars) add(p convert.Progress) *mpb.Bar {
-	return b.New(max(p.Total, 1), barStyle(), mpb.BarRemoveOnComplete(), mpb.BarWidth(barWidth),
-		mpb.PrependDecorators(decor.Name(fmt.Sprintf("  layer %d", p.Layer+1), decor.WCSyncSpaceR)),
+// add shows the bar of a part.
+func (b *bars) add(s step) *mpb.Bar {
+	return b.New(max(s.total, 1), barStyle(), mpb.BarRemoveOnComplete(), mpb.BarWidth(barWidth),
+		mpb.PrependDecorators(decor.Name("  "+s.label, decor.WCSyncSpaceR)),
 		mpb.AppendDecorators(decor.Any(counters)))
 }
 
@@ -190,18 +216,18 @@ func timeLeft(start time.Time) func(decor.Statistics) string {
 	}
 }
 
-// end completes the bar of a platform.
-func (b *bars) end() {
+// end completes the bar of the whole.
+func (b *bars) end(s step) {
 	if b.total == nil {
 		return // there was nothing to do
 	}
-	b.total.SetCurrent(max(b.tally.size, 1))
+	b.total.SetTotal(max(s.size, 1), true)
 	b.total, b.tally = nil, nil
 }
 
 // close removes the bars of what was given up and waits for the last picture.
 func (b *bars) close() {
-	for _, bar := range b.layers {
+	for _, bar := range b.parts {
 		bar.Abort(true)
 	}
 	if b.total != nil {
