@@ -110,7 +110,7 @@ func (c *copier) bring(ctx context.Context, i int, desc oci.Descriptor) (State, 
 func (c *copier) push(ctx context.Context, s *stream) error {
 	for failed := 1; ; failed++ {
 		s.seek(0)
-		_, err := c.dst.Registry.PushBlob(ctx, c.dst.Repo, s.desc, oci.VerifyReader(s, s.desc))
+		_, err := c.dst.Registry.PushBlob(ctx, c.dst.Repo, s.desc, &wholeStream{s, oci.VerifyReader(s, s.desc)})
 		if err == nil {
 			return nil
 		}
@@ -246,6 +246,21 @@ func (s *stream) close() {
 		s.r.Close()
 		s.r = nil
 	}
+}
+
+// wholeStream is a stream that doesn't end where it has the wrong content, which
+// is the source's error.
+type wholeStream struct {
+	s        *stream
+	verified io.Reader
+}
+
+func (w *wholeStream) Read(p []byte) (int, error) {
+	n, err := w.verified.Read(p)
+	if err != nil && err != io.EOF {
+		w.s.err = err
+	}
+	return n, err
 }
 
 // readBounded reads all of r, which yields size bytes or an error; more than
