@@ -2,10 +2,16 @@ package bed
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+	"time"
 )
 
 // Azurite is Microsoft's emulator of Azure Blob Storage. It is no Azure, but
@@ -83,4 +89,44 @@ func azuriteProgram(ctx context.Context, src string, say func(string)) (string, 
 		return run(cmd)
 	})
 	return filepath.Join(dir, "node_modules/azurite/dist/src/blob/main.js"), err
+}
+
+// NewContainer makes an empty container.
+func (a *Azurite) NewContainer(ctx context.Context, name string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, a.ServiceURL+"/"+name+"?restype=container", nil)
+	if err != nil {
+		return err
+	}
+	date, version := time.Now().UTC().Format(http.TimeFormat), "2021-12-02"
+	req.Header.Set("X-Ms-Date", date)
+	req.Header.Set("X-Ms-Version", version)
+	// https://learn.microsoft.com/rest/api/storageservices/authorize-with-shared-key:
+	// method, eleven headers that it doesn't have, x-ms headers, path, query.
+	// This service's URLs have the account in the path once more.
+	text := "PUT" + strings.Repeat("\n", 12) + "x-ms-date:" + date + "\nx-ms-version:" + version +
+		"\n/" + a.Account + "/" + a.Account + "/" + name + "\nrestype:container"
+	key, err := base64.StdEncoding.DecodeString(a.Key)
+	if err != nil {
+		return err
+	}
+	mac := hmac.New(sha256.New, key)
+	mac.Write([]byte(text))
+	req.Header.Set("Authorization", "SharedKey "+a.Account+":"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusCreated {
+		return fmt.Errorf("making container %s: %s", name, resp.Status)
+	}
+	return nil
+}
+
+// RegistryEnv makes a registry store in a container.
+func (a *Azurite) RegistryEnv(container string) []string {
+	return []string{
+		"SLUICE_REGISTRY_STORAGE_KIND=azure", "SLUICE_REGISTRY_STORAGE_AZURE_CONTAINER=" + container,
+		"SLUICE_REGISTRY_STORAGE_AZURE_CONNECTION_STRING=" + a.ConnectionString(),
+	}
 }

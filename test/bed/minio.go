@@ -57,3 +57,12 @@ func StartMinIO(ctx context.Context, src, dir string, say func(string)) (*MinIO,
 func (m *MinIO) NewBucket(name string) error {
 	return os.Mkdir(filepath.Join(m.dir, name), 0o755)
 }
+
+// RegistryEnv makes a registry store in a bucket.
+func (m *MinIO) RegistryEnv(bucket string) []string {
+	return []string{
+		"SLUICE_REGISTRY_STORAGE_KIND=s3", "SLUICE_REGISTRY_STORAGE_S3_ENDPOINT=" + m.Addr, "SLUICE_REGISTRY_STORAGE_S3_INSECURE=true",
+		"SLUICE_REGISTRY_STORAGE_S3_BUCKET=" + bucket, "SLUICE_REGISTRY_STORAGE_S3_ACCESS_KEY=" + m.AccessKey,
+		"SLUICE_REGISTRY_STORAGE_S3_SECRET_KEY=" + m.SecretKey,
+	}
+}

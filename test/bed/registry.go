@@ -14,21 +14,23 @@ type Registry struct {
 	Addr   string
 	Dir    string
 	sluice string
+	env    []string
 }
 
-// StartRegistry starts a registry whose data and log lie in dir.
-func StartRegistry(ctx context.Context, sluice, dir string) (*Registry, error) {
+// StartRegistry starts a registry whose data and log lie in dir. Further
+// configuration is environment, as in SLUICE_REGISTRY_LOG_LEVEL=warn.
+func StartRegistry(ctx context.Context, sluice, dir string, env ...string) (*Registry, error) {
 	addr, err := freeAddress()
 	if err != nil {
 		return nil, err
 	}
-	r := &Registry{Addr: addr, Dir: dir, sluice: sluice}
+	r := &Registry{Addr: addr, Dir: dir, sluice: sluice, env: env}
 	return r, r.Restart(ctx)
 }
 
 // Restart starts the registry again, after Kill or Stop, at the same address.
 func (r *Registry) Restart(ctx context.Context) error {
-	p, err := Start(r.Dir, "registry", nil, r.sluice, "registry", "--data", filepath.Join(r.Dir, "registry"), "--listen", r.Addr)
+	p, err := Start(r.Dir, "registry", r.env, r.sluice, "registry", "--data", filepath.Join(r.Dir, "registry"), "--listen", r.Addr)
 	if err != nil {
 		return err
 	}

@@ -51,6 +51,9 @@ func TestAzurite(t *testing.T) {
 	if got := status(t, a.ServiceURL+"?comp=list"); got != http.StatusForbidden {
 		t.Errorf("a request without signature is answered with %d", got)
 	}
+	if err := a.NewContainer(t.Context(), "images"); err != nil {
+		t.Error(err)
+	}
 	ends(t, a.ServiceURL[len("http://"):len(a.ServiceURL)-len(azuriteAccount)-1], a.Stop)
 }
 
