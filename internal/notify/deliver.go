@@ -140,8 +140,8 @@ func (n *Notifier) send(ctx context.Context, e Endpoint, event Event) (after tim
 	if err != nil {
 		return 0, errors.New("its request can't be made")
 	}
-	if e.Header != nil {
-		req.Header = e.Header.Clone()
+	for key, value := range e.Headers {
+		req.Header.Set(key, value)
 	}
 	req.Header.Set("Content-Type", MediaType)
 	req.Header.Set("User-Agent", "sluice")

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"net/url"
 	"regexp"
 	"slices"
@@ -25,8 +24,8 @@ type Endpoint struct {
 	// Secret signs them: see the package's documentation. Empty: no signature.
 	Secret string
 
-	// Header is sent along, such as Authorization.
-	Header http.Header
+	// Headers are sent along, such as Authorization.
+	Headers map[string]string
 
 	// Actions and Repositories choose the events: those whose action is one of
 	// the first and whose repository matches one of the second, where a

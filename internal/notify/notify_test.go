@@ -162,7 +162,7 @@ func TestDelivers(t *testing.T) {
 	db, r := openIndex(t), newReceiver(t, nil)
 	var attempts atomic.Int64
 	running(t, db, Options{
-		Endpoints: []Endpoint{{Name: "ci", URL: r.URL, Secret: "s3cret", Header: http.Header{"Authorization": {"Bearer x"}}}},
+		Endpoints: []Endpoint{{Name: "ci", URL: r.URL, Secret: "s3cret", Headers: map[string]string{"Authorization": "Bearer x"}}},
 		URL:       "https://registry.example:5000", Instance: "replica-1",
 		Observe: func(a Attempt) {
 			if a.Endpoint == "ci" && a.Outcome == Delivered && a.Took > 0 {
@@ -435,7 +435,7 @@ func TestHostileEndpoint(t *testing.T) {
 	failed := make(chan struct{}, 1000)
 	running(t, db, Options{
 		Endpoints: []Endpoint{
-			{Name: "redirecting", URL: redirecting.URL + "/?code=hidden1", Secret: "hidden2", Header: http.Header{"Authorization": {"hidden3"}}},
+			{Name: "redirecting", URL: redirecting.URL + "/?code=hidden1", Secret: "hidden2", Headers: map[string]string{"Authorization": "hidden3"}},
 			{Name: "nowhere", URL: "http://user:hidden4@127.0.0.1:1/?code=hidden5"},
 			{Name: "endless", URL: endless.URL},
 		},
