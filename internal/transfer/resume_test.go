@@ -14,7 +14,7 @@ import (
 	"sluice/oci/ocimem"
 )
 
-const large = 40 << 20
+const large = 24 << 20
 
 // largeImage returns a registry with an image of one large layer.
 func largeImage(t *testing.T) (maker, oci.Digest) {
