@@ -112,16 +112,21 @@ func (a *attempts) admit(address, account string) error {
 	return nil
 }
 
-// succeeded takes an attempt back.
-func (a *attempts) succeeded(address, account string) {
+// succeeded takes an attempt back that was right, and with it what went wrong
+// before at this address with this account.
+func (a *attempts) succeeded(address, account string) { a.takeBack(address, account, true) }
+
+// undecided takes an attempt back of which nobody knows whether it was right.
+func (a *attempts) undecided(address, account string) { a.takeBack(address, account, false) }
+
+func (a *attempts) takeBack(address, account string, right bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := a.now()
 	for _, k := range keysOf(address, account) {
 		c, ok, _ := a.failures.get(k, now)
-		switch {
-		case ok && c.n > 1 && (k.address == "" || k.account == ""):
-			// The others' that are counted here stay.
+		switch forgiven := right && k.address != "" && k.account != ""; {
+		case ok && c.n > 1 && !forgiven:
 			a.failures.set(k, count{c.n - 1, c.last}, now.Add(attemptsTTL))
 		case ok:
 			a.failures.drop(k)

@@ -261,7 +261,7 @@ func (a *Authority) federate(r *http.Request, token string) (string, principal, 
 	}
 	name, p, err := a.verifyForeign(r.Context(), token)
 	if err == nil || errors.Is(err, errIssuer) {
-		a.attempts.succeeded(address, "")
+		a.attempts.undecided(address, "")
 	}
 	switch {
 	case errors.Is(err, errIssuer):

@@ -153,7 +153,7 @@ func (k *keyring) current(ctx context.Context) (*keyState, error) {
 		return s, nil
 	}
 	fresh, err := k.load(ctx, s)
-	if err != nil && s != nil {
+	if err != nil && s != nil && ctx.Err() == nil {
 		k.log.Error("signing keys can't be read; those known before are used", "error", err)
 		return s, nil
 	}

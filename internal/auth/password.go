@@ -112,6 +112,7 @@ func (p *passwords) match(ctx context.Context, g guess, limits *attempts) (int, 
 		case p.slots <- struct{}{}:
 			defer func() { <-p.slots }()
 		case <-time.After(slotWait):
+			limits.undecided(g.address, g.account)
 			return -1, &LimitError{RetryAfter: slotWait}
 		}
 		found := -1

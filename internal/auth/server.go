@@ -85,7 +85,7 @@ func (a *Authority) serve(w http.ResponseWriter, r *http.Request) (any, error) {
 		}
 		return keys, err
 	}
-	allow := ""
+	var allow string
 	switch r.URL.Path {
 	case "/oauth2/token":
 		allow = "GET, POST"
@@ -207,13 +207,11 @@ func (a *Authority) checkService(r *http.Request, values url.Values) error {
 // belong there, since it is logged everywhere.
 func readForm(w http.ResponseWriter, r *http.Request) (url.Values, error) {
 	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
-	if err := r.ParseForm(); err != nil && r.PostForm == nil {
-		return nil, badRequest(oauthInvalidRequest, "the body is not a form")
-	} else if err != nil {
-		var tooLarge *http.MaxBytesError
-		if errors.As(err, &tooLarge) {
-			return nil, badRequest(oauthInvalidRequest, "the body has more than %d bytes", maxForm)
-		}
+	var tooLarge *http.MaxBytesError
+	switch err := r.ParseForm(); {
+	case errors.As(err, &tooLarge):
+		return nil, badRequest(oauthInvalidRequest, "the body has more than %d bytes", maxForm)
+	case err != nil:
 		return nil, badRequest(oauthInvalidRequest, "the body is not a form")
 	}
 	return r.PostForm, nil

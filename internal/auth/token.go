@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -231,14 +232,17 @@ type Admin struct {
 	Show func(password string)
 }
 
+// maxAdminName is in bytes; HTTP's Basic authentication takes no colon.
+const maxAdminName = 100
+
 // openAdmin sees to it that the admin user has a password.
 func (a *Authority) openAdmin(ctx context.Context) error {
 	opts := a.opts.Admin
 	if !opts.Enabled {
 		return nil
 	}
-	if err := checkName("admin user", opts.Name); err != nil {
-		return err
+	if len(opts.Name) > maxAdminName || strings.Contains(opts.Name, ":") || opts.Name == nullGUID {
+		return fmt.Errorf("%q can't be the admin user's name: use up to %d characters without a colon", clip(opts.Name), maxAdminName)
 	}
 	if len(opts.Password) > maxPassword {
 		return fmt.Errorf("the admin user's password has %d bytes: %d are allowed", len(opts.Password), maxPassword)
