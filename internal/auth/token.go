@@ -73,8 +73,8 @@ func recordOf(t Token) *accountRecord {
 // CreateToken stores a new account, which is enabled unless its status says
 // otherwise, and has no password yet. Errors: ErrInvalid, ErrExists.
 func (a *Authority) CreateToken(ctx context.Context, t Token) (Token, error) {
-	if t.Name == a.opts.Admin.Name {
-		return Token{}, fmt.Errorf("token %s: %w: it is the name of the admin user", t.Name, ErrExists)
+	if t.Name == a.opts.Admin.Name || t.Name == nullGUID {
+		return Token{}, fmt.Errorf("token %s: %w: it is the name of the admin user, or of nobody", t.Name, ErrExists)
 	}
 	if err := checkName("token", t.Name); err != nil {
 		return Token{}, err

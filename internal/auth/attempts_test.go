@@ -1,0 +1,165 @@
+package auth_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"sluice/internal/auth"
+	"sluice/internal/storage"
+	"sluice/oci"
+)
+
+// contextWithTurn ends at once: what is done before waiting is done.
+func contextWithTurn(t *testing.T) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(t.Context(), 200*time.Millisecond)
+}
+
+func from(address string, with credentials) credentials {
+	return func(r *http.Request) { with(r); r.RemoteAddr = address }
+}
+
+func TestGuessingIsLimited(t *testing.T) {
+	c := newClock()
+	b := open(t, new(storage.Memory), c, nil)
+	ci := b.token("ci", auth.MapPull)
+	const attacker, owner = "198.51.100.7:1", "203.0.113.9:1"
+	tried, refused := 0, 0
+	var limit *auth.LimitError
+	for i := range 1000 { // for 1000 seconds, without pause
+		_, err := b.who(from(attacker, basic("ci", fmt.Sprint("guess", i))))
+		switch {
+		case errors.As(err, &limit):
+			if !errors.Is(err, oci.ErrTooManyRequests) || limit.RetryAfter <= 0 || limit.RetryAfter > time.Minute || limit.Seconds() < 1 {
+				t.Fatalf("%v: %v", err, limit.RetryAfter)
+			}
+			refused++
+		case errors.Is(err, oci.ErrUnauthorized):
+			tried++
+		default:
+			t.Fatal(err)
+		}
+		c.Advance(time.Second)
+	}
+	if tried < 10 || tried > 40 || tried+refused != 1000 {
+		t.Errorf("%d guesses in 1000 s", tried)
+	}
+	// Nobody else is locked out, and the attacker not for ever.
+	if _, err := b.who(from(owner, basic("ci", ci))); err != nil {
+		t.Errorf("the owner, elsewhere: %v", err)
+	}
+	a := b.serve(request("GET", "/oauth2/token", nil, from(attacker, basic("ci", "x"))))
+	for ; a.status != http.StatusTooManyRequests; a = b.serve(request("GET", "/oauth2/token", nil, from(attacker, basic("ci", "x")))) {
+		continue
+	}
+	if a.header.Get("Retry-After") == "" || len(a.Errors) != 1 || a.Errors[0].Code != "TOOMANYREQUESTS" {
+		t.Errorf("token server: %d %v %s", a.status, a.header, a.body)
+	}
+	c.Advance(time.Minute)
+	if _, err := b.who(from(attacker, basic("ci", ci))); err != nil {
+		t.Errorf("the right password after the wait: %v", err)
+	}
+}
+
+// Thousands of addresses guess at one account. Its owner comes from anywhere.
+func TestManyAddressesGuess(t *testing.T) {
+	c := newClock()
+	b := open(t, new(storage.Memory), c, nil)
+	ci := b.token("ci", auth.MapPull)
+	for round := range 3 {
+		allowed := 0
+		for i := range 300 {
+			_, err := b.who(from(fmt.Sprintf("[2001:db8:%x::%x]:1", i, round), basic("ci", fmt.Sprint("guess", round, i))))
+			if errors.Is(err, oci.ErrUnauthorized) {
+				allowed++
+			}
+		}
+		if round > 0 && allowed > 10 {
+			t.Errorf("round %d: %d addresses could guess again at once", round, allowed)
+		}
+	}
+	if _, err := b.who(from("203.0.113.9:1", basic("ci", ci))); err != nil {
+		t.Errorf("the owner: %v", err)
+	}
+	// Who signed in lately isn't counted at all, also among attackers.
+	for range 100 {
+		_, _ = b.who(from("203.0.113.9:1", basic("ci", "wrong")))
+	}
+	if _, err := b.who(from("203.0.113.9:1", basic("ci", ci))); err != nil {
+		t.Errorf("the owner, where somebody guesses: %v", err)
+	}
+}
+
+// One address tries accounts rather than passwords.
+func TestOneAddressTriesAccounts(t *testing.T) {
+	b := open(t, new(storage.Memory), newClock(), nil)
+	tried := 0
+	for i := range 500 {
+		if _, err := b.who(from("198.51.100.7:1", basic(fmt.Sprint("user", i), "password"))); errors.Is(err, oci.ErrUnauthorized) {
+			tried++
+		}
+	}
+	if tried > 60 {
+		t.Errorf("%d accounts at once", tried)
+	}
+}
+
+// Many connections with the right password at once are one attempt.
+func TestManyConnections(t *testing.T) {
+	b := open(t, new(storage.Memory), newClock(), nil)
+	ci := b.token("ci", auth.MapPull)
+	var all sync.WaitGroup
+	for range 100 {
+		all.Go(func() {
+			if _, err := b.who(basic("ci", ci)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// At bcrypt's usual cost, a password that was right minutes ago costs nothing.
+func TestVerificationIsRemembered(t *testing.T) {
+	b := open(t, new(storage.Memory), newClock(), func(o *auth.Options) { o.HashCost = 11 })
+	ci := b.token("ci", auth.MapPull)
+	if _, err := b.who(basic("ci", ci)); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	for range 100 {
+		if _, err := b.who(basic("ci", ci)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if took := time.Since(began); took > time.Second { // bcrypt would take 10 s
+		t.Errorf("100 verifications took %s", took)
+	}
+}
+
+// An account that doesn't exist takes as long as a wrong password.
+func TestUnknownAccountsCostTheSame(t *testing.T) {
+	b := open(t, new(storage.Memory), newClock(), func(o *auth.Options) { o.HashCost = 9 })
+	b.token("ci", auth.MapPull)
+	fastest := func(user string) time.Duration {
+		best := time.Hour
+		for i := range 5 {
+			began := time.Now()
+			if _, err := b.who(basic(user, fmt.Sprint("wrong", i))); !errors.Is(err, oci.ErrUnauthorized) {
+				t.Fatal(err)
+			}
+			best = min(best, time.Since(began))
+		}
+		return best
+	}
+	known, unknown, impossible := fastest("ci"), fastest("nobody"), fastest("..")
+	for _, d := range []time.Duration{unknown, impossible, fastest("admin")} {
+		if d < known/2 || d > known*2 {
+			t.Errorf("known %s, others %s %s", known, unknown, impossible)
+		}
+	}
+}
