@@ -53,6 +53,12 @@ func newCommand() *cobra.Command {
 		newUmountCommand(),
 		newRunCommand(),
 		newImportCommand(),
+		newRepositoryCommand(),
+		newManifestCommand(),
+		newTagCommand(),
+		newTokenCommand(),
+		newScopeMapCommand(),
+		newAdminCommand(),
 	)
 	return root
 }
