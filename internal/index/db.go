@@ -59,6 +59,9 @@ type statement struct {
 // querier is what sql.DB and sql.Tx have in common, with statements spelled
 // for the database.
 type querier interface {
+	// lock excludes other transactions that lock the same name, until the
+	// end of this one.
+	lock(ctx context.Context, name string) error
 	query(ctx context.Context, statement string, args ...any) (*sql.Rows, error)
 	exec(ctx context.Context, statement string, args ...any) (int64, error)
 }
@@ -111,11 +114,12 @@ type scan func(dest ...any) error
 
 // all runs a query and collects what row makes of every row.
 func all[T any](ctx context.Context, db *DB, query string, row func(scan) (T, error), args ...any) ([]T, error) {
-	list, err := collect(ctx, pool{db.reader, db.dialect}, query, row, args...)
+	rows, err := db.reader.QueryContext(ctx, db.dialect.spell(query), args...)
 	if err != nil {
 		return nil, db.engine.explain(err)
 	}
-	return list, nil
+	list, err := rest(rows, row)
+	return list, db.engine.explain(err)
 }
 
 // one runs a query of one row at most; none is ErrNotFound.
@@ -131,11 +135,17 @@ func one[T any](ctx context.Context, db *DB, query string, row func(scan) (T, er
 	return list[0], nil
 }
 
+// collect is all inside a transaction.
 func collect[T any](ctx context.Context, q querier, query string, row func(scan) (T, error), args ...any) ([]T, error) {
 	rows, err := q.query(ctx, query, args...)
 	if err != nil {
 		return nil, err
 	}
+	return rest(rows, row)
+}
+
+// rest collects the rows that are left, and closes rows.
+func rest[T any](rows *sql.Rows, row func(scan) (T, error)) ([]T, error) {
 	defer rows.Close()
 	var list []T
 	for rows.Next() {
@@ -148,24 +158,18 @@ func collect[T any](ctx context.Context, q querier, query string, row func(scan)
 	return list, rows.Err()
 }
 
-// pool is a querier without transaction.
-type pool struct {
-	db *sql.DB
-	d  dialect
-}
-
-func (p pool) query(ctx context.Context, statement string, args ...any) (*sql.Rows, error) {
-	return p.db.QueryContext(ctx, p.d.spell(statement), args...)
-}
-
-func (p pool) exec(ctx context.Context, statement string, args ...any) (int64, error) {
-	return affected(p.db.ExecContext(ctx, p.d.spell(statement), args...))
-}
-
 // transaction is a querier inside of one.
 type transaction struct {
 	tx *sql.Tx
 	d  dialect
+}
+
+func (t transaction) lock(ctx context.Context, name string) error {
+	if t.d.lock == "" {
+		return nil
+	}
+	_, err := t.tx.ExecContext(ctx, t.d.lock, lockKey(name))
+	return err
 }
 
 func (t transaction) query(ctx context.Context, statement string, args ...any) (*sql.Rows, error) {

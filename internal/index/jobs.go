@@ -35,9 +35,9 @@ type Job struct {
 	Created, Updated time.Time
 }
 
-// parked is the ready time of a job that waits for another one with its key.
+// parkedUntil is the ready time of a job that waits for another one with its key.
 // Whether a job can be leased is then a matter of one index.
-const parked = math.MaxInt64
+const parkedUntil = math.MaxInt64
 
 const (
 	jobColumns = "id, queue, key, payload, state, progress, result, attempts, canceling, created, updated"
@@ -63,13 +63,10 @@ func (tx *Tx) EnqueueOnce(queue, key string, payload []byte) {
 }
 
 func (tx *Tx) enqueue(queue, key string, payload []byte, single int) string {
-	id, at := rand.Text(), now()
-	if payload == nil {
-		payload = []byte{}
-	}
+	id := rand.Text()
 	tx.add(`INSERT INTO jobs (id, queue, key, single, payload, state, canceling, progress, result, attempts, ready, created, updated)
 		VALUES ($1, $2, $3, $4, $5, 'queued', 0, $6, $6, 0, $7, $7, $7) ON CONFLICT DO NOTHING`,
-		id, queue, key, single, payload, []byte{}, at)
+		id, queue, key, single, notNull(payload), []byte{}, now())
 	return id
 }
 

@@ -2,6 +2,8 @@ package index
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"sync"
 
 	"golang.org/x/sync/semaphore"
@@ -101,4 +103,10 @@ func (l *localLocks) leave(name string, lock *localLock) {
 	if lock.users--; lock.users == 0 {
 		delete(l.byName, name)
 	}
+}
+
+// lockKey is a name as PostgreSQL's advisory locks have it, which is 64 bits.
+func lockKey(name string) int64 {
+	sum := sha256.Sum256([]byte("sluice " + name))
+	return int64(binary.BigEndian.Uint64(sum[:]))
 }

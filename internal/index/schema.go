@@ -24,6 +24,7 @@ import (
 type dialect struct {
 	words *strings.Replacer
 	cache *sync.Map // statement as written → as spelled
+	lock  string    // excludes other transactions until the end of one; empty when there are no others
 }
 
 func sqliteDialect() dialect {
@@ -34,7 +35,7 @@ func sqliteDialect() dialect {
 }
 
 func postgresDialect() dialect {
-	return dialect{cache: new(sync.Map), words: strings.NewReplacer(
+	return dialect{lock: "SELECT pg_advisory_xact_lock($1)", cache: new(sync.Map), words: strings.NewReplacer(
 		"{text}", `TEXT COLLATE "C"`, "{bytes}", "BYTEA", "{serial}", "BIGSERIAL PRIMARY KEY", "{compact}", "",
 		"{each $1}", "jsonb_array_elements_text($1::jsonb)", "{each $2}", "jsonb_array_elements_text($2::jsonb)",
 		"{each $3}", "jsonb_array_elements_text($3::jsonb)", "{list name}", "json_agg(name)::text",
