@@ -152,7 +152,9 @@ type Deleter interface {
 	DeleteBlob(ctx context.Context, repo string, digest Digest) error
 
 	// DeleteManifest removes a manifest, every tag that points at it, and its
-	// entry among the referrers of its subject. Its own referrers stay.
+	// entry among the referrers of its subject. Its own referrers stay, except
+	// that a registry may delete those of type ArtifactTypeStreaming with it:
+	// they were made of it.
 	DeleteManifest(ctx context.Context, repo string, digest Digest) error
 
 	// DeleteTag removes a tag and leaves the manifest.

@@ -6,150 +6,140 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
-	"sync"
-	"syscall"
-	"time"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
-	"sluice/internal/registry"
-	"sluice/internal/storage"
-	"sluice/internal/stored"
+	"sluice/internal/config"
 )
 
-// registryConfig is the flags of `sluice registry`.
-type registryConfig struct {
-	data, listen    string
-	tlsCert, tlsKey string
-	allowSparse     bool
-	uploadAge       time.Duration
-	quiet           bool
+// registryFlags are the flags that are keys of the configuration by another
+// name.
+func registryFlags() map[string]string {
+	return map[string]string{
+		"data": "data", "listen": "listen", "tls-cert": "tls.cert", "tls-key": "tls.key",
+		"allow-sparse": "push.allow_sparse", "allow-streaming": "push.allow_streaming", "upload-age": "push.upload_age",
+		"auth": "auth.enabled", "database": "database.url",
+	}
 }
 
-// shutdownTimeout is how long requests that run have when the registry stops.
-const shutdownTimeout = 30 * time.Second
-
 func newRegistryCommand() *cobra.Command {
-	var c registryConfig
 	cmd := &cobra.Command{
 		Use:   "registry",
-		Short: "Serve an OCI registry from a directory",
-		Long: `Serve an OCI registry from a directory.
+		Short: "Serve an OCI registry",
+		Long: `Serve an OCI registry.
 
-Any OCI client can push to it and pull from it. There is no authentication:
-without TLS and a proxy that asks for credentials, listen on the loopback
-interface only.`,
+Any OCI client can push to it and pull from it. Without configuration it keeps
+images in a directory of this machine and asks nobody for credentials, so it
+listens on the loopback interface. Every setting can be made in a file (see
+docs/registry.toml), by SLUICE_REGISTRY_… in the environment, or by --set.`,
+		Example: `  sluice registry --data /srv/images
+  sluice registry --config /etc/sluice/registry.toml
+  sluice registry --auth --set auth.admin.enabled=true --set soft_delete.days=7`,
 		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadRegistryConfig(cmd.Flags())
+			if err != nil {
+				return err
+			}
 			return runRegistry(cmd.Context(), c, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
-	f := cmd.Flags()
-	f.StringVar(&c.data, "data", "/var/lib/sluice/registry", "`DIR` of images; made if it doesn't exist\n")
-	f.StringVar(&c.listen, "listen", "127.0.0.1:5000", "`HOST:PORT` to listen on; port 0 takes a free one\n")
-	f.StringVar(&c.tlsCert, "tls-cert", "", "`FILE` with the TLS certificate chain (PEM)")
-	f.StringVar(&c.tlsKey, "tls-key", "", "`FILE` with the TLS private key (PEM)")
-	f.BoolVar(&c.allowSparse, "allow-sparse", false, "accept manifests without their layers or platforms")
-	f.DurationVar(&c.uploadAge, "upload-age", 24*time.Hour, "discard uploads that nobody continued for `TIME`\n")
-	f.BoolVar(&c.quiet, "quiet", false, "log warnings and errors only, not every request")
-	cmd.MarkFlagsRequiredTogether("tls-cert", "tls-key")
+	addRegistryFlags(cmd.PersistentFlags())
+	cmd.AddCommand(newCheckConfigCommand(), newRebuildIndexCommand())
 	return cmd
 }
 
-// runRegistry serves until ctx ends.
-func runRegistry(ctx context.Context, c registryConfig, stdout, stderr io.Writer) error {
-	level := slog.LevelInfo
-	if c.quiet {
-		level = slog.LevelWarn
-	}
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+// addRegistryFlags adds what says how a registry is configured. Their defaults
+// are the configuration's.
+func addRegistryFlags(f *pflag.FlagSet) {
+	d := config.Default()
+	f.StringP("config", "c", "", "configuration `FILE` (default $"+config.EnvFile+")")
+	f.StringArray("set", nil, "set a key of the configuration, as `KEY=VALUE`; may be repeated")
+	f.String("data", d.Data, "`DIR` of images and of the index; made if it doesn't exist\n")
+	f.String("listen", d.Listen, "`HOST:PORT` to listen on; port 0 takes a free one\n")
+	f.String("tls-cert", "", "`FILE` with the TLS certificate chain (PEM)")
+	f.String("tls-key", "", "`FILE` with the TLS private key (PEM)")
+	f.Bool("auth", d.Auth.Enabled, "ask for credentials (see docs/registry.md)")
+	f.String("database", "", "`URL` of the index, sqlite:FILE or postgres://…\n(default index.db in --data)")
+	f.Bool("allow-sparse", d.Push.AllowSparse, "accept manifests without their layers or platforms")
+	f.Bool("allow-streaming", d.Push.AllowStreaming, "let clients push streaming artifacts")
+	f.Duration("upload-age", d.Push.UploadAge, "discard uploads that nobody continued for `TIME`\n")
+	f.Bool("quiet", false, "log warnings and errors only, not every request")
+}
 
-	store, err := storage.OpenLocal(c.data, storage.LocalOptions{Identity: stored.BlobIdentity})
-	if errors.Is(err, storage.ErrLocked) {
-		return fmt.Errorf("%w: is another registry running on it? Choose another --data", err)
+// loadRegistryConfig puts together flags, environment and file.
+func loadRegistryConfig(flags *pflag.FlagSet) (*config.Registry, error) {
+	keys := registryFlags()
+	set := map[string]string{}
+	flags.Visit(func(f *pflag.Flag) {
+		if key, ok := keys[f.Name]; ok {
+			set[key] = f.Value.String()
+		}
+	})
+	if quiet, _ := flags.GetBool("quiet"); quiet {
+		set["log.level"] = "warn"
 	}
-	if errors.Is(err, os.ErrPermission) {
-		return fmt.Errorf("%w: choose another --data, or run as a user who may write there", err)
+	pairs, _ := flags.GetStringArray("set")
+	for _, pair := range pairs {
+		key, value, ok := strings.Cut(pair, "=")
+		if !ok {
+			return nil, fmt.Errorf("--set %s: write KEY=VALUE, with a key of docs/registry.toml", pair)
+		}
+		set[key] = value
 	}
+	file, _ := flags.GetString("config")
+	if file == "" {
+		file = os.Getenv(config.EnvFile)
+	}
+	c, err := config.Load(file, os.Environ(), set)
+	var problems config.Problems
+	if errors.As(err, &problems) {
+		return nil, fmt.Errorf("the configuration can't be used:\n  %s", strings.ReplaceAll(problems.Error(), "\n", "\n  "))
+	}
+	return c, err
+}
+
+func newCheckConfigCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "check-config",
+		Short: "Say whether the configuration can be used, and what it is",
+		Long: `Say whether the configuration can be used, and print all of it, with where each
+value came from. Secrets are not shown. Nothing is started or changed.`,
+		Args: arguments(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadRegistryConfig(cmd.Flags())
+			if err != nil {
+				return err
+			}
+			fmt.Fprint(cmd.OutOrStdout(), c)
+			return nil
+		},
+	}
+}
+
+// registryLog returns the log that the configuration asks for.
+func registryLog(c config.Log, w io.Writer) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
+		level = slog.LevelInfo // checked by the configuration
+	}
+	opts := &slog.HandlerOptions{Level: level}
+	if c.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// runRegistry serves until ctx ends.
+func runRegistry(ctx context.Context, c *config.Registry, stdout, stderr io.Writer) error {
+	log := registryLog(c.Log, stderr)
+	s, err := openServer(ctx, c, log)
 	if err != nil {
 		return err
 	}
-	defer store.Close()
-
-	listener, err := net.Listen("tcp", c.listen)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("%s is in use by another program: stop it, or choose another --listen", c.listen)
-	}
-	if _, _, split := net.SplitHostPort(c.listen); split != nil {
-		return fmt.Errorf("can't listen on %s: write HOST:PORT, such as 127.0.0.1:5000", c.listen)
-	}
-	if err != nil {
-		return fmt.Errorf("can't listen on %s: %w", c.listen, err)
-	}
-	handler := registry.Wrap(
-		registry.NewHandler(stored.New(store, stored.Options{AllowSparse: c.allowSparse}), registry.Options{}),
-		registry.FrontOptions{Log: log, Ready: store.Check},
-	)
-	server := registry.NewServer(handler, log)
-
-	ctx, cancel := context.WithCancel(ctx)
-	var background sync.WaitGroup
-	defer background.Wait()
-	defer cancel()
-	background.Go(func() { sweepRegistry(ctx, store, c.uploadAge, log) })
-
-	served := make(chan error, 1)
-	background.Go(func() {
-		if c.tlsCert != "" {
-			served <- server.ServeTLS(listener, c.tlsCert, c.tlsKey)
-		} else {
-			served <- server.Serve(listener)
-		}
-	})
-	addr := listener.Addr()
-	fmt.Fprintf(stdout, "listening on %s, images in %s. Push with: docker push %s/NAME:TAG\n", addr, c.data, reachable(addr))
-
-	select {
-	case err := <-served:
-		return fmt.Errorf("serve on %s: %w", addr, err)
-	case <-ctx.Done():
-	}
-	// The signal's context is over; the requests get a time of their own.
-	last, stop := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
-	defer stop()
-	if err := server.Shutdown(last); err != nil {
-		log.Warn("requests were broken off at shutdown", "after", shutdownTimeout)
-		return server.Close()
-	}
-	return nil
-}
-
-// reachable returns an address that a client on this machine can use.
-func reachable(addr net.Addr) string {
-	if tcp, ok := addr.(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
-		return fmt.Sprintf("localhost:%d", tcp.Port)
-	}
-	return addr.String()
-}
-
-// sweepRegistry clears away abandoned uploads, now and every hour.
-func sweepRegistry(ctx context.Context, store *storage.Local, uploadAge time.Duration, log *slog.Logger) {
-	tick := time.NewTicker(time.Hour)
-	defer tick.Stop()
-	for {
-		r, err := store.Sweep(ctx, uploadAge)
-		if err != nil && ctx.Err() == nil {
-			log.Error("sweep", "error", err)
-		}
-		if r != (storage.SweepResult{}) {
-			log.Info("swept", "uploads", r.Uploads, "temporary", r.Temporary, "shared", r.Shared)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
+	defer s.close()
+	return s.run(ctx, stdout)
 }

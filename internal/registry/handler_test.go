@@ -20,7 +20,6 @@ import (
 	"sluice/internal/registry"
 	"sluice/internal/remote"
 	"sluice/internal/storage"
-	"sluice/internal/stored"
 	"sluice/oci"
 	"sluice/oci/ocitest"
 )
@@ -28,7 +27,7 @@ import (
 // Client, handler and store together must be as good a registry as any.
 func TestRemote(t *testing.T) {
 	ocitest.Run(t, func(t *testing.T) oci.Registry {
-		stored := stored.New(openLocal(t, t.TempDir()), stored.Options{})
+		stored := openStored(t, openLocal(t, t.TempDir()))
 		return connect(t, serve(t, stored, registry.Options{PageSize: 13}))
 	})
 }
@@ -233,7 +232,7 @@ func TestProtocol(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			server := serve(t, stored.New(&storage.Memory{}, stored.Options{}), registry.Options{})
+			server := serve(t, openStored(t, &storage.Memory{}), registry.Options{})
 			for _, e := range exchanges {
 				e.run(t, server, vars)
 			}
@@ -306,7 +305,7 @@ func errorCode(answer []byte) string {
 }
 
 func TestReferrersPages(t *testing.T) {
-	stored := stored.New(&storage.Memory{}, stored.Options{})
+	stored := openStored(t, &storage.Memory{})
 	server := serve(t, stored, registry.Options{})
 	subject := oci.Descriptor{MediaType: oci.MediaTypeImageManifest, Digest: oci.DigestOf([]byte("subject")), Size: 7}
 	push := func(i int, padding string) {
@@ -363,7 +362,7 @@ func TestReferrersPages(t *testing.T) {
 func TestIdleTimeout(t *testing.T) {
 	t.Parallel() // it mostly waits
 	const idle = 800 * time.Millisecond
-	stored := stored.New(&storage.Memory{}, stored.Options{})
+	stored := openStored(t, &storage.Memory{})
 	server := serveFront(t, stored, registry.Options{}, registry.FrontOptions{IdleTimeout: idle})
 	slow := bytes.Repeat([]byte("x"), 10)
 	digest := oci.DigestOf(slow)

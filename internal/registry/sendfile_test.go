@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"sluice/internal/index"
 	"sluice/internal/registry"
 	"sluice/internal/storage"
 	"sluice/internal/stored"
@@ -50,6 +51,17 @@ func (l fileListener) Accept() (net.Conn, error) {
 	return fileConn{c.(*net.TCPConn), l.bytes}, nil
 }
 
+// openStored returns a registry on a store, which takes what comes.
+func openStored(t *testing.T, store storage.Store) *stored.Registry {
+	t.Helper()
+	db, err := index.Open(t.Context(), index.Options{URL: "sqlite::memory:"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return stored.New(store, db, stored.Options{AllowStreamingPush: true})
+}
+
 func openLocal(t *testing.T, dir string) *storage.Local {
 	t.Helper()
 	store, err := storage.OpenLocal(dir, storage.LocalOptions{Identity: stored.BlobIdentity})
@@ -63,7 +75,7 @@ func openLocal(t *testing.T, dir string) *storage.Local {
 // Blobs must go from page cache to socket without passing through the program:
 // nearly all of a pull is that.
 func TestSendfile(t *testing.T) {
-	reg := stored.New(openLocal(t, t.TempDir()), stored.Options{})
+	reg := openStored(t, openLocal(t, t.TempDir()))
 	content := bytes.Repeat([]byte("0123456789abcdef"), 3<<16+1) // several pieces and a rest
 	desc := oci.Descriptor{Digest: oci.DigestOf(content), Size: int64(len(content))}
 	if _, err := reg.PushBlob(t.Context(), "a", desc, bytes.NewReader(content)); err != nil {

@@ -32,7 +32,7 @@ const (
 //	  "actor":      "robot",                 who did it; this and the rest are oci.Actor's,
 //	  "remote":     "192.0.2.1:4711",        absent if not known
 //	  "agent":      "docker/29.0",
-//	  "requestId":  "…"
+//	  "requestID":  "…"
 //	}
 //
 // Blobs make no events: a push ends with its manifest.
@@ -48,7 +48,7 @@ type Event struct {
 	Actor      string     `json:"actor,omitempty"`
 	Remote     string     `json:"remote,omitempty"`
 	Agent      string     `json:"agent,omitempty"`
-	RequestID  string     `json:"requestId,omitempty"`
+	RequestID  string     `json:"requestID,omitempty"`
 }
 
 // newEvent returns an event of what an actor did to a manifest.

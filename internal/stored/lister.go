@@ -1,93 +1,30 @@
 package stored
 
 import (
-	"container/heap"
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"iter"
-	"strings"
+	"time"
 
-	"sluice/internal/storage"
+	"sluice/internal/index"
 	"sluice/oci"
 )
 
-// Repositories implements oci.Lister. It looks at the directories of the
-// repositories only, never at what is inside _layers or _manifests.
-//
-// Names are visited in their order by a heap: what lies inside a name sorts
-// after it, but not directly, as "a-b" is between "a" and "a/b".
+// pageSize is how many rows are asked of the index at a time.
+const pageSize = 500
+
+// Repositories implements oci.Lister.
 func (r *Registry) Repositories(ctx context.Context, last string) iter.Seq2[string, error] {
-	return func(yield func(string, error) bool) {
-		var todo names
-		visit := func(dir string) (isRepo bool, err error) {
-			for name, err := range r.store.List(ctx, root+dir, "") {
-				if err != nil {
-					return false, err
-				}
-				name = strings.TrimPrefix(name, root+dir)
-				if strings.HasPrefix(name, "_") {
-					isRepo = isRepo || name == layersPart || name == manifestsPart
-				} else if child := dir + name; strings.HasSuffix(name, "/") && !(child < last && !strings.HasPrefix(last, child)) {
-					heap.Push(&todo, strings.TrimSuffix(child, "/"))
-				}
-			}
-			return isRepo, ctx.Err()
-		}
-		if _, err := visit(""); err != nil {
-			yield("", err)
-			return
-		}
-		for len(todo) > 0 {
-			name := heap.Pop(&todo).(string)
-			isRepo, err := visit(name + "/")
-			if err != nil {
-				yield("", err)
-				return
-			}
-			if isRepo && name > last && oci.CheckRepository(name) == nil && !yield(name, nil) {
-				return
-			}
-		}
-	}
-}
-
-// names is a heap of strings: see container/heap.
-type names []string
-
-func (n names) Len() int           { return len(n) }
-func (n names) Less(i, j int) bool { return n[i] < n[j] }
-func (n names) Swap(i, j int)      { n[i], n[j] = n[j], n[i] }
-func (n *names) Push(x any)        { *n = append(*n, x.(string)) }
-func (n *names) Pop() any {
-	x := (*n)[len(*n)-1]
-	*n = (*n)[:len(*n)-1]
-	return x
+	return names(last, func(last string) ([]index.Repository, error) {
+		return r.RepositoriesPage(ctx, index.RepositoryQuery{Last: last, N: pageSize})
+	}, func(row index.Repository) string { return row.Name })
 }
 
 // Tags implements oci.Lister.
 func (r *Registry) Tags(ctx context.Context, repo, last string) iter.Seq2[string, error] {
-	return func(yield func(string, error) bool) {
-		if err := check(ctx, repo); err != nil {
-			yield("", err)
-			return
-		}
-		some, err := r.exists(ctx, repo)
-		if err == nil && !some {
-			err = oci.ErrNameUnknown.Withf("repository %s is unknown", repo)
-		}
-		if err != nil {
-			yield("", err)
-			return
-		}
-		dir := tagKey(repo, "")
-		for name, err := range r.store.List(ctx, dir, dir+last) {
-			if !yield(strings.TrimPrefix(name, dir), err) || err != nil {
-				return
-			}
-		}
-	}
+	return names(last, func(last string) ([]index.Tag, error) {
+		return r.TagsPage(ctx, index.TagQuery{Repo: repo, Last: last, N: pageSize})
+	}, func(row index.Tag) string { return row.Name })
 }
 
 // Referrers implements oci.Lister.
@@ -97,17 +34,12 @@ func (r *Registry) Referrers(ctx context.Context, repo string, subject oci.Diges
 			yield(oci.Descriptor{}, err)
 			return
 		}
-		for key, err := range r.store.List(ctx, referrersKey(repo, subject), "") {
-			var desc oci.Descriptor
-			if err == nil {
-				desc, err = r.referrer(ctx, repo, key)
-			}
-			if errors.Is(err, storage.ErrNotFound) {
-				continue // deleted meanwhile, or a push that never finished
-			}
-			if err == nil && artifactType != "" && desc.ArtifactType != artifactType {
+		for row, err := range r.referrers(ctx, repo, subject, artifactType) {
+			if err == nil && !row.ListEnabled {
 				continue
 			}
+			desc := manifestDescriptor(row)
+			desc.ArtifactType, desc.Annotations = row.ArtifactType, row.Annotations
 			if !yield(desc, err) || err != nil {
 				return
 			}
@@ -115,16 +47,189 @@ func (r *Registry) Referrers(ctx context.Context, repo string, subject oci.Diges
 	}
 }
 
-// referrer reads a referrer link, or returns storage.ErrNotFound.
-func (r *Registry) referrer(ctx context.Context, repo, key string) (oci.Descriptor, error) {
-	link, err := storage.ReadAll(ctx, r.store, key, storage.MaxPut)
-	if err != nil {
-		return oci.Descriptor{}, err
+// referrers yields the rows of all referrers, those that aren't listed too.
+func (r *Registry) referrers(ctx context.Context, repo string, subject oci.Digest, artifactType string) iter.Seq2[index.Manifest, error] {
+	return pages("", func(last string) ([]index.Manifest, error) {
+		return r.db.Referrers(ctx, repo, subject, artifactType, oci.Digest(last), pageSize)
+	}, func(row index.Manifest) string { return row.Digest.String() })
+}
+
+// RepositoriesPage returns the listed repositories that hold something, as
+// index.DB.Repositories does.
+func (r *Registry) RepositoriesPage(ctx context.Context, q index.RepositoryQuery) ([]index.Repository, error) {
+	return listed(q.Last, q.N, func(last string, n int) ([]index.Repository, error) {
+		q.Last, q.N = last, n
+		return r.db.Repositories(ctx, q)
+	}, func(row index.Repository) string {
+		return row.Name
+	}, func(row index.Repository) (bool, error) {
+		if !row.ListEnabled {
+			return false, nil
+		}
+		return r.notDeleted(ctx, row)
+	})
+}
+
+// ManifestsPage returns the listed manifests of a repository, as
+// index.DB.Manifests does. Errors: ErrNameUnknown.
+func (r *Registry) ManifestsPage(ctx context.Context, q index.ManifestQuery) ([]index.Manifest, error) {
+	if err := r.checkExists(ctx, q.Repo); err != nil {
+		return nil, err
 	}
-	var desc oci.Descriptor
-	if err := json.Unmarshal(link, &desc); err != nil || !strings.HasSuffix(key, "/"+desc.Digest.String()) {
-		return oci.Descriptor{}, fmt.Errorf("stored referrer link %s is damaged: push its manifest again", key)
+	return listed(q.Last, q.N, func(last string, n int) ([]index.Manifest, error) {
+		q.Last, q.N = last, n
+		return r.db.Manifests(ctx, q)
+	}, func(row index.Manifest) string {
+		return row.Digest.String()
+	}, func(row index.Manifest) (bool, error) { return row.ListEnabled, nil })
+}
+
+// TagsPage returns the listed tags of a repository, as index.DB.Tags does.
+// Errors: ErrNameUnknown.
+func (r *Registry) TagsPage(ctx context.Context, q index.TagQuery) ([]index.Tag, error) {
+	if err := r.checkExists(ctx, q.Repo); err != nil {
+		return nil, err
 	}
-	_, err = r.store.Stat(ctx, manifestKey(repo, desc.Digest))
-	return desc, err
+	return listed(q.Last, q.N, func(last string, n int) ([]index.Tag, error) {
+		q.Last, q.N = last, n
+		return r.db.Tags(ctx, q)
+	}, func(row index.Tag) string {
+		return row.Name
+	}, func(row index.Tag) (bool, error) { return row.ListEnabled, nil })
+}
+
+// Repository returns what the index has of a repository. Errors: ErrNameUnknown.
+func (r *Registry) Repository(ctx context.Context, repo string) (index.Repository, error) {
+	if err := r.checkExists(ctx, repo); err != nil {
+		return index.Repository{}, err
+	}
+	return r.db.Repository(ctx, repo)
+}
+
+// Manifest returns what the index has of a manifest. Errors: ErrNameUnknown,
+// ErrManifestUnknown.
+func (r *Registry) Manifest(ctx context.Context, repo string, digest oci.Digest) (index.Manifest, error) {
+	if err := check(ctx, repo, digest); err != nil {
+		return index.Manifest{}, err
+	}
+	row, err := r.db.Manifest(ctx, repo, digest)
+	return row, r.missing(ctx, repo, err, manifestUnknown(repo, digest.String()))
+}
+
+// Tag returns what the index has of a tag. Errors: ErrNameUnknown,
+// ErrManifestUnknown.
+func (r *Registry) Tag(ctx context.Context, repo, tag string) (index.Tag, error) {
+	if err := errors.Join(check(ctx, repo), oci.CheckTag(tag)); err != nil {
+		return index.Tag{}, err
+	}
+	row, err := r.db.Tag(ctx, repo, tag)
+	return row, r.missing(ctx, repo, err, tagUnknown(repo, tag))
+}
+
+// DeletedManifests returns the manifests that can be restored: see
+// index.DB.DeletedManifests.
+func (r *Registry) DeletedManifests(ctx context.Context, repo string, before time.Time, last string, n int) ([]index.Deleted, error) {
+	if repo != "" {
+		if err := check(ctx, repo); err != nil {
+			return nil, err
+		}
+	}
+	return r.db.DeletedManifests(ctx, repo, before, last, n)
+}
+
+// Usage returns the space that a repository takes. Errors: ErrNameUnknown.
+func (r *Registry) Usage(ctx context.Context, repo string) (index.Usage, error) {
+	if err := r.checkExists(ctx, repo); err != nil {
+		return index.Usage{}, err
+	}
+	return r.db.Usage(ctx, repo)
+}
+
+// TotalUsage returns the space that all repositories take together.
+func (r *Registry) TotalUsage(ctx context.Context) (index.Usage, error) {
+	return r.db.TotalUsage(ctx)
+}
+
+func (r *Registry) checkExists(ctx context.Context, repo string) error {
+	if err := check(ctx, repo); err != nil {
+		return err
+	}
+	return r.exists(ctx, repo)
+}
+
+// listed returns n rows after last of a query from which some are hidden.
+func listed[T any](last string, n int, query func(last string, n int) ([]T, error), name func(T) string, visible func(T) (bool, error)) ([]T, error) {
+	var all []T
+	for len(all) < n {
+		page, err := query(last, n)
+		if err != nil {
+			return nil, err
+		}
+		for _, row := range page {
+			ok, err := visible(row)
+			if err != nil {
+				return nil, err
+			}
+			if last = name(row); ok && len(all) < n {
+				all = append(all, row)
+			}
+		}
+		if len(page) < n {
+			break
+		}
+	}
+	return all, nil
+}
+
+// pages yields what comes after last, page by page.
+func pages[T any](last string, page func(last string) ([]T, error), name func(T) string) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		for {
+			rows, err := page(last)
+			if err != nil {
+				var none T
+				yield(none, err)
+				return
+			}
+			for _, row := range rows {
+				if !yield(row, nil) {
+					return
+				}
+				last = name(row)
+			}
+			if len(rows) < pageSize {
+				return
+			}
+		}
+	}
+}
+
+// names is pages of which only the names matter.
+func names[T any](last string, page func(last string) ([]T, error), name func(T) string) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		for row, err := range pages(last, page, name) {
+			if err != nil {
+				yield("", err)
+				return
+			}
+			if !yield(name(row), nil) {
+				return
+			}
+		}
+	}
+}
+
+// manifests yields the rows of all manifests of a repository.
+func (r *Registry) manifests(ctx context.Context, repo string) iter.Seq2[index.Manifest, error] {
+	return pages("", func(last string) ([]index.Manifest, error) {
+		return r.db.Manifests(ctx, index.ManifestQuery{Repo: repo, Last: last, N: pageSize})
+	}, func(row index.Manifest) string { return row.Digest.String() })
+}
+
+// tags yields the rows of all tags of a repository, or of those that point at a
+// manifest.
+func (r *Registry) tags(ctx context.Context, repo string, digest oci.Digest) iter.Seq2[index.Tag, error] {
+	return pages("", func(last string) ([]index.Tag, error) {
+		return r.db.Tags(ctx, index.TagQuery{Repo: repo, Last: last, N: pageSize, Digest: digest})
+	}, func(row index.Tag) string { return row.Name })
 }

@@ -2,17 +2,14 @@ package stored
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
+	"time"
 
+	"sluice/internal/index"
 	"sluice/internal/storage"
 	"sluice/oci"
 )
-
-// maxTagSize bounds the content of a tag's object, which is a digest.
-const maxTagSize = 256
 
 // GetBlob implements oci.Reader.
 func (r *Registry) GetBlob(ctx context.Context, repo string, digest oci.Digest) (oci.BlobReader, error) {
@@ -39,6 +36,9 @@ func (r *Registry) openBlob(ctx context.Context, repo string, digest oci.Digest,
 	if err := check(ctx, repo, digest); err != nil {
 		return nil, err
 	}
+	if err := r.checkReadable(ctx, repo); err != nil {
+		return nil, err
+	}
 	o, err := r.store.Open(ctx, layerKey(repo, digest), offset, length)
 	if err != nil {
 		return nil, r.missing(ctx, repo, err, blobUnknown(repo, digest))
@@ -46,16 +46,79 @@ func (r *Registry) openBlob(ctx context.Context, repo string, digest oci.Digest,
 	return &storedBlob{canceled: ctx.Err, object: o, desc: blobDescriptor(digest, o.Size())}, nil
 }
 
-// ResolveBlob implements oci.Reader.
+// ResolveBlob implements oci.Reader. Whoever learns here that a blob is there
+// may rely on it for as long as garbage collection's grace lasts.
 func (r *Registry) ResolveBlob(ctx context.Context, repo string, digest oci.Digest) (oci.Descriptor, error) {
 	if err := check(ctx, repo, digest); err != nil {
 		return oci.Descriptor{}, err
 	}
+	if err := r.checkReadable(ctx, repo); err != nil {
+		return oci.Descriptor{}, err
+	}
+	unlock, err := r.share(ctx, repo)
+	if err != nil {
+		return oci.Descriptor{}, err
+	}
+	defer unlock()
 	size, err := r.store.Stat(ctx, layerKey(repo, digest))
 	if err != nil {
 		return oci.Descriptor{}, r.missing(ctx, repo, err, blobUnknown(repo, digest))
 	}
-	return blobDescriptor(digest, size), nil
+	return blobDescriptor(digest, size), r.db.Touch(ctx, repo, digest)
+}
+
+// FindBlob returns a repository that has a blob and may be pulled from, "" if
+// there is none: for mounting from anywhere.
+func (r *Registry) FindBlob(ctx context.Context, digest oci.Digest) (repo string, err error) {
+	if _, err := oci.ParseDigest(digest.String()); err != nil {
+		return "", err
+	}
+	repo, _, err = r.db.FindBlob(ctx, digest)
+	if err == nil {
+		err = r.checkReadable(ctx, repo)
+	}
+	if errors.Is(err, index.ErrNotFound) || errors.Is(err, oci.ErrDenied) {
+		return "", nil
+	}
+	return repo, err
+}
+
+// BlobURL returns a URL from which a client can read a blob by itself until ttl
+// is over, or "" if the store has none to give.
+//
+// Errors: as GetBlob.
+func (r *Registry) BlobURL(ctx context.Context, repo string, digest oci.Digest, ttl time.Duration) (string, error) {
+	if err := check(ctx, repo, digest); err != nil {
+		return "", err
+	}
+	signer, ok := r.store.(storage.Signer)
+	if !ok {
+		return "", nil
+	}
+	if err := r.checkReadable(ctx, repo); err != nil {
+		return "", err
+	}
+	url, err := signer.SignedURL(ctx, layerKey(repo, digest), ttl)
+	return url, r.missing(ctx, repo, err, blobUnknown(repo, digest))
+}
+
+// checkReadable returns an error if nothing may be pulled from a repository. A
+// repository that isn't in the index has no locks.
+func (r *Registry) checkReadable(ctx context.Context, repo string) error {
+	attributes, ok := r.known.get(repo)
+	if !ok {
+		asked := time.Now()
+		row, err := r.db.Repository(ctx, repo)
+		if errors.Is(err, index.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		attributes = row.Attributes
+		r.known.put(repo, attributes, asked)
+	}
+	return readable(attributes, "repository", repositoryTarget(repo))
 }
 
 // GetManifest implements oci.Reader.
@@ -67,7 +130,10 @@ func (r *Registry) GetManifest(ctx context.Context, repo, reference string) (oci
 	if err != nil {
 		return oci.Manifest{}, err
 	}
-	unknown := oci.ErrManifestUnknown.Withf("manifest %s is not in repository %s", reference, repo)
+	if err := r.checkReadable(ctx, repo); err != nil {
+		return oci.Manifest{}, err
+	}
+	unknown := manifestUnknown(repo, reference)
 	if digest != "" {
 		m, err := r.manifest(ctx, repo, digest)
 		return m, r.missing(ctx, repo, err, unknown)
@@ -76,13 +142,17 @@ func (r *Registry) GetManifest(ctx context.Context, repo, reference string) (oci
 	// manifest that has been deleted; then it has another one by now.
 	var m oci.Manifest
 	for range 10 {
-		if digest, err = r.tag(ctx, repo, tag); err == nil {
-			m, err = r.manifest(ctx, repo, digest)
-			if errors.Is(err, storage.ErrNotFound) {
-				continue
-			}
+		var t index.Tag
+		if t, err = r.db.Tag(ctx, repo, tag); err != nil {
+			break
 		}
-		break
+		if err := readable(t.Attributes, "tag", tagTarget(repo, tag)); err != nil {
+			return m, err
+		}
+		m, err = r.manifest(ctx, repo, t.Digest)
+		if !errors.Is(err, storage.ErrNotFound) && !errors.Is(err, index.ErrNotFound) {
+			break
+		}
 	}
 	return m, r.missing(ctx, repo, err, unknown)
 }
@@ -93,61 +163,25 @@ func (r *Registry) ResolveManifest(ctx context.Context, repo, reference string) 
 	return m.Descriptor, err
 }
 
-// tag returns the digest that a tag points at, or storage.ErrNotFound.
-func (r *Registry) tag(ctx context.Context, repo, tag string) (oci.Digest, error) {
-	content, err := storage.ReadAll(ctx, r.store, tagKey(repo, tag), maxTagSize)
-	if err != nil {
-		return "", err
-	}
-	digest, err := oci.ParseDigest(string(content))
-	if err != nil {
-		return "", fmt.Errorf("stored tag %s of %s is damaged: it holds %.80q: push the tag again", tag, repo, content)
-	}
-	return digest, nil
-}
-
-// manifest returns a manifest that it has verified, or storage.ErrNotFound.
+// manifest returns a manifest that may be pulled and that it has verified.
+// Errors: index.ErrNotFound, and storage.ErrNotFound for what is being deleted.
 func (r *Registry) manifest(ctx context.Context, repo string, digest oci.Digest) (oci.Manifest, error) {
-	content, err := storage.ReadAll(ctx, r.store, manifestKey(repo, digest), oci.MaxManifestSize)
+	row, err := r.db.Manifest(ctx, repo, digest)
 	if err != nil {
 		return oci.Manifest{}, err
 	}
-	// %v, not %w: to a client this is our failure and not a wrong digest of
-	// theirs.
-	if actual := digest.Algorithm().FromBytes(content); actual != digest {
-		return oci.Manifest{}, fmt.Errorf("stored manifest %s of %s is damaged: its digest is %v: push it again", digest, repo, actual)
+	if err := readable(row.Attributes, "manifest", manifestTarget(repo, digest)); err != nil {
+		return oci.Manifest{}, err
 	}
-	mediaType, err := mediaTypeOf(content)
+	content, err := r.readManifest(ctx, repo, digest)
 	if err != nil {
-		return oci.Manifest{}, fmt.Errorf("stored manifest %s of %s: %w", digest, repo, err)
+		return oci.Manifest{}, err
 	}
-	return oci.Manifest{
-		Descriptor: oci.Descriptor{MediaType: mediaType, Digest: digest, Size: int64(len(content))},
-		Content:    content,
-	}, nil
+	return oci.Manifest{Descriptor: manifestDescriptor(row), Content: content}, nil
 }
 
-// mediaTypeOf returns the media type of a manifest that was accepted. One
-// without the member mediaType is of an OCI type, since Docker's always have
-// it, and indexes alone have the member manifests.
-func mediaTypeOf(content []byte) (string, error) {
-	var m struct {
-		MediaType string          `json:"mediaType"`
-		Manifests json.RawMessage `json:"manifests"`
-	}
-	switch err := json.Unmarshal(content, &m); {
-	case err != nil:
-		return "", err
-	case m.MediaType != "":
-		return m.MediaType, nil
-	case m.Manifests != nil:
-		return oci.MediaTypeIndex, nil
-	}
-	return oci.MediaTypeImageManifest, nil
-}
-
-func blobUnknown(repo string, digest oci.Digest) *oci.Error {
-	return oci.ErrBlobUnknown.Withf("blob %s is not in repository %s", digest, repo)
+func manifestDescriptor(m index.Manifest) oci.Descriptor {
+	return oci.Descriptor{MediaType: m.MediaType, Digest: m.Digest, Size: m.Size}
 }
 
 func blobDescriptor(digest oci.Digest, size int64) oci.Descriptor {

@@ -42,6 +42,9 @@ func (r *Registry) StartUpload(ctx context.Context, repo string) (oci.Upload, er
 	if err := check(ctx, repo); err != nil {
 		return nil, err
 	}
+	if err := r.admit(ctx, repo, "", 1); err != nil {
+		return nil, err
+	}
 	u, err := r.store.StartUpload(ctx)
 	if err != nil {
 		return nil, err
@@ -81,10 +84,11 @@ func (u *storedUpload) Append(ctx context.Context, offset int64, r io.Reader) er
 		return err
 	}
 	defer su.Close()
-	if size, _ := su.Position(); offset != size {
+	size, _ := su.Position()
+	if offset != size {
 		return oci.ErrRangeInvalid.Withf("upload %s to %s: append at %d, and it has %d bytes", u.id, u.repo, offset, size)
 	}
-	_, err = copyContext(ctx, io.MultiWriter(su, sum), r)
+	_, err = copyContext(ctx, io.MultiWriter(su, sum), u.registry.bounded(u.repo, size, r))
 	// Also of a request that has ended: its client will be back for the rest.
 	if cerr := checkpoint(context.WithoutCancel(ctx), su, u.repo, sum); cerr != nil {
 		return uploadError(u.repo, u.id, cerr)
@@ -114,7 +118,7 @@ func (u *storedUpload) Commit(ctx context.Context, want oci.Digest) (oci.Descrip
 		err := oci.ErrDigestInvalid.Withf("upload to %s of %d bytes has the digest %s, not %s", u.repo, size, actual, want)
 		return oci.Descriptor{}, errors.Join(err, u.registry.store.CancelUpload(ctx, u.id))
 	}
-	if err := su.Commit(ctx, layerKey(u.repo, want)); err != nil && !errors.Is(err, storage.ErrExists) {
+	if err := u.registry.commitBlob(ctx, su, u.repo, want, size); err != nil {
 		return oci.Descriptor{}, uploadError(u.repo, u.id, err)
 	}
 	return blobDescriptor(want, size), nil

@@ -2,11 +2,11 @@ package stored
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 
+	"sluice/internal/index"
 	"sluice/internal/storage"
 	"sluice/oci"
 )
@@ -16,20 +16,81 @@ func (r *Registry) PushBlob(ctx context.Context, repo string, desc oci.Descripto
 	if err := check(ctx, repo, desc.Digest); err != nil {
 		return oci.Descriptor{}, err
 	}
+	if err := r.admit(ctx, repo, desc.Digest, desc.Size); err != nil {
+		return oci.Descriptor{}, err
+	}
 	u, err := r.store.StartUpload(ctx)
 	if err != nil {
 		return oci.Descriptor{}, err
 	}
 	_, err = copyContext(ctx, u, oci.VerifyReader(content, desc))
 	if err == nil {
-		err = u.Commit(ctx, layerKey(repo, desc.Digest))
+		err = r.commitBlob(ctx, u, repo, desc.Digest, desc.Size)
 	}
 	u.Close()
-	if err != nil && !errors.Is(err, storage.ErrExists) { // what exists has the same content, since that was verified
+	if err != nil {
 		_ = r.store.CancelUpload(context.WithoutCancel(ctx), u.ID()) // or it is swept
 		return oci.Descriptor{}, fmt.Errorf("push blob %s to %s: %w", desc.Digest, repo, err)
 	}
 	return blobDescriptor(desc.Digest, desc.Size), nil
+}
+
+// admit returns an error early for a blob that will not be accepted. digest is
+// empty when it isn't known yet.
+func (r *Registry) admit(ctx context.Context, repo string, digest oci.Digest, size int64) error {
+	if err := r.checkSize(repo, size); err != nil {
+		return err
+	}
+	row, err := r.db.Repository(ctx, repo)
+	if err == nil {
+		err = writable(row.Attributes, "repository", repositoryTarget(repo))
+	} else if errors.Is(err, index.ErrNotFound) {
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	return r.checkRoom(ctx, repo, digest, size)
+}
+
+// checkRoom is checkQuota for a blob, which takes nothing if it is there.
+func (r *Registry) checkRoom(ctx context.Context, repo string, digest oci.Digest, size int64) error {
+	err := r.checkQuota(ctx, repo, size)
+	if errors.Is(err, oci.ErrDenied) && digest != "" {
+		if _, serr := r.store.Stat(ctx, layerKey(repo, digest)); serr == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// commitBlob makes an upload a blob. Its content has been verified, so an object
+// that exists has the same.
+func (r *Registry) commitBlob(ctx context.Context, u storage.Upload, repo string, digest oci.Digest, size int64) error {
+	return r.putBlob(ctx, repo, digest, size, func() error { return u.Commit(ctx, layerKey(repo, digest)) })
+}
+
+// putBlob makes a blob's row, and then its object with put.
+func (r *Registry) putBlob(ctx context.Context, repo string, digest oci.Digest, size int64, put func() error) error {
+	unlock, err := r.write(ctx, repo)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := r.checkRoom(ctx, repo, digest, size); err != nil {
+		return err
+	}
+	err = r.db.Update(ctx, func(tx *index.Tx) error {
+		tx.PutBlob(index.Blob{Repo: repo, Digest: digest, Size: size, Touched: now()})
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := put(); !errors.Is(err, storage.ErrExists) {
+		return err
+	}
+	return nil
 }
 
 // MountBlob implements oci.Writer.
@@ -40,86 +101,22 @@ func (r *Registry) MountBlob(ctx context.Context, from, to string, digest oci.Di
 	if err := oci.CheckRepository(to); err != nil {
 		return oci.Descriptor{}, err
 	}
-	size, err := r.store.Stat(ctx, layerKey(from, digest))
-	if err == nil && from != to {
-		err = r.store.Link(ctx, layerKey(from, digest), layerKey(to, digest))
+	if from == to {
+		return r.ResolveBlob(ctx, to, digest)
 	}
-	if err != nil && !errors.Is(err, storage.ErrExists) {
+	if err := r.checkReadable(ctx, from); err != nil {
+		return oci.Descriptor{}, err
+	}
+	size, err := r.store.Stat(ctx, layerKey(from, digest))
+	if err == nil {
+		err = r.putBlob(ctx, to, digest, size, func() error {
+			return r.store.Link(ctx, layerKey(from, digest), layerKey(to, digest))
+		})
+	}
+	if err != nil {
 		return oci.Descriptor{}, r.missing(ctx, from, err, blobUnknown(from, digest))
 	}
 	return blobDescriptor(digest, size), nil
-}
-
-// PushManifest implements oci.Writer. A reference of the form TAG@DIGEST is
-// understood too; it is the only way to give a tag to a manifest under a digest
-// that isn't sha256.
-func (r *Registry) PushManifest(ctx context.Context, repo, reference, mediaType string, content []byte) (oci.Descriptor, error) {
-	if err := check(ctx, repo); err != nil {
-		return oci.Descriptor{}, err
-	}
-	tag, digest, err := splitReference(reference)
-	if err != nil {
-		return oci.Descriptor{}, err
-	}
-	info, err := oci.ParseManifestInfo(content, mediaType)
-	if err != nil {
-		return oci.Descriptor{}, err
-	}
-	if digest == "" {
-		digest = oci.DigestOf(content)
-	} else if actual := digest.Algorithm().FromBytes(content); actual != digest {
-		return oci.Descriptor{}, oci.ErrDigestInvalid.Withf("manifest pushed to %s as %s has the digest %s", repo, digest, actual)
-	}
-	desc := oci.Descriptor{MediaType: mediaType, Digest: digest, Size: int64(len(content))}
-
-	// Nothing that the manifest needs may be deleted between the check and
-	// the moment from which on it is visible that something needs it.
-	unlock := r.locks.share(repo)
-	defer unlock()
-	if !r.sparse {
-		if err := r.checkReferences(ctx, repo, info); err != nil {
-			return oci.Descriptor{}, fmt.Errorf("push manifest %s to %s: %w", digest, repo, err)
-		}
-	}
-	if err := r.putManifest(ctx, repo, tag, desc, info, content); err != nil {
-		return oci.Descriptor{}, fmt.Errorf("push manifest %s to %s: %w", digest, repo, err)
-	}
-	return desc, nil
-}
-
-func (r *Registry) checkReferences(ctx context.Context, repo string, info *oci.ManifestInfo) error {
-	stat := func(key string) (int64, error) {
-		size, err := r.store.Stat(ctx, key)
-		if errors.Is(err, storage.ErrNotFound) {
-			err = oci.ErrBlobUnknown
-		}
-		return size, err
-	}
-	return info.CheckReferences(
-		func(d oci.Digest) (int64, error) { return stat(layerKey(repo, d)) },
-		func(d oci.Digest) (int64, error) { return stat(manifestKey(repo, d)) },
-	)
-}
-
-// putManifest writes the objects of a manifest in the order that Stored
-// explains.
-func (r *Registry) putManifest(ctx context.Context, repo, tag string, desc oci.Descriptor, info *oci.ManifestInfo, content []byte) error {
-	if info.Subject != nil {
-		link, err := json.Marshal(info.Referrer(desc))
-		if err != nil {
-			return err
-		}
-		if err := r.store.Put(ctx, referrerKey(repo, info.Subject.Digest, desc.Digest), link); err != nil {
-			return err
-		}
-	}
-	if err := r.store.Put(ctx, manifestKey(repo, desc.Digest), content); err != nil {
-		return err
-	}
-	if tag == "" {
-		return nil
-	}
-	return r.store.Put(ctx, tagKey(repo, tag), []byte(desc.Digest.String()))
 }
 
 // copySize is the buffer of a blob that is being received: large enough that

@@ -160,11 +160,11 @@ func testReferrers(t *testing.T, reg oci.Registry) {
 
 	// Deleting the subject leaves them.
 	real := pushImage(t, reg, repo, "real", 4, nil)
-	d := referrer(t, reg, repo, real, oci.ArtifactTypeStreaming, 5)
+	d := referrer(t, reg, repo, real, "application/vnd.example", 5)
 	if err := reg.DeleteManifest(t.Context(), repo, real.Descriptor.Digest); err != nil {
 		t.Fatal(err)
 	}
-	checkReferrers(t, reg, repo, real.Descriptor.Digest, "", asReferrer(d, oci.ArtifactTypeStreaming, 5))
+	checkReferrers(t, reg, repo, real.Descriptor.Digest, "", asReferrer(d, "application/vnd.example", 5))
 
 	// A subject by sha512.
 	long := oci.Manifest{Descriptor: oci.Descriptor{MediaType: oci.MediaTypeImageManifest, Digest: oci.SHA512.FromString("long"), Size: 4}}
