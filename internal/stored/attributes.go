@@ -2,6 +2,7 @@ package stored
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -132,6 +133,23 @@ func (r *Registry) SetTagAttributes(ctx context.Context, repo, tag string, set f
 		return row, fmt.Errorf("set attributes of tag %s of %s: %w", tag, repo, err)
 	}
 	return row, nil
+}
+
+// attributes returns those of a repository, as they were at most attributesAge
+// ago. One that isn't in the index has the defaults.
+func (r *Registry) attributes(ctx context.Context, repo string) (index.Attributes, error) {
+	if a, ok := r.known.get(repo); ok {
+		return a, nil
+	}
+	asked := time.Now()
+	row, err := r.db.Repository(ctx, repo)
+	if errors.Is(err, index.ErrNotFound) {
+		return index.DefaultAttributes(), nil
+	}
+	if err == nil {
+		r.known.put(repo, row.Attributes, asked)
+	}
+	return row.Attributes, err
 }
 
 // attributesCache remembers the attributes of repositories for the pulls of

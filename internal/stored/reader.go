@@ -102,23 +102,13 @@ func (r *Registry) BlobURL(ctx context.Context, repo string, digest oci.Digest, 
 	return url, r.missing(ctx, repo, err, blobUnknown(repo, digest))
 }
 
-// checkReadable returns an error if nothing may be pulled from a repository. A
-// repository that isn't in the index has no locks.
+// checkReadable returns an error if nothing may be pulled from a repository.
 func (r *Registry) checkReadable(ctx context.Context, repo string) error {
-	attributes, ok := r.known.get(repo)
-	if !ok {
-		asked := time.Now()
-		row, err := r.db.Repository(ctx, repo)
-		if errors.Is(err, index.ErrNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		attributes = row.Attributes
-		r.known.put(repo, attributes, asked)
+	a, err := r.attributes(ctx, repo)
+	if err != nil {
+		return err
 	}
-	return readable(attributes, "repository", repositoryTarget(repo))
+	return readable(a, "repository", repositoryTarget(repo))
 }
 
 // GetManifest implements oci.Reader.
