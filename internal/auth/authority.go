@@ -94,8 +94,9 @@ func (o *Options) setDefaults() {
 const (
 	adminObject = "admin"
 
-	// maintenance is how often Run looks after the keys.
-	maintenance = time.Hour
+	// maintenance is how often Run looks after the keys; so often that no
+	// request has to wait while they are read.
+	maintenance = keysTTL / 2
 )
 
 // Authority knows the accounts and their rights. Its methods may be called
@@ -140,7 +141,7 @@ func Open(ctx context.Context, store storage.Store, opts Options) (*Authority, e
 	a.maps = table[mapRecord, *mapRecord]{store: store, prefix: "registry/scope-maps/", what: "scope map", now: a.now, exclude: opts.Exclude}
 	a.tokens = table[accountRecord, *accountRecord]{store: store, prefix: "registry/tokens/", what: "token", now: a.now, exclude: opts.Exclude}
 	a.admin = table[accountRecord, *accountRecord]{store: store, prefix: "registry/", what: "account", now: a.now, exclude: opts.Exclude}
-	a.maps.recent.max, a.tokens.recent.max, a.admin.recent.max, a.parsed.max = maxCachedRecords, maxCachedRecords, 1, maxParsed
+	a.maps.recent.max, a.tokens.recent.max, a.admin.recent.max, a.parsed.max = maxCachedMaps, maxCachedTokens, 1, maxParsed
 	for _, i := range opts.Exchange {
 		issuer, err := newIssuer(i, a.now)
 		if err != nil {
@@ -161,8 +162,9 @@ func Open(ctx context.Context, store storage.Store, opts Options) (*Authority, e
 	return a, a.openAdmin(ctx)
 }
 
-// Run replaces signing keys when they are due, and clears old ones away, until
-// ctx ends. Without it keys are replaced when something is signed.
+// Run reads the signing keys now and then, replaces them when they are due, and
+// clears old ones away, until ctx ends. Without it that happens when a request
+// needs a key, which takes longer then.
 func (a *Authority) Run(ctx context.Context) {
 	tick := time.NewTicker(maintenance)
 	defer tick.Stop()

@@ -23,7 +23,7 @@ const (
 	// parsedTTL bounds how long a token whose signature was right needn't be
 	// checked again; a key that was withdrawn works that much longer.
 	parsedTTL = time.Minute
-	maxParsed = 4096
+	maxParsed = 2048 // of 30 KiB at most, less than 1 KiB usually
 
 	claimsVersion = "1.0"
 )

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"sluice/internal/storage"
 )
 
@@ -25,8 +27,12 @@ const (
 	// recordTTL is how long what another replica changed may go unnoticed.
 	recordTTL = 5 * time.Second
 
-	maxRecord        = 1 << 20 // bytes of a stored account or scope map
-	maxCachedRecords = 10_000
+	// readTimeout bounds a read, which may be on behalf of several callers.
+	readTimeout = 10 * time.Second
+
+	maxRecord       = 1 << 20 // bytes of a stored account or scope map
+	maxCachedTokens = 4096    // few bytes each, or that there is none
+	maxCachedMaps   = 256
 )
 
 // record is what a table keeps.
@@ -47,18 +53,33 @@ type table[T any, R record[T]] struct {
 
 	changing sync.Mutex // held while one record is changed; taken before exclude
 	recent   cache[string, R]
+	reads    singleflight.Group
 }
 
 // get returns a record, which is shared and must not be changed.
 func (t *table[T, R]) get(ctx context.Context, name string) (R, error) {
-	now := t.now()
-	r, ok, sets := t.recent.get(name, now)
+	r, ok, _ := t.recent.get(name, t.now())
 	if !ok {
-		var err error
-		if r, err = t.read(ctx, name); err != nil {
-			return nil, err
+		result := t.reads.DoChan(name, func() (any, error) {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readTimeout)
+			defer cancel()
+			now := t.now()
+			_, _, sets := t.recent.get(name, now)
+			r, err := t.read(ctx, name)
+			if err == nil {
+				t.recent.fill(name, r, now.Add(recordTTL), sets)
+			}
+			return r, err
+		})
+		select {
+		case done := <-result:
+			if done.Err != nil {
+				return nil, done.Err
+			}
+			r = done.Val.(R)
+		case <-ctx.Done():
+			return nil, ctx.Err()
 		}
-		t.recent.fill(name, r, now.Add(recordTTL), sets)
 	}
 	if r == nil {
 		return nil, fmt.Errorf("%s %s: %w", t.what, name, ErrNotFound)
@@ -108,7 +129,8 @@ func (t *table[T, R]) change(ctx context.Context, name string, edit func(old R) 
 	if err != nil {
 		return nil, err
 	}
-	// Whatever comes of it, what is cached is old.
+	// Whatever comes of it, what is cached or being read is old.
+	defer t.reads.Forget(name)
 	defer t.recent.drop(name)
 	if r == nil {
 		if existed {
