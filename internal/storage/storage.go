@@ -1,7 +1,8 @@
 // Package storage keeps objects: bytes under a key such as
 // "repositories/library/debian/_tags/12". It is what the registry stands on,
 // and small enough that a local disk, Azure Blob Storage and S3 can all offer
-// it; Local and Memory are here.
+// it. Local and Memory are here, and Objects, the Store in an object store,
+// whose services are behind Bucket: see azureblob and s3.
 //
 // Small objects (manifests, tags) are Put whole. Large ones (blobs) come
 // through an Upload, which can be continued by another process, and appear
@@ -43,6 +44,9 @@ var (
 	ErrExists        = errors.New("object exists")
 	ErrRange         = errors.New("range begins beyond the end of the object")
 	ErrUploadUnknown = errors.New("no such upload")
+	// ErrUploadConflict: another process has continued the upload since it
+	// was resumed here. Resume it again to see how far it is.
+	ErrUploadConflict = errors.New("upload was continued by another process")
 	ErrLocked        = errors.New("in use by another process")
 )
 
@@ -140,7 +144,8 @@ type Upload interface {
 	// hash. It is atomic: after a crash the upload is found at a checkpoint.
 	Checkpoint(ctx context.Context, state []byte) error
 
-	// Content reads back what was written so far.
+	// Content reads back what was written so far. A Store whose service
+	// can't read what isn't an object yet may refuse to Write afterwards.
 	Content(ctx context.Context) (io.ReadCloser, error)
 
 	// Commit makes what was written the object of that key, and ends the
