@@ -180,11 +180,10 @@ func (r *Registry) create(ctx context.Context, repo string) error {
 	if _, err := r.db.Repository(ctx, repo); !errors.Is(err, index.ErrNotFound) {
 		return err
 	}
-	row, err := r.describeRepository(ctx, repo)
-	if err != nil {
-		return err
-	}
-	return r.db.Update(ctx, func(tx *index.Tx) error { tx.PutRepository(row); return nil })
+	var row index.Repository
+	return r.change(ctx, repo,
+		func(ctx context.Context) (err error) { row, err = r.describeRepository(ctx, repo); return err },
+		func(tx *index.Tx) error { tx.PutRepository(row); return nil })
 }
 
 // check validates what nearly every method gets.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -331,3 +332,5 @@ func TestAllowSparse(t *testing.T) {
 		}
 	}
 }
+
+func noTime() time.Time { return time.Time{} }
