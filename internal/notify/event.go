@@ -30,7 +30,7 @@ type Event struct {
 	Actor     string `json:"actor,omitempty"`
 	Remote    string `json:"remote,omitempty"`
 	Agent     string `json:"agent,omitempty"`
-	RequestID string `json:"requestId,omitempty"`
+	RequestID string `json:"requestID,omitempty"`
 }
 
 // methods are the HTTP methods by which actions happen, for consumers of
