@@ -19,11 +19,16 @@ import (
 // written. They stay behind when the request is over: for the server, which
 // may still have to skip the rest of a body or to flush, they hold as well, and
 // it sets its own before it waits for the next request.
+//
+// A deadline of HTTP/2 is one of the stream, and ends it when it passes, even if
+// nobody reads or writes just then. So there it holds only while somebody does,
+// and while the server flushes.
 type conversation struct {
 	http.ResponseWriter
 	request *http.Request
 	control *http.ResponseController
 	idle    time.Duration
+	stream  bool // it is one of HTTP/2
 	began   time.Time
 
 	id, trace        string // of the request; trace is empty if it has none
@@ -63,16 +68,30 @@ func newConversation(w http.ResponseWriter, r *http.Request, idle time.Duration)
 	c := &conversation{
 		ResponseWriter: w, request: r,
 		control: http.NewResponseController(w),
-		idle:    idle, began: time.Now(),
+		idle:    idle, stream: r.ProtoMajor >= 2, began: time.Now(),
 	}
 	// Errors of deadlines are those of writers without a connection, as in
 	// tests; there is nothing to time then.
-	c.control.SetWriteDeadline(time.Now().Add(idle))
+	c.writing()
+	c.wrote()
 	if r.Body != nil && r.Body != http.NoBody {
-		c.control.SetReadDeadline(time.Now().Add(idle))
+		if !c.stream {
+			c.control.SetReadDeadline(c.began.Add(idle))
+		}
 		r.Body = &requestBody{ReadCloser: r.Body, c: c}
 	}
 	return c
+}
+
+// writing moves the deadline on before something is written, or flushed at the
+// end.
+func (c *conversation) writing() { c.control.SetWriteDeadline(time.Now().Add(c.idle)) }
+
+// wrote is called after it was.
+func (c *conversation) wrote() {
+	if c.stream {
+		c.control.SetWriteDeadline(time.Time{})
+	}
 }
 
 // Unwrap is for http.ResponseController.
@@ -82,8 +101,9 @@ func (c *conversation) WriteHeader(status int) {
 	if c.status == 0 {
 		c.status = status
 	}
-	c.control.SetWriteDeadline(time.Now().Add(c.idle))
+	c.writing()
 	c.ResponseWriter.WriteHeader(status)
+	c.wrote()
 }
 
 func (c *conversation) Write(p []byte) (int, error) {
@@ -92,8 +112,9 @@ func (c *conversation) Write(p []byte) (int, error) {
 	}
 	total := 0
 	for len(p) > 0 {
-		c.control.SetWriteDeadline(time.Now().Add(c.idle))
+		c.writing()
 		n, err := c.ResponseWriter.Write(p[:min(len(p), sendSize)])
+		c.wrote()
 		total += n
 		c.sent += int64(n)
 		if err != nil {
@@ -126,7 +147,7 @@ func (c *conversation) ReadFrom(src io.Reader) (int64, error) {
 		if want == 0 {
 			return total, nil
 		}
-		c.control.SetWriteDeadline(time.Now().Add(c.idle))
+		c.writing()
 		n, err := to.ReadFrom(piece)
 		total += n
 		c.sent += n
@@ -160,11 +181,12 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	b.c.control.SetReadDeadline(time.Now().Add(b.c.idle))
 	n, err := b.ReadCloser.Read(p)
 	b.c.received += int64(n)
-	if err == io.EOF {
+	if err == io.EOF || b.c.stream {
 		// The server goes on reading, to notice when the client goes away;
 		// that may take as long as it likes.
 		b.c.control.SetReadDeadline(time.Time{})
-	} else if err != nil {
+	}
+	if err != nil && err != io.EOF {
 		err = &bodyError{err}
 	}
 	return n, err

@@ -109,7 +109,9 @@ func writeError(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		status = http.StatusRequestTimeout
 		answer = &oci.Error{Code: codeTimeout, Message: "the request's body stopped coming: send it again"}
-		w.Header().Set("Connection", "close")
+		if r.ProtoMajor < 2 { // there, only the stream has to end
+			w.Header().Set("Connection", "close")
+		}
 	case errors.As(err, &be), r.Context().Err() != nil, errors.Is(err, context.Canceled):
 		status = statusClientGone
 		answer = &oci.Error{Code: codeTimeout, Message: "the request's body ended early"}

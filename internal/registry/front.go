@@ -98,12 +98,16 @@ type front struct {
 func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := newConversation(w, r, f.opts.IdleTimeout)
 	probe := r.URL.Path == "/healthz" || r.URL.Path == "/readyz"
-	if probe {
-		c.kind = strings.TrimPrefix(r.URL.Path, "/")
+	signIn := strings.HasPrefix(r.URL.Path, "/oauth2/")
+	switch { // what answers these doesn't Report
+	case probe:
+		c.kind = "probe"
+	case signIn:
+		c.kind = "oauth2"
 	}
 	ctx := f.identify(c, r)
 	ctx, span := f.startSpan(ctx, c, r)
-	if !probe && !strings.HasPrefix(r.URL.Path, "/oauth2/") && f.opts.Authorizer != nil {
+	if !probe && !signIn && f.opts.Authorizer != nil {
 		c.caller, c.authErr = f.opts.Authorizer.Authenticate(r)
 		if c.authErr != nil {
 			f.opts.Metrics.authFailed()
@@ -119,6 +123,7 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if p := recover(); p != nil {
 			f.panicked(c, p)
 		}
+		c.writing() // what is still buffered
 		took := time.Since(c.began)
 		f.opts.Metrics.end(c, took)
 		endSpan(span, c)
@@ -127,14 +132,11 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			panic(http.ErrAbortHandler) // the server's way to break a response off
 		}
 	}()
-	switch {
-	case probe:
+	if probe {
 		f.probe(c, r)
-	default:
-		if err := f.admit(c); err != nil {
-			c.fail(err)
-			return
-		}
+	} else if err := f.admit(c); err != nil {
+		c.fail(err)
+	} else {
 		f.next.ServeHTTP(c, r)
 	}
 }

@@ -311,7 +311,7 @@ func TestReadiness(t *testing.T) {
 		Log: log, Ready: func(context.Context) error { return fmt.Errorf("database: %w", context.DeadlineExceeded) },
 	})
 	resp, body := get(t, server.Client(), "GET", server.URL+"/readyz")
-	if resp.StatusCode != 503 || strings.Contains(body, "database") {
+	if resp.StatusCode != http.StatusServiceUnavailable || strings.Contains(body, "database") {
 		t.Errorf("%s: %s", resp.Status, body)
 	}
 	if !strings.Contains(lines.String(), "database") {
@@ -356,21 +356,21 @@ func TestRedirect(t *testing.T) {
 	stay := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	url := server.URL + "/v2/a/blobs/" + digest.String()
 	resp, body := get(t, &stay, "GET", url)
-	if resp.StatusCode != 307 || resp.Header.Get("Cache-Control") != "no-store" || body != "" ||
+	if resp.StatusCode != http.StatusTemporaryRedirect || resp.Header.Get("Cache-Control") != "no-store" || body != "" ||
 		resp.Header.Get("Location") != objects.URL+"/"+digest.Encoded()+"?sig=hidden-signature" || reg.ttl != time.Minute {
 		t.Errorf("%s, %v, %q", resp.Status, resp.Header, body)
 	}
-	if resp, _ = get(t, &stay, "HEAD", url); resp.StatusCode != 200 || resp.ContentLength != int64(len(big)) {
+	if resp, _ = get(t, &stay, "HEAD", url); resp.StatusCode != http.StatusOK || resp.ContentLength != int64(len(big)) {
 		t.Errorf("HEAD: %s, %d bytes", resp.Status, resp.ContentLength)
 	}
-	if resp, body = get(t, &stay, "GET", server.URL+"/v2/a/blobs/"+emptyDigest); resp.StatusCode != 404 {
+	if resp, body = get(t, &stay, "GET", server.URL+"/v2/a/blobs/"+emptyDigest); resp.StatusCode != http.StatusNotFound {
 		t.Errorf("a blob that isn't there: %s %s", resp.Status, body)
 	}
-	if resp, _ = get(t, &stay, "GET", url, "If-None-Match", `"`+digest.String()+`"`); resp.StatusCode != 304 {
+	if resp, _ = get(t, &stay, "GET", url, "If-None-Match", `"`+digest.String()+`"`); resp.StatusCode != http.StatusNotModified {
 		t.Errorf("a blob that the client has: %s", resp.Status)
 	}
 	resp, body = get(t, http.DefaultClient, "GET", url, "Range", "bytes=100-199", "Authorization", "Bearer of-the-registry")
-	if resp.StatusCode != 206 || body != string(big[100:200]) {
+	if resp.StatusCode != http.StatusPartialContent || body != string(big[100:200]) {
 		t.Errorf("a range: %s, %q", resp.Status, body)
 	}
 
@@ -394,7 +394,7 @@ func TestRedirect(t *testing.T) {
 		t.Error("the log has a signed URL")
 	}
 	reg.url = ""
-	if resp, body = get(t, &stay, "GET", url); resp.StatusCode != 200 || body != string(big) {
+	if resp, body = get(t, &stay, "GET", url); resp.StatusCode != http.StatusOK || body != string(big) {
 		t.Errorf("a blob without a URL: %s", resp.Status)
 	}
 }

@@ -109,11 +109,23 @@ func (h *Handler) mount(ctx context.Context, from, to string, digest oci.Digest)
 	return oci.Descriptor{}, false, err
 }
 
+// blobFinder is an oci.Registry that knows where its blobs are. FindBlob returns
+// "" if there is no repository that has it.
+type blobFinder interface {
+	FindBlob(ctx context.Context, digest oci.Digest) (repo string, err error)
+}
+
 // findBlob returns a repository that has a blob and that the caller may read,
 // or "".
 func (h *Handler) findBlob(ctx context.Context, digest oci.Digest) string {
 	ctx, cancel := context.WithTimeout(ctx, mountSearchTime)
 	defer cancel()
+	if f, ok := h.registry.(blobFinder); ok {
+		repo, err := f.FindBlob(ctx, digest)
+		if err != nil || repo == "" || h.mayPull(ctx, repo) {
+			return repo
+		}
+	}
 	left := mountSearchRepositories
 	for repo, err := range h.registry.Repositories(ctx, "") {
 		if left--; err != nil || left < 0 {
