@@ -125,6 +125,9 @@ func (h *Handler) listManifests(w http.ResponseWriter, r *http.Request, req Requ
 }
 
 func wireManifest(m index.Manifest) Manifest {
+	if m.ArtifactType == m.ConfigMediaType {
+		m.ArtifactType = "" // what referrers are filtered by where a manifest has none
+	}
 	return Manifest{
 		Digest: m.Digest, ImageSize: m.ImageSize, Created: m.Pushed, Updated: m.Updated, CreatedBy: m.By,
 		Architecture: m.Architecture, OS: m.OS, MediaType: m.MediaType, ConfigMediaType: m.ConfigMediaType,

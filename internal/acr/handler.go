@@ -33,7 +33,7 @@ type Options struct {
 	SoftDelete time.Duration
 
 	// CollectGrace is how long a blob that nothing needs must not have been
-	// touched before POST /acr/v1/_gc removes it. Zero: one hour.
+	// touched before POST /acr/v1/_gc removes it. Zero: a day.
 	CollectGrace time.Duration
 
 	// ImportTransport carries the requests to registries that are imported
@@ -64,7 +64,7 @@ func New(reg *stored.Registry, db *index.DB, store storage.Store, opts Options) 
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
 	if opts.CollectGrace == 0 {
-		opts.CollectGrace = time.Hour
+		opts.CollectGrace = 24 * time.Hour
 	}
 	if opts.ImportTransport == nil {
 		opts.ImportTransport = remote.NewTransport()
