@@ -43,7 +43,7 @@ func (db *DB) Touch(ctx context.Context, repo string, digest oci.Digest) error {
 	if err == nil && micros(b.Touched) < before {
 		var tx Tx
 		tx.add("UPDATE blobs SET touched = $3 WHERE repo = $1 AND digest = $2 AND touched < $4", repo, digest.String(), now(), before)
-		err = db.engine.write(ctx, tx.statements)
+		err = db.engine.write(ctx, nil, tx.statements)
 	}
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return fmt.Errorf("index: touch %s@%s: %w", repo, digest, err)

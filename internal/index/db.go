@@ -35,17 +35,20 @@ type DB struct {
 
 // engine is how a database is written to.
 type engine interface {
-	// write runs the statements in one transaction. The effect is durable
-	// when it returns nil, and there is none when it returns an error,
-	// except that one of a broken connection may have come too late.
-	write(ctx context.Context, statements []statement) error
+	// write runs the statements in one transaction, whose effect is durable
+	// when it returns nil. An error means that there is none, unless it is
+	// of a broken connection. Statements may run twice: they must be such
+	// that this has no other effect. Transactions with a lock in common run
+	// one after the other.
+	write(ctx context.Context, locks []int64, statements []statement) error
 
 	// transact runs f in one transaction that other writers of the same
 	// rows can't interfere with. f may run more than once.
 	transact(ctx context.Context, f func(context.Context, querier) error) error
 
-	// explain adds to an error of the database what to do about it.
-	explain(err error) error
+	// read runs f, which reads outside of transactions and may run more
+	// than once. To the errors of the database all three add what to do.
+	read(ctx context.Context, f func() error) error
 
 	close() error
 }
@@ -114,12 +117,15 @@ type scan func(dest ...any) error
 
 // all runs a query and collects what row makes of every row.
 func all[T any](ctx context.Context, db *DB, query string, row func(scan) (T, error), args ...any) ([]T, error) {
-	rows, err := db.reader.QueryContext(ctx, db.dialect.spell(query), args...)
-	if err != nil {
-		return nil, db.engine.explain(err)
-	}
-	list, err := rest(rows, row)
-	return list, db.engine.explain(err)
+	var list []T
+	err := db.engine.read(ctx, func() error {
+		rows, err := db.reader.QueryContext(ctx, db.dialect.spell(query), args...)
+		if err == nil {
+			list, err = rest(rows, row)
+		}
+		return err
+	})
+	return list, err
 }
 
 // one runs a query of one row at most; none is ErrNotFound.

@@ -3,10 +3,13 @@ package index
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/url"
 	"time"
 
@@ -20,7 +23,7 @@ import (
 const (
 	postgresConns   = 16               // for queries and transactions
 	postgresWaiters = 8                // for locks that somebody else has
-	postgresTries   = 8                // of a transaction that others got in the way of
+	postgresTries   = 20               // of what failed through no fault of its own; more than connections
 	postgresConnect = 10 * time.Second // to make a connection
 )
 
@@ -89,7 +92,7 @@ type postgresEngine struct {
 
 // write sends all statements at once: one round trip, commit included, since
 // what is sent together is one transaction.
-func (e *postgresEngine) write(ctx context.Context, statements []statement) error {
+func (e *postgresEngine) write(ctx context.Context, locks []int64, statements []statement) error {
 	return e.retry(ctx, func() error {
 		conn, err := e.pool.Conn(ctx)
 		if err != nil {
@@ -98,6 +101,9 @@ func (e *postgresEngine) write(ctx context.Context, statements []statement) erro
 		defer conn.Close()
 		return conn.Raw(func(c any) error {
 			var batch pgx.Batch
+			for _, key := range locks {
+				batch.Queue(e.dialect.lock, key)
+			}
 			for _, s := range statements {
 				batch.Queue(e.dialect.spell(s.sql), s.args...)
 			}
@@ -127,27 +133,43 @@ func ignoreDone(err error) error {
 	return err
 }
 
-// retry runs f again when other transactions got in its way, which has no
-// effect but the loss of time.
+// retry runs f again when other transactions got in its way, or its connection
+// broke, as all do when the server restarts. That may have happened just after
+// a commit; what is written is such that writing it twice makes no difference.
 func (e *postgresEngine) retry(ctx context.Context, f func() error) error {
 	for try := 1; ; try++ {
 		err := f()
-		if !isConflict(err) || try == postgresTries {
+		if err == nil || try == postgresTries || ctx.Err() != nil || !isConflict(err) && !isBroken(err) {
 			return e.explain(err)
 		}
 		select {
-		case <-time.After(rand.N(time.Duration(try) * 10 * time.Millisecond)):
+		case <-time.After(rand.N(time.Duration(try) * 5 * time.Millisecond)):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 }
 
+func (e *postgresEngine) read(ctx context.Context, f func() error) error { return e.retry(ctx, f) }
+
 // isConflict reports errors that go away by doing the same again.
 // Source: PostgreSQL, Appendix A, class 40.
 func isConflict(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01")
+}
+
+// isBroken reports that a connection which had been made is gone: the server
+// ended it (57P01 and 57P02), or the network did.
+func isBroken(err error) bool {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Code == "57P01" || pg.Code == "57P02"
+	}
+	var connecting *pgconn.ConnectError
+	var network net.Error
+	return !errors.As(err, &connecting) &&
+		(errors.As(err, &network) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || errors.Is(err, driver.ErrBadConn))
 }
 
 // explain tells what to do about an index whose tables are not as this program

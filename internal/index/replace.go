@@ -22,6 +22,7 @@ type RepositoryContent struct {
 // the repository from before its tree is read.
 func (db *DB) ReplaceRepository(ctx context.Context, repo string, content RepositoryContent) error {
 	var tx Tx
+	tx.changes(repo, 2)
 	tx.add("UPDATE blobs SET touched = -touched WHERE repo = $1", repo) // to be told from those put now
 	for _, statement := range []string{
 		"DELETE FROM manifests WHERE repo = $1", "DELETE FROM tags WHERE repo = $1",

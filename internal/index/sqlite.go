@@ -108,7 +108,7 @@ type write struct {
 	ready chan struct{}
 }
 
-func (e *sqliteEngine) write(ctx context.Context, statements []statement) error {
+func (e *sqliteEngine) write(ctx context.Context, _ []int64, statements []statement) error {
 	return e.transact(ctx, func(ctx context.Context, q querier) error {
 		for _, s := range statements {
 			if _, err := q.exec(ctx, s.sql, s.args...); err != nil {
@@ -208,6 +208,8 @@ func (e *sqliteEngine) one(ctx context.Context, q transaction, w *write) error {
 	_, err := q.exec(ctx, "RELEASE one")
 	return err
 }
+
+func (e *sqliteEngine) read(_ context.Context, f func() error) error { return e.explain(f()) }
 
 func (e *sqliteEngine) transactNow(ctx context.Context, f func(*sql.Tx) error) error {
 	tx, err := e.writer.BeginTx(ctx, nil)

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"sluice/oci"
@@ -20,7 +21,17 @@ import (
 // of manifests and tags moves Repository.Updated forward.
 type Tx struct {
 	statements []statement
-	err        error // the first thing that couldn't be written
+	err        error    // the first thing that couldn't be written
+	repos      []string // what is changed
+	rows       int      // how many rows of them, or more; see changes
+}
+
+// changes tells that rows of a repository follow. Transactions that change more
+// than one row of a repository come one after the other, so that the order in
+// which they change rows can't be a deadlock.
+func (tx *Tx) changes(repo string, rows int) {
+	tx.repos = append(tx.repos, repo)
+	tx.rows += rows
 }
 
 func (tx *Tx) add(sql string, args ...any) {
@@ -48,12 +59,26 @@ func (db *DB) Update(ctx context.Context, f func(*Tx) error) error {
 
 func (db *DB) send(ctx context.Context, tx *Tx, what string) error {
 	if tx.err == nil {
-		tx.err = db.engine.write(ctx, tx.statements)
+		tx.err = db.engine.write(ctx, tx.locks(), tx.statements)
 	}
 	if tx.err != nil {
 		return fmt.Errorf("index: %s: %w", what, tx.err)
 	}
 	return nil
+}
+
+// locks returns the keys of what is to be locked first, in the order that
+// everybody has.
+func (tx *Tx) locks() []int64 {
+	if tx.rows < 2 {
+		return nil
+	}
+	var keys []int64
+	for _, repo := range tx.repos {
+		keys = append(keys, lockKey("rows of "+repo))
+	}
+	slices.Sort(keys)
+	return slices.Compact(keys)
 }
 
 // Intent is the durable note that the tree of a repository is about to change.
@@ -68,7 +93,7 @@ type Intent struct {
 func (db *DB) Intend(ctx context.Context, repo string) (*Intent, error) {
 	i := &Intent{db: db, id: rand.Text(), repo: repo}
 	var tx Tx
-	tx.add("INSERT INTO intents (id, repo, created) VALUES ($1, $2, $3)", i.id, repo, now())
+	tx.add("INSERT INTO intents (id, repo, created) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING", i.id, repo, now())
 	return i, db.send(ctx, &tx, "intent to change "+repo)
 }
 
@@ -112,6 +137,7 @@ func (db *DB) ClearStale(ctx context.Context, repo string, age time.Duration) er
 
 // PutRepository puts a repository's own row. A zero time is now.
 func (tx *Tx) PutRepository(r Repository) {
+	tx.changes(r.Name, 1)
 	tx.add(`INSERT INTO repositories (name, created, updated, attributes) VALUES ($1, $2, $3, $4)
 		ON CONFLICT (name) DO UPDATE SET created = excluded.created, updated = excluded.updated, attributes = excluded.attributes`,
 		r.Name, orNow(r.Created), orNow(r.Updated), r.bits())
@@ -120,6 +146,7 @@ func (tx *Tx) PutRepository(r Repository) {
 // changed makes the repository's row and moves its Updated to at, but never
 // back.
 func (tx *Tx) changed(repo string, at int64) {
+	tx.changes(repo, 2)
 	tx.add(`INSERT INTO repositories (name, created, updated, attributes) VALUES ($1, $2, $2, $3)
 		ON CONFLICT (name) DO UPDATE SET updated = excluded.updated WHERE repositories.updated < excluded.updated`,
 		repo, at, DefaultAttributes().bits())
@@ -127,6 +154,7 @@ func (tx *Tx) changed(repo string, at int64) {
 
 // exists makes the repository's row.
 func (tx *Tx) exists(repo string) {
+	tx.changes(repo, 1)
 	tx.add("INSERT INTO repositories (name, created, updated, attributes) VALUES ($1, $2, $2, $3) ON CONFLICT (name) DO NOTHING",
 		repo, now(), DefaultAttributes().bits())
 }
@@ -203,12 +231,14 @@ func (tx *Tx) PutBlob(b Blob) {
 
 // DeleteBlob deletes a blob, if it is there.
 func (tx *Tx) DeleteBlob(repo string, digest oci.Digest) {
+	tx.changes(repo, 1)
 	tx.add("DELETE FROM blobs WHERE repo = $1 AND digest = $2", repo, digest.String())
 }
 
 // PutDeleted puts a soft-deleted manifest and what it needs.
 func (tx *Tx) PutDeleted(d Deleted) {
 	tx.exists(d.Repo)
+	tx.changes(d.Repo, 1)
 	tx.add(`INSERT INTO deleted (`+deletedColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 		ON CONFLICT (repo, digest) DO UPDATE SET media_type = excluded.media_type, tags = excluded.tags,
 			deleted = excluded.deleted, deleted_by = excluded.deleted_by, blobs = excluded.blobs,
@@ -221,12 +251,14 @@ func (tx *Tx) PutDeleted(d Deleted) {
 // RemoveDeleted removes a soft-deleted manifest, if it is there: it was
 // restored, or is gone for good.
 func (tx *Tx) RemoveDeleted(repo string, digest oci.Digest) {
+	tx.changes(repo, 2)
 	tx.add("DELETE FROM deleted WHERE repo = $1 AND digest = $2", repo, digest.String())
 	tx.needs(repo, digest, neededByDeleted, nil, nil)
 }
 
 // RemoveRepository removes all rows of a repository but its intents.
 func (tx *Tx) RemoveRepository(repo string) {
+	tx.changes(repo, 2)
 	for _, statement := range []string{
 		"DELETE FROM manifests WHERE repo = $1", "DELETE FROM tags WHERE repo = $1", "DELETE FROM blobs WHERE repo = $1",
 		"DELETE FROM needs WHERE repo = $1", "DELETE FROM deleted WHERE repo = $1", "DELETE FROM repositories WHERE name = $1",
