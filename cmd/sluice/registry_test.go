@@ -23,15 +23,16 @@ import (
 	"sluice/oci"
 )
 
-// startRegistry runs the command until the test ends and returns its address
-// and a function that stops it and returns what it ended with.
-func startRegistry(t *testing.T, c registryConfig) (addr string, stop func() error) {
+// startRegistry runs `sluice registry` with a free port until the test ends, and
+// returns its address and a function that stops it and returns what it ended
+// with.
+func startRegistry(t *testing.T, args ...string) (addr string, stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	r, w := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		err := runRegistry(ctx, c, w, io.Discard)
+		err := registryCommand(ctx, w, append([]string{"--listen", "127.0.0.1:0"}, args...)...)
 		w.CloseWithError(err)
 		done <- err
 	}()
@@ -45,9 +46,18 @@ func startRegistry(t *testing.T, c registryConfig) (addr string, stop func() err
 	return addr, func() error { cancel(); return <-done }
 }
 
+// registryCommand is `sluice registry`.
+func registryCommand(ctx context.Context, stdout io.Writer, args ...string) error {
+	cmd := newCommand()
+	cmd.SetArgs(append([]string{"registry"}, args...))
+	cmd.SetOut(stdout)
+	cmd.SetErr(io.Discard)
+	return cmd.ExecuteContext(ctx)
+}
+
 func TestRegistryServesAndStops(t *testing.T) {
-	c := registryConfig{data: filepath.Join(t.TempDir(), "new", "data"), listen: "127.0.0.1:0", uploadAge: time.Hour}
-	addr, stop := startRegistry(t, c)
+	data := filepath.Join(t.TempDir(), "new", "data")
+	addr, stop := startRegistry(t, "--data", data)
 
 	// A push that is under way when the registry is told to stop is served.
 	body, source := io.Pipe()
@@ -70,7 +80,7 @@ func TestRegistryServesAndStops(t *testing.T) {
 	}()
 	source.Write(content[:50_000])
 	for arrived := false; !arrived; time.Sleep(5 * time.Millisecond) {
-		uploads, err := os.ReadDir(filepath.Join(c.data, ".sluice/uploads"))
+		uploads, err := os.ReadDir(filepath.Join(data, ".sluice/uploads"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -95,7 +105,7 @@ func TestRegistryServesAndStops(t *testing.T) {
 		t.Errorf("stop: %v", err)
 	}
 
-	addr, stop = startRegistry(t, c)
+	addr, stop = startRegistry(t, "--data", data)
 	resp, err := http.Head("http://" + addr + "/v2/a/blobs/" + digest.String())
 	if err != nil {
 		t.Fatal(err)
@@ -111,23 +121,25 @@ func TestRegistryServesAndStops(t *testing.T) {
 
 func TestRegistryRefuses(t *testing.T) {
 	data := t.TempDir()
-	addr, _ := startRegistry(t, registryConfig{data: data, listen: "127.0.0.1:0", uploadAge: time.Hour})
+	addr, _ := startRegistry(t, "--data", data)
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for want, c := range map[string]registryConfig{
-		"another registry":              {data: data, listen: "127.0.0.1:0"},
-		addr + " is in use":             {data: t.TempDir(), listen: addr},
-		"can't listen on 256.0.0.1:1":   {data: t.TempDir(), listen: "256.0.0.1:1"},
-		file + "/data can't be used":    {data: file + "/data", listen: "127.0.0.1:0"},
-		"no such file or directory":     {data: t.TempDir(), listen: "127.0.0.1:0", tlsCert: "/none", tlsKey: "/none"},
-		"data directory /proc/self/new": {data: "/proc/self/new", listen: "127.0.0.1:0"},
+	for want, args := range map[string][]string{
+		"another registry":              {"--data", data},
+		addr + " is in use":             {"--data", t.TempDir(), "--listen", addr},
+		"can't listen on 256.0.0.1:1":   {"--data", t.TempDir(), "--listen", "256.0.0.1:1"},
+		file + "/data can't be used":    {"--data", file + "/data"},
+		"no such file or directory":     {"--data", t.TempDir(), "--tls-cert", "/none", "--tls-key", "/none"},
+		"data directory /proc/self/new": {"--data", "/proc/self/new"},
+		"listen = \"5000\" (flag)":      {"--data", t.TempDir(), "--listen", "5000"},
+		"write KEY=VALUE":               {"--set", "auth.enabled"},
+		"there is no such key":          {"--set", "auth.enable=true"},
 	} {
-		c.uploadAge = time.Hour
-		err := runRegistry(t.Context(), c, io.Discard, io.Discard)
+		err := registryCommand(t.Context(), io.Discard, append([]string{"--listen", "127.0.0.1:0"}, args...)...)
 		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%+v: error %v, want one with %q", c, err, want)
+			t.Errorf("%v: error %v, want one with %q", args, err, want)
 		}
 	}
 }
@@ -136,7 +148,7 @@ func TestRegistryTLS(t *testing.T) {
 	dir := t.TempDir()
 	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
 	pool := writeCertificate(t, cert, key)
-	addr, stop := startRegistry(t, registryConfig{data: filepath.Join(dir, "data"), listen: "127.0.0.1:0", tlsCert: cert, tlsKey: key, uploadAge: time.Hour})
+	addr, stop := startRegistry(t, "--data", filepath.Join(dir, "data"), "--tls-cert", cert, "--tls-key", key)
 	client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, ForceAttemptHTTP2: true}}
 	content := bytes.Repeat([]byte("0123456789"), 1<<18)
 	url := "https://" + addr + "/v2/a/blobs/"
