@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -123,7 +124,11 @@ func (c *copier) push(ctx context.Context, s *stream) error {
 
 // pause waits before another attempt.
 func (c *copier) pause(ctx context.Context, digest oci.Digest, failed int, err error) {
-	c.opts.Log.WarnContext(ctx, "transfer of a blob failed, trying again", "digest", digest, "failures", failed, "error", err)
+	level := slog.LevelInfo // a lost connection is nothing to worry about
+	if failed > 1 {
+		level = slog.LevelWarn
+	}
+	c.opts.Log.Log(ctx, level, "transfer of a blob failed, trying again", "digest", digest, "failures", failed, "error", err)
 	d := min(c.opts.MinBackoff<<min(failed-1, 10), maxBackoff)
 	t := time.NewTimer(d - rand.N(d/2+1))
 	defer t.Stop()
