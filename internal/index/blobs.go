@@ -107,8 +107,7 @@ func (db *DB) DeletedManifests(ctx context.Context, repo string, before time.Tim
 	}
 	where, args := "(repo, digest) > ($1, $2)", []any{lastRepo, lastDigest, max(n, 0)}
 	if repo != "" {
-		where += " AND repo = $4"
-		args = append(args, repo)
+		where, args[0] = "repo = $1 AND digest > $2", repo
 	}
 	if !before.IsZero() {
 		args = append(args, micros(before))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -30,7 +31,8 @@ type DB struct {
 	reader  *sql.DB
 	engine  engine
 	locks   locker
-	log     *slog.Logger
+	closing sync.Once
+	closed  error // of Close, once closing is done
 }
 
 // engine is how a database is written to.
@@ -88,17 +90,39 @@ func Open(ctx context.Context, opts Options) (*DB, error) {
 	scheme, rest, _ := strings.Cut(opts.URL, ":")
 	switch scheme {
 	case "sqlite":
-		return openSQLite(ctx, rest, opts.Log)
+		return openSQLite(ctx, rest)
 	case "postgres", "postgresql":
 		return openPostgres(ctx, opts.URL, opts.Log)
 	}
-	return nil, fmt.Errorf("index database %q: the URL must begin with sqlite: or postgres:", scheme+":…")
+	return nil, errScheme(opts.URL)
 }
 
-// Close ends what is running and releases the database and all locks.
+// Reset removes all that a database holds, the queue included, also when it
+// can't be opened any more. It is for when nobody has it open; Open makes it
+// anew, and ReplaceRepository fills it.
+func Reset(ctx context.Context, opts Options) error {
+	switch scheme, rest, _ := strings.Cut(opts.URL, ":"); scheme {
+	case "sqlite":
+		return resetSQLite(rest)
+	case "postgres", "postgresql":
+		return resetPostgres(ctx, opts.URL)
+	}
+	return errScheme(opts.URL)
+}
+
+func errScheme(address string) error {
+	scheme, _, _ := strings.Cut(address, ":") // what follows may be secret
+	return fmt.Errorf("index database %q: the URL must begin with sqlite: or postgres:, to name a file or a server", scheme+":…")
+}
+
+// Close ends what is running and releases the database and all locks. Further
+// calls do nothing.
 func (db *DB) Close() error {
-	db.locks.close()
-	return errors.Join(db.engine.close(), db.reader.Close())
+	db.closing.Do(func() {
+		db.locks.close()
+		db.closed = errors.Join(db.engine.close(), db.reader.Close())
+	})
+	return db.closed
 }
 
 // Check asks the database for something small: whether it can serve.

@@ -70,7 +70,19 @@ func openPostgres(ctx context.Context, address string, log *slog.Logger) (*DB, e
 		}
 		return conn, nil
 	}, log)
-	return &DB{dialect: d, reader: pool, engine: engine, locks: locks, log: log}, nil
+	return &DB{dialect: d, reader: pool, engine: engine, locks: locks}, nil
+}
+
+func resetPostgres(ctx context.Context, address string) error {
+	conn, err := pgx.Connect(ctx, address)
+	if err == nil {
+		_, err = conn.Exec(ctx, "DROP TABLE IF EXISTS "+tables)
+		err = errors.Join(err, conn.Close(ctx))
+	}
+	if err != nil {
+		return fmt.Errorf("index database %s: %w", nameOf(address), err)
+	}
+	return nil
 }
 
 // nameOf is an address without what is secret in it.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -23,9 +22,9 @@ const (
 	groupMax      = 256 // transactions that share one fsync
 )
 
-func openSQLite(ctx context.Context, path string, log *slog.Logger) (*DB, error) {
+func openSQLite(ctx context.Context, path string) (*DB, error) {
 	if path == "" {
-		return nil, errors.New("index database sqlite: without a path; say sqlite:/path/file.db or sqlite::memory:")
+		return nil, errors.New("index database sqlite: lacks a path; say sqlite:/path/file.db, or sqlite::memory: for one that is gone at the end")
 	}
 	d := sqliteDialect()
 	writer, reader, err := sqlitePools(path)
@@ -38,7 +37,7 @@ func openSQLite(ctx context.Context, path string, log *slog.Logger) (*DB, error)
 		return nil, errors.Join(engine.explain(fmt.Errorf("index database %s: %w", path, err)), reader.Close(), writer.Close())
 	}
 	go engine.run(context.WithoutCancel(ctx))
-	return &DB{dialect: d, reader: reader, engine: engine, locks: newLocalLocks(), log: log}, nil
+	return &DB{dialect: d, reader: reader, engine: engine, locks: newLocalLocks()}, nil
 }
 
 // sqlitePools returns the one connection that writes and those that read.
@@ -84,6 +83,18 @@ func createSQLite(path string) error {
 		return err
 	}
 	return durable.SyncDir(filepath.Dir(path))
+}
+
+func resetSQLite(path string) error {
+	if path == memory {
+		return nil
+	}
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := durable.Remove(path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("index database %s: %w", path, err)
+		}
+	}
+	return nil
 }
 
 // sqliteEngine writes to SQLite through one goroutine, which commits all
