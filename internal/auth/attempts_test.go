@@ -108,6 +108,22 @@ func TestOneAddressTriesAccounts(t *testing.T) {
 	}
 }
 
+// What was right doesn't count, and forgives what was wrong before.
+func TestRightPasswordsAreNotCounted(t *testing.T) {
+	b := open(t, new(storage.Memory), newClock(), nil)
+	b.token("ci", auth.MapPull)
+	for i := range 80 {
+		if i%10 == 0 && i < 50 {
+			for range 5 {
+				_, _ = b.who(basic("ci", "wrong"))
+			}
+		}
+		if _, err := b.who(basic("ci", b.mustGenerate("ci", 1))); err != nil { // a new one isn't remembered
+			t.Fatalf("the right password, %d: %v", i, err)
+		}
+	}
+}
+
 // Many connections with the right password at once are one attempt.
 func TestManyConnections(t *testing.T) {
 	b := open(t, new(storage.Memory), newClock(), nil)
@@ -143,23 +159,22 @@ func TestVerificationIsRemembered(t *testing.T) {
 
 // An account that doesn't exist takes as long as a wrong password.
 func TestUnknownAccountsCostTheSame(t *testing.T) {
-	b := open(t, new(storage.Memory), newClock(), func(o *auth.Options) { o.HashCost = 9 })
+	b := open(t, new(storage.Memory), newClock(), func(o *auth.Options) { o.HashCost = 8 })
 	b.token("ci", auth.MapPull)
-	fastest := func(user string) time.Duration {
-		best := time.Hour
-		for i := range 5 {
+	// The fastest of several, by turns: other work only makes it slower.
+	fastest := map[string]time.Duration{"ci": time.Hour, "nobody": time.Hour, "..": time.Hour, "admin": time.Hour}
+	for i := range 9 {
+		for user := range fastest {
 			began := time.Now()
 			if _, err := b.who(basic(user, fmt.Sprint("wrong", i))); !errors.Is(err, oci.ErrUnauthorized) {
 				t.Fatal(err)
 			}
-			best = min(best, time.Since(began))
+			fastest[user] = min(fastest[user], time.Since(began))
 		}
-		return best
 	}
-	known, unknown, impossible := fastest("ci"), fastest("nobody"), fastest("..")
-	for _, d := range []time.Duration{unknown, impossible, fastest("admin")} {
-		if d < known/2 || d > known*2 {
-			t.Errorf("known %s, others %s %s", known, unknown, impossible)
+	for user, d := range fastest {
+		if known := fastest["ci"]; d < known/3 || d > known*3 {
+			t.Errorf("a known account %s, %q %s", known, user, d)
 		}
 	}
 }

@@ -251,6 +251,26 @@ func TestIssuerDown(t *testing.T) {
 	b.exchanged(i.token(c, sub)) // by the keys known
 }
 
+func TestNameClaim(t *testing.T) {
+	i, c := newIssuer(t), newClock()
+	b := open(t, new(storage.Memory), c, func(o *auth.Options) {
+		o.Exchange = i.config()
+		o.Exchange[0].NameClaim = "oid"
+	})
+	for _, test := range []struct {
+		oid  any
+		name string
+	}{{"an-app", "an-app"}, {[]string{"one", "two"}, ""}, {"", ""}, {7, ""}, {nil, ""}, {strings.Repeat("x", 1000), ""}} {
+		claims := i.claims(c, "system:serviceaccount:kube-system:x")
+		claims["oid"] = test.oid
+		a := b.exchange(i.sign(claims, ""))
+		who, _ := b.who(basic(nullGUID, a.Refresh))
+		if ok := a.status == http.StatusOK; ok != (test.name != "") || ok && (who.Name != test.name || who.Kind != auth.KindFederated) {
+			t.Errorf("oid %v: %d %s, %+v", test.oid, a.status, a.body, who)
+		}
+	}
+}
+
 // A rule that is taken out of the configuration takes the tokens with it.
 func TestFederationEnds(t *testing.T) {
 	i, c, store := newIssuer(t), newClock(), new(storage.Memory)

@@ -1,15 +1,19 @@
 package auth_test
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"iter"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -259,6 +263,33 @@ func TestDamagedKeys(t *testing.T) {
 	}
 }
 
+// counted is a Store that counts how often it is listed.
+type counted struct {
+	storage.Store
+	lists atomic.Int32
+}
+
+func (c *counted) List(ctx context.Context, prefix, after string) iter.Seq2[string, error] {
+	c.lists.Add(1)
+	return c.Store.List(ctx, prefix, after)
+}
+
+// Whoever makes up key IDs doesn't have the storage read for each.
+func TestUnknownKeysAreLookedForSeldom(t *testing.T) {
+	store := &counted{Store: new(storage.Memory)}
+	b := open(t, store, newClock(), nil)
+	before := store.lists.Load()
+	for i := range 500 {
+		token := base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"alg":"ES256","kid":"%032x"}`, i)) + ".e30.AAAA"
+		if _, err := b.who(bearerToken(token)); !errors.Is(err, oci.ErrUnauthorized) {
+			t.Fatal(err)
+		}
+	}
+	if n := store.lists.Load() - before; n < 1 || n > 20 {
+		t.Errorf("500 unknown keys: the storage was listed %d times", n)
+	}
+}
+
 func TestForgedTokens(t *testing.T) {
 	store, c := new(storage.Memory), newClock()
 	b := open(t, store, c, nil)
@@ -302,6 +333,10 @@ func TestForgedTokens(t *testing.T) {
 	}
 	if _, err := b.who(bearerToken(good)); err != nil {
 		t.Error(err)
+	}
+	renamed := open(t, store, c, func(o *auth.Options) { o.Issuer = "else" })
+	if _, err := renamed.who(bearerToken(good)); !errors.Is(err, oci.ErrUnauthorized) {
+		t.Errorf("another issuer's, of the same keys: %v", err)
 	}
 }
 
