@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -79,22 +80,46 @@ func (h *Handler) redirectBlob(w http.ResponseWriter, r *http.Request, req Reque
 	return true, nil
 }
 
+// getBlobRange answers with one range. The registry is asked for it at once,
+// since the open blob tells its size; only a range that counts from the end, or
+// lies beyond it, needs the size first.
 func (h *Handler) getBlobRange(w http.ResponseWriter, r *http.Request, req Request, rng byteRange) error {
-	desc, err := h.registry.ResolveBlob(r.Context(), req.Repository, req.Digest)
-	if err != nil {
-		return err
-	}
-	offset, length, ok := rng.within(desc.Size)
+	ctx := r.Context()
+	offset, length, ok := rng.absolute()
 	if !ok {
+		desc, err := h.registry.ResolveBlob(ctx, req.Repository, req.Digest)
+		if err != nil {
+			return err
+		}
+		if offset, length, ok = rng.within(desc.Size); !ok {
+			return unsatisfiable(req, desc.Size)
+		}
+	}
+	blob, err := h.registry.GetBlobRange(ctx, req.Repository, req.Digest, offset, length)
+	if errors.Is(err, oci.ErrRangeInvalid) {
+		desc, err := h.registry.ResolveBlob(ctx, req.Repository, req.Digest)
+		if err != nil {
+			return err
+		}
 		return unsatisfiable(req, desc.Size)
 	}
-	blob, err := h.registry.GetBlobRange(r.Context(), req.Repository, req.Digest, offset, length)
 	if err != nil {
 		return err
 	}
 	defer blob.Close()
-	describeBlob(w.Header(), desc)
-	w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", offset, offset+length-1, desc.Size))
+	size := blob.Descriptor().Size
+	if left := size - offset; length < 0 || length > left {
+		length = left
+	}
+	describeBlob(w.Header(), blob.Descriptor())
+	value := make([]byte, 0, 64)
+	value = append(value, "bytes "...)
+	value = strconv.AppendInt(value, offset, 10)
+	value = append(value, '-')
+	value = strconv.AppendInt(value, offset+length-1, 10)
+	value = append(value, '/')
+	value = strconv.AppendInt(value, size, 10)
+	w.Header()["Content-Range"] = []string{string(value)}
 	return sendBlob(w, http.StatusPartialContent, blob, length)
 }
 
@@ -137,12 +162,15 @@ func accepted(w http.ResponseWriter) {
 	w.WriteHeader(http.StatusAccepted)
 }
 
+// describeBlob sets the headers that every answer about a blob has. Their names
+// are canonical, so they needn't be looked at again.
 func describeBlob(header http.Header, desc oci.Descriptor) {
-	header.Set("Content-Type", oci.MediaTypeOctetStream)
-	header.Set("Docker-Content-Digest", desc.Digest.String())
-	header.Set("ETag", etag(desc.Digest))
-	header.Set("Accept-Ranges", "bytes")
-	header.Set("Cache-Control", cacheForever)
+	values := [...]string{oci.MediaTypeOctetStream, desc.Digest.String(), etag(desc.Digest), "bytes", cacheForever}
+	header["Content-Type"] = values[0:1:1]
+	header["Docker-Content-Digest"] = values[1:2:2]
+	header["Etag"] = values[2:3:3]
+	header["Accept-Ranges"] = values[3:4:4]
+	header["Cache-Control"] = values[4:5:5]
 }
 
 func etag(digest oci.Digest) string { return `"` + digest.String() + `"` }
@@ -203,6 +231,19 @@ func parseCount(s string) (int64, bool) {
 		return 1<<63 - 1, s != ""
 	}
 	return n, true
+}
+
+// absolute returns the offset and length that the range means whatever the
+// blob's size, with a negative length for all that follows. It reports false if
+// that depends on the size or is nothing.
+func (b byteRange) absolute() (offset, length int64, ok bool) {
+	switch {
+	case b.first < 0 || b.last >= 0 && b.last < b.first:
+		return 0, 0, false
+	case b.last < 0 || b.last == 1<<63-1:
+		return b.first, -1, true
+	}
+	return b.first, b.last - b.first + 1, true
 }
 
 // within returns the part of a blob that the range means; false if that is

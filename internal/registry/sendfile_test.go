@@ -62,7 +62,7 @@ func openStored(t *testing.T, store storage.Store) *stored.Registry {
 	return stored.New(store, db, stored.Options{AllowStreamingPush: true})
 }
 
-func openLocal(t *testing.T, dir string) *storage.Local {
+func openLocal(t testing.TB, dir string) *storage.Local {
 	t.Helper()
 	store, err := storage.OpenLocal(dir, storage.LocalOptions{Identity: stored.BlobIdentity})
 	if err != nil {
