@@ -95,7 +95,7 @@ func (c importConfig) run(ctx context.Context, from, to string, stdin io.Reader,
 	if err != nil {
 		return err
 	}
-	defer source.close()
+	defer source.end()
 	dst, err := c.target(target, source)
 	if err != nil {
 		return err

@@ -19,7 +19,7 @@ type importSource struct {
 	transfer.Source
 	tag   string // by which the source has it, "" if by none
 	same  bool   // the target is a repository of the same registry
-	close func() error
+	end   func() // closes it
 }
 
 // openSource opens what SOURCE names.
@@ -33,7 +33,7 @@ func (c importConfig) openSource(ctx context.Context, from string, target oci.Re
 	}
 	var archive *transfer.Archive
 	var err error
-	name, image := rest, ""
+	var name, image string
 	switch kind {
 	case sourceStdin:
 		archive, err = transfer.OpenStream(ctx, stdin, "standard input")
@@ -54,7 +54,7 @@ func (c importConfig) openSource(ctx context.Context, from string, target oci.Re
 		archive.Close()
 		return nil, fmt.Errorf("source: %w", err)
 	}
-	s := &importSource{tag: found.Tag(), close: archive.Close}
+	s := &importSource{tag: found.Tag(), end: func() { archive.Close() }}
 	s.Source = transfer.Source{Registry: archive, Repo: "archive", Reference: found.Descriptor.Digest.String()}
 	if oci.CheckTag(image) == nil {
 		s.tag = image
@@ -138,7 +138,7 @@ func (c importConfig) registrySource(from string, target oci.Reference, stdin io
 		Source: transfer.Source{Registry: reg, Repo: ref.Repository, Reference: ref.Target()},
 		tag:    ref.Tag,
 		same:   ref.Registry == target.Registry,
-		close:  func() error { return nil },
+		end:    func() {},
 	}, nil
 }
 
