@@ -84,6 +84,9 @@ func (s *server) openRegistry(ctx context.Context) (err error) {
 		return err
 	}
 	s.onClose(s.store.Close, "storage")
+	if err := s.store.Check(ctx); err != nil {
+		return err
+	}
 	if s.index, err = index.Open(ctx, index.Options{URL: s.config.DatabaseURL(), Log: s.log}); err != nil {
 		return err
 	}
