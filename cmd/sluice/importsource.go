@@ -17,9 +17,9 @@ import (
 // importSource is an image to import.
 type importSource struct {
 	transfer.Source
-	tag   string // by which the source has it, "" if by none
-	same  bool   // the target is a repository of the same registry
-	end   func() // closes it
+	tag  string // by which the source has it, "" if by none
+	same bool   // the target is a repository of the same registry
+	end  func() // closes it
 }
 
 // openSource opens what SOURCE names.
