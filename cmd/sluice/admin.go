@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -145,7 +146,7 @@ func (f *managementFlags) printOperation(w io.Writer, op acr.Operation) error {
 	return f.print(w, op, func(w io.Writer) {
 		fmt.Fprintf(w, "operation\t%s\n", op.ID)
 		fmt.Fprintf(w, "resource\t%s\n", op.Resource)
-		fmt.Fprintf(w, "status\t%s %s\n", op.Status, op.Progress)
+		fmt.Fprintf(w, "status\t%s\n", strings.TrimSpace(string(op.Status)+" "+op.Progress))
 		fmt.Fprintf(w, "started\t%s\n", when(op.StartTime))
 		if op.Digest != "" {
 			fmt.Fprintf(w, "digest\t%s\n", op.Digest)
