@@ -52,8 +52,11 @@ func (a *Authority) authenticateToken(r *http.Request, token string) (Caller, er
 		return Caller{}, unauthorized(err)
 	}
 	caller, err := a.callerOf(r.Context(), c.Subject, c.Principal)
+	if err != nil {
+		return Caller{}, unauthorized(err)
+	}
 	caller.limit = c.Access
-	return caller, unauthorized(err)
+	return caller, nil
 }
 
 // unauthorized puts errToken into the protocol's form.

@@ -235,56 +235,62 @@ func (a *Authority) exchange(w http.ResponseWriter, r *http.Request) (any, error
 	default:
 		return nil, badRequest(oauthUnsupported, "grant_type is none of access_token, access_token_refresh_token, refresh_token")
 	}
-	tenant, token := form.Get("tenant"), form.Get("access_token")
-	if token == "" || len(token) > maxToken || len(tenant) > 100 {
-		return nil, badRequest(oauthInvalidRequest, "access_token is missing, or a field is too long")
+	token := form.Get("access_token") // which says of which tenant it is
+	if token == "" || len(token) > maxToken {
+		return nil, badRequest(oauthInvalidRequest, "access_token is missing or too long")
 	}
-	name, p, err := a.federate(r, token)
+	f, err := a.federate(r, token)
 	if err != nil {
 		return nil, err
 	}
-	g, err := a.grantsOf(r.Context(), p.ScopeMap)
+	g, err := a.grantsOf(r.Context(), f.principal.ScopeMap)
 	if err != nil {
 		return nil, err
 	}
 	refresh, _, err := a.issue(r.Context(), claims{
-		Subject: name, Audience: a.service(r), Permissions: permissionsOf(g), GrantType: "refresh_token", Tenant: tenant, Principal: p,
+		Subject: f.name, Audience: a.service(r), Permissions: permissionsOf(g), GrantType: "refresh_token", Tenant: f.tenant, Principal: f.principal,
 	}, a.opts.RefreshLifetime, time.Time{})
 	return tokenAnswer{RefreshToken: refresh}, err
 }
 
-// federate verifies a token of an issuer, and returns whose it is.
-func (a *Authority) federate(r *http.Request, token string) (string, principal, error) {
+// foreign is whose a token of an issuer is.
+type foreign struct {
+	name, tenant string
+	principal    principal
+}
+
+// federate verifies a token of an issuer, within the limits of attempts.
+func (a *Authority) federate(r *http.Request, token string) (foreign, error) {
 	address := addressGroup(a.opts.ClientAddress(r))
 	if err := a.attempts.admit(address, ""); err != nil {
-		return "", principal{}, err
+		return foreign{}, err
 	}
-	name, p, err := a.verifyForeign(r.Context(), token)
+	f, err := a.verifyForeign(r.Context(), token)
 	if err == nil || errors.Is(err, errIssuer) {
 		a.attempts.undecided(address, "")
 	}
 	switch {
 	case errors.Is(err, errIssuer):
 		a.log.Error("token exchange", "error", err)
-		return "", principal{}, &oauthError{
+		return foreign{}, &oauthError{
 			status: http.StatusServiceUnavailable, code: oauthUnavailable, description: errIssuer.Error(),
 			answer: &oci.Error{Code: "UNAVAILABLE"}, retryAfter: int(issuerRetry / time.Second),
 		}
 	case err != nil:
 		a.log.Warn("token exchange refused", "remote", address, "error", clip(err.Error()))
-		return "", principal{}, unauthorized(errToken)
+		return foreign{}, unauthorized(errToken)
 	}
-	return name, p, nil
+	return f, nil
 }
 
-func (a *Authority) verifyForeign(ctx context.Context, token string) (string, principal, error) {
-	url, err := issuerOf(token)
+func (a *Authority) verifyForeign(ctx context.Context, token string) (foreign, error) {
+	iss, err := issuerOf(token)
 	if err != nil {
-		return "", principal{}, err
+		return foreign{}, err
 	}
 	err = errors.New("its issuer is not configured")
 	for _, i := range a.issuers {
-		if i.URL != url {
+		if i.URL != iss {
 			continue
 		}
 		var verifier *oidc.IDTokenVerifier
@@ -305,9 +311,10 @@ func (a *Authority) verifyForeign(ctx context.Context, token string) (string, pr
 			err = fmt.Errorf("no rule of issuer %s matches, or claim %s is missing", i.URL, i.NameClaim)
 			continue
 		}
-		return names[0], principal{Kind: KindFederated, ScopeMap: scopeMap, Issuer: i.URL}, nil
+		tenant, _ := all["tid"].(string) // Entra's
+		return foreign{names[0], tenant, principal{Kind: KindFederated, ScopeMap: scopeMap, Issuer: i.URL}}, nil
 	}
-	return "", principal{}, err
+	return foreign{}, err
 }
 
 // issuerOf reads the claim "iss" before anything is verified.

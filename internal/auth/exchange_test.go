@@ -110,7 +110,7 @@ func (i *issuer) sign(claims map[string]any, kid string) string {
 
 func (i *issuer) claims(c *clock, sub string) map[string]any {
 	now := c.Now().Unix()
-	return map[string]any{"iss": i.server.URL, "aud": []string{"else", "sluice"}, "sub": sub, "iat": now, "nbf": now, "exp": now + 600}
+	return map[string]any{"iss": i.server.URL, "aud": []string{"else", "sluice"}, "sub": sub, "tid": "some-tenant", "iat": now, "nbf": now, "exp": now + 600}
 }
 
 func (i *issuer) token(c *clock, sub string) string { return i.sign(i.claims(c, sub), "") }
@@ -125,7 +125,7 @@ func (i *issuer) config() []auth.Issuer {
 
 func (b *bed) exchange(token string) answer {
 	b.t.Helper()
-	return b.post("/oauth2/exchange", url.Values{"grant_type": {"access_token"}, "service": {host}, "tenant": {"some-tenant"}, "access_token": {token}})
+	return b.post("/oauth2/exchange", url.Values{"grant_type": {"access_token"}, "service": {host}, "tenant": {"asked-tenant"}, "access_token": {token}})
 }
 
 // exchanged is exchange for a token that must be good.
