@@ -28,7 +28,7 @@ const patience = 7
 // deliver takes as many jobs of an endpoint as may be sent side by side, which
 // the index chooses from different repositories, and sends them.
 func (n *Notifier) deliver(ctx context.Context, e Endpoint) (some bool, err error) {
-	jobs, err := n.db.Lease(ctx, e.queue(), e.Concurrency, e.Timeout+lease)
+	jobs, err := n.take(ctx, e.queue(), e.Concurrency, e.Timeout+lease)
 	if err != nil || len(jobs) == 0 {
 		return false, err
 	}

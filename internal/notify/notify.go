@@ -165,7 +165,7 @@ const (
 // fanOut hands events to the queues of the endpoints that want them. When it
 // is interrupted, some may be handed over twice; none is lost.
 func (n *Notifier) fanOut(ctx context.Context) (some bool, err error) {
-	jobs, err := n.db.Lease(ctx, Queue, batch, lease)
+	jobs, err := n.take(ctx, Queue, batch, lease)
 	if err != nil || len(jobs) == 0 {
 		return false, err
 	}
@@ -184,11 +184,21 @@ func (n *Notifier) fanOut(ctx context.Context) (some bool, err error) {
 		}
 		return nil
 	})
-	if err != nil {
-		return false, err
-	}
+	errs := []error{err}
 	for _, job := range jobs {
-		err = errors.Join(err, n.finish(ctx, job, index.Succeeded))
+		if err != nil {
+			errs = append(errs, n.retry(ctx, job, 0))
+		} else {
+			errs = append(errs, n.finish(ctx, job, index.Succeeded))
+		}
 	}
-	return true, err
+	return err == nil, errors.Join(errs...)
+}
+
+// take leases jobs, whether or not ctx ends meanwhile: they could not be given
+// back if nobody knew which they are.
+func (n *Notifier) take(ctx context.Context, queue string, most int, d time.Duration) ([]index.Job, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settle)
+	defer cancel()
+	return n.db.Lease(ctx, queue, most, d)
 }
