@@ -37,6 +37,7 @@ type guarded struct {
 	registry  oci.Registry
 	log       *logBuffer
 	issuer    *issuer
+	metrics   *registry.Metrics
 	ahead     atomic.Int64 // of the authority's clock
 	visits    atomic.Int64 // if not 0, each request comes from an address of its own
 }
@@ -45,7 +46,7 @@ const adminPassword = "correct horse"
 
 func newGuarded(t *testing.T, limits registry.Limits) *guarded {
 	t.Helper()
-	g := &guarded{registry: ocimem.New(), issuer: newIssuer(t)}
+	g := &guarded{registry: ocimem.New(), issuer: newIssuer(t), metrics: registry.NewMetrics()}
 	var err error
 	g.authority, err = auth.Open(t.Context(), &storage.Memory{}, auth.Options{
 		Service: "test", HashCost: 4, Admin: auth.Admin{Enabled: true, Password: adminPassword},
@@ -76,7 +77,7 @@ func newGuarded(t *testing.T, limits registry.Limits) *guarded {
 	mux := http.NewServeMux()
 	mux.Handle("/oauth2/", g.authority)
 	mux.Handle("/", registry.NewHandler(g.registry, registry.Options{Authorizer: g.authority}))
-	g.Server = httptest.NewServer(registry.Wrap(mux, registry.FrontOptions{Log: log, Authorizer: g.authority, Limits: limits}))
+	g.Server = httptest.NewServer(registry.Wrap(mux, registry.FrontOptions{Log: log, Authorizer: g.authority, Limits: limits, Metrics: g.metrics}))
 	t.Cleanup(g.Close)
 	return g
 }
@@ -500,6 +501,22 @@ func TestTooManyWrongPasswords(t *testing.T) {
 		return
 	}
 	t.Error("200 wrong passwords, and no limit")
+}
+
+// Failures count, at the token server too.
+func TestFailuresAreCounted(t *testing.T) {
+	g := newGuarded(t, registry.Limits{})
+	wrong := visitor{user: "admin", password: "wrong"}.header()
+	get(t, g.Client(), "GET", g.URL+"/v2/", wrong...)
+	get(t, g.Client(), "GET", g.URL+"/oauth2/token?service=test", wrong...)
+	get(t, g.Client(), "GET", g.URL+"/v2/") // is no failure
+	w := httptest.NewRecorder()
+	g.metrics.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	for _, want := range []string{"sluice_auth_failures_total 2\n", `sluice_http_requests_total{kind="oauth2",status="4xx"} 1`} {
+		if !strings.Contains(w.Body.String(), want) {
+			t.Errorf("metrics have no %s", want)
+		}
+	}
 }
 
 // A handler that is served without a front asks nobody who they are, and gives

@@ -86,6 +86,10 @@ func Wrap(next http.Handler, opts FrontOptions) http.Handler {
 	return f
 }
 
+// kindOAuth2 is the kind of requests to the token server, which answers wrong
+// passwords by itself.
+const kindOAuth2 = "oauth2"
+
 type front struct {
 	next    http.Handler
 	opts    FrontOptions
@@ -103,7 +107,7 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case probe:
 		c.kind = "probe"
 	case signIn:
-		c.kind = "oauth2"
+		c.kind = kindOAuth2
 	}
 	ctx := f.identify(c, r)
 	ctx, span := f.startSpan(ctx, c, r)

@@ -398,3 +398,10 @@ func TestRedirect(t *testing.T) {
 		t.Errorf("a blob without a URL: %s", resp.Status)
 	}
 }
+
+func TestMaxManifest(t *testing.T) {
+	server := serve(t, ocimem.New(), registry.Options{MaxManifest: int64(len(emptyIndex))})
+	vars := map[string]string{}
+	exchange{request: "PUT /v2/a/manifests/v1", header: indexType, body: emptyIndex, status: 201}.run(t, server, vars)
+	exchange{request: "PUT /v2/a/manifests/v1", header: indexType, body: emptyIndex + " ", status: 413, answer: "SIZE_INVALID"}.run(t, server, vars)
+}

@@ -67,6 +67,14 @@ func FuzzRange(f *testing.F) {
 		if ok && (offset < 0 || length <= 0 || offset >= size || length > size-offset) {
 			t.Fatalf("%q of %d bytes: %d bytes at %d", header, size, length, offset)
 		}
+		// What doesn't ask for the size comes to the same.
+		first, n, known := rng.absolute()
+		if n < 0 || n > size-first {
+			n = size - first
+		}
+		if known && (ok != (first < size) || ok && (first != offset || n != length)) {
+			t.Fatalf("%q of %d bytes: %d bytes at %d, and absolutely %d at %d", header, size, length, offset, n, first)
+		}
 	})
 }
 

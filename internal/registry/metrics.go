@@ -86,8 +86,14 @@ func (m *Metrics) end(c *conversation, took time.Duration) {
 	m.seconds.WithLabelValues(kind).Observe(took.Seconds())
 	m.received.Add(float64(c.received))
 	m.sent.Add(float64(c.sent))
-	if c.redirected {
+	switch {
+	case c.redirected:
 		m.redirects.Inc()
+	case c.kind != kindOAuth2 || c.err != nil:
+	case c.status == http.StatusUnauthorized:
+		m.authFailed()
+	case c.status == http.StatusTooManyRequests:
+		m.limitedBy("authentication")
 	}
 }
 
