@@ -159,9 +159,13 @@ func importTarget(to string) (oci.Reference, error) {
 	return ref, nil
 }
 
+// importChunk is how many bytes an upload sends in one request, which each of
+// the blobs under way holds in memory about twice.
+const importChunk = 4 << 20
+
 // target returns where the image is copied to.
 func (c importConfig) target(ref oci.Reference, source *importSource) (transfer.Target, error) {
-	opts := remote.Options{}
+	opts := remote.Options{ChunkSize: importChunk}
 	if c.plainHTTP {
 		opts.PlainHTTP = remote.PlainHTTPAlways
 	}
