@@ -64,6 +64,7 @@ func BenchmarkTag(b *testing.B) {
 	for n := range 1000 {
 		push(b, db, int64(n))
 	}
+	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		for i := 0; pb.Next(); i++ {
 			if _, err := db.Tag(b.Context(), fmt.Sprint("repo/", i%100), fmt.Sprint("v", i%1000)); err != nil {
@@ -78,6 +79,7 @@ func BenchmarkManifest(b *testing.B) {
 	for n := range 1000 {
 		push(b, db, int64(n))
 	}
+	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		for i := int64(0); pb.Next(); i++ {
 			if _, err := db.Manifest(b.Context(), fmt.Sprint("repo/", i%100), oci.DigestOf(fmt.Append(nil, i%1000))); err != nil {

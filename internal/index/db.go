@@ -3,7 +3,6 @@ package index
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -27,8 +26,6 @@ type Options struct {
 
 // DB is an index database. Its methods may be called concurrently.
 type DB struct {
-	dialect dialect
-	reader  *sql.DB
 	engine  engine
 	locks   locker
 	closing sync.Once
@@ -48,9 +45,11 @@ type engine interface {
 	// rows can't interfere with. f may run more than once.
 	transact(ctx context.Context, f func(context.Context, querier) error) error
 
-	// read runs f, which reads outside of transactions and may run more
-	// than once. To the errors of the database all three add what to do.
+	// read runs f, which reads by query, outside of transactions, and may
+	// run more than once. To the errors of the database all three add what
+	// to do.
 	read(ctx context.Context, f func() error) error
+	query(ctx context.Context, statement string, args ...any) (*sql.Rows, error)
 
 	close() error
 }
@@ -120,7 +119,7 @@ func errScheme(address string) error {
 func (db *DB) Close() error {
 	db.closing.Do(func() {
 		db.locks.close()
-		db.closed = errors.Join(db.engine.close(), db.reader.Close())
+		db.closed = db.engine.close()
 	})
 	return db.closed
 }
@@ -143,7 +142,7 @@ type scan func(dest ...any) error
 func all[T any](ctx context.Context, db *DB, query string, row func(scan) (T, error), args ...any) ([]T, error) {
 	var list []T
 	err := db.engine.read(ctx, func() error {
-		rows, err := db.reader.QueryContext(ctx, db.dialect.spell(query), args...)
+		rows, err := db.engine.query(ctx, query, args...)
 		if err == nil {
 			list, err = rest(rows, row)
 		}
@@ -186,33 +185,4 @@ func rest[T any](rows *sql.Rows, row func(scan) (T, error)) ([]T, error) {
 		list = append(list, item)
 	}
 	return list, rows.Err()
-}
-
-// transaction is a querier inside of one.
-type transaction struct {
-	tx *sql.Tx
-	d  dialect
-}
-
-func (t transaction) lock(ctx context.Context, name string) error {
-	if t.d.lock == "" {
-		return nil
-	}
-	_, err := t.tx.ExecContext(ctx, t.d.lock, lockKey(name))
-	return err
-}
-
-func (t transaction) query(ctx context.Context, statement string, args ...any) (*sql.Rows, error) {
-	return t.tx.QueryContext(ctx, t.d.spell(statement), args...)
-}
-
-func (t transaction) exec(ctx context.Context, statement string, args ...any) (int64, error) {
-	return affected(t.tx.ExecContext(ctx, t.d.spell(statement), args...))
-}
-
-func affected(r sql.Result, err error) (int64, error) {
-	if err != nil {
-		return 0, err
-	}
-	return r.RowsAffected()
 }

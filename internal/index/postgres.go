@@ -49,13 +49,12 @@ func openPostgres(ctx context.Context, address string, log *slog.Logger) (*DB, e
 	pool.SetMaxIdleConns(postgresConns)
 	pool.SetConnMaxIdleTime(5 * time.Minute)
 
-	d := postgresDialect()
-	engine := &postgresEngine{pool: pool, dialect: d, name: nameOf(address)}
+	engine := &postgresEngine{pool: pool, dialect: postgresDialect(), name: nameOf(address)}
 	err = engine.transact(ctx, func(ctx context.Context, q querier) error {
 		if err := q.lock(ctx, "migrate"); err != nil {
 			return err
 		}
-		return migrate(ctx, q.(transaction).tx, d)
+		return migrate(ctx, q)
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("index database %s: %w", engine.name, err), pool.Close())
@@ -70,7 +69,7 @@ func openPostgres(ctx context.Context, address string, log *slog.Logger) (*DB, e
 		}
 		return conn, nil
 	}, log)
-	return &DB{dialect: d, reader: pool, engine: engine, locks: locks}, nil
+	return &DB{engine: engine, locks: locks}, nil
 }
 
 func resetPostgres(ctx context.Context, address string) error {
@@ -94,6 +93,34 @@ func nameOf(address string) string {
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
 }
 
+// lockTransaction excludes other transactions that say the same with the same
+// key, until the end of this one.
+const lockTransaction = "SELECT pg_advisory_xact_lock($1)"
+
+// postgresTx is the querier of a transaction. What it runs often, pgx has
+// prepared.
+type postgresTx struct {
+	tx *sql.Tx
+	d  dialect
+}
+
+func (t postgresTx) lock(ctx context.Context, name string) error {
+	_, err := t.tx.ExecContext(ctx, lockTransaction, lockKey(name))
+	return err
+}
+
+func (t postgresTx) query(ctx context.Context, statement string, args ...any) (*sql.Rows, error) {
+	return t.tx.QueryContext(ctx, t.d.spell(statement), args...)
+}
+
+func (t postgresTx) exec(ctx context.Context, statement string, args ...any) (int64, error) {
+	r, err := t.tx.ExecContext(ctx, t.d.spell(statement), args...)
+	if err != nil {
+		return 0, err
+	}
+	return r.RowsAffected()
+}
+
 // postgresEngine writes to PostgreSQL. Its transactions are READ COMMITTED:
 // those that only write need no more, and the others lock what they decide by.
 type postgresEngine struct {
@@ -114,7 +141,7 @@ func (e *postgresEngine) write(ctx context.Context, locks []int64, statements []
 		return conn.Raw(func(c any) error {
 			var batch pgx.Batch
 			for _, key := range locks {
-				batch.Queue(e.dialect.lock, key)
+				batch.Queue(lockTransaction, key)
 			}
 			for _, s := range statements {
 				batch.Queue(e.dialect.spell(s.sql), s.args...)
@@ -130,7 +157,7 @@ func (e *postgresEngine) transact(ctx context.Context, f func(context.Context, q
 		if err != nil {
 			return err
 		}
-		if err := f(ctx, transaction{tx, e.dialect}); err != nil {
+		if err := f(ctx, postgresTx{tx, e.dialect}); err != nil {
 			return errors.Join(err, ignoreDone(tx.Rollback()))
 		}
 		return tx.Commit()
@@ -163,6 +190,10 @@ func (e *postgresEngine) retry(ctx context.Context, f func() error) error {
 }
 
 func (e *postgresEngine) read(ctx context.Context, f func() error) error { return e.retry(ctx, f) }
+
+func (e *postgresEngine) query(ctx context.Context, statement string, args ...any) (*sql.Rows, error) {
+	return e.pool.QueryContext(ctx, e.dialect.spell(statement), args...)
+}
 
 // isConflict reports errors that go away by doing the same again.
 // Source: PostgreSQL, Appendix A, class 40.

@@ -2,8 +2,6 @@ package index
 
 import (
 	"context"
-	"database/sql"
-	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -24,7 +22,6 @@ import (
 type dialect struct {
 	words *strings.Replacer
 	cache *sync.Map // statement as written → as spelled
-	lock  string    // excludes other transactions until the end of one; empty when there are no others
 }
 
 func sqliteDialect() dialect {
@@ -35,7 +32,7 @@ func sqliteDialect() dialect {
 }
 
 func postgresDialect() dialect {
-	return dialect{lock: "SELECT pg_advisory_xact_lock($1)", cache: new(sync.Map), words: strings.NewReplacer(
+	return dialect{cache: new(sync.Map), words: strings.NewReplacer(
 		"{text}", `TEXT COLLATE "C"`, "{bytes}", "BYTEA", "{serial}", "BIGSERIAL PRIMARY KEY", "{compact}", "",
 		"{each $1}", "jsonb_array_elements_text($1::jsonb)", "{each $2}", "jsonb_array_elements_text($2::jsonb)",
 		"{each $3}", "jsonb_array_elements_text($3::jsonb)", "{list name}", "json_agg(name)::text",
@@ -158,17 +155,21 @@ CREATE UNIQUE INDEX jobs_single ON jobs (queue, key) WHERE single = 1 AND state 
 // tables are those of the newest schema, for Reset.
 const tables = "repositories, manifests, tags, blobs, needs, deleted, intents, jobs, version"
 
-// migrate brings the schema to what this program knows. tx holds off every
+// migrate brings the schema to what this program knows. q holds off every
 // other process that might be doing the same.
-func migrate(ctx context.Context, tx *sql.Tx, d dialect) error {
-	if _, err := tx.ExecContext(ctx, "CREATE TABLE IF NOT EXISTS version (version BIGINT NOT NULL)"); err != nil {
+func migrate(ctx context.Context, q querier) error {
+	if _, err := q.exec(ctx, "CREATE TABLE IF NOT EXISTS version (version BIGINT NOT NULL)"); err != nil {
 		return err
 	}
-	version := 0
-	err := tx.QueryRowContext(ctx, "SELECT version FROM version").Scan(&version)
-	fresh := errors.Is(err, sql.ErrNoRows)
-	if err != nil && !fresh {
+	versions, err := collect(ctx, q, "SELECT version FROM version", func(scan scan) (version int, err error) {
+		return version, scan(&version)
+	})
+	if err != nil {
 		return err
+	}
+	version, set := 0, "INSERT INTO version (version) VALUES ($1)"
+	if len(versions) > 0 {
+		version, set = versions[0], "UPDATE version SET version = $1"
 	}
 	steps := migrations()
 	if version < 0 || version > len(steps) {
@@ -183,15 +184,11 @@ func migrate(ctx context.Context, tx *sql.Tx, d dialect) error {
 			if strings.TrimSpace(statement) == "" {
 				continue
 			}
-			if _, err := tx.ExecContext(ctx, d.spell(statement)); err != nil {
+			if _, err := q.exec(ctx, statement); err != nil {
 				return fmt.Errorf("migration to schema version %d: %w", version+i+1, err)
 			}
 		}
 	}
-	set := "UPDATE version SET version = $1"
-	if fresh {
-		set = "INSERT INTO version (version) VALUES ($1)"
-	}
-	_, err = tx.ExecContext(ctx, d.spell(set), len(steps))
+	_, err = q.exec(ctx, set, len(steps))
 	return err
 }

@@ -9,6 +9,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"sync/atomic"
 
 	"modernc.org/sqlite"
@@ -26,25 +28,25 @@ func openSQLite(ctx context.Context, path string) (*DB, error) {
 	if path == "" {
 		return nil, errors.New("index database sqlite: lacks a path; say sqlite:/path/file.db, or sqlite::memory: for one that is gone at the end")
 	}
+	e := &sqliteEngine{path: path, queue: make(chan *write), done: make(chan struct{}), ended: make(chan struct{})}
 	d := sqliteDialect()
-	writer, reader, err := sqlitePools(path)
-	if err != nil {
+	var err error
+	if e.writing.db, e.reading.db, err = sqlitePools(path); err != nil {
 		return nil, fmt.Errorf("index database %s: %w", path, err)
 	}
-	engine := &sqliteEngine{path: path, writer: writer, dialect: d, queue: make(chan *write), done: make(chan struct{}), ended: make(chan struct{})}
-	err = engine.transactNow(ctx, func(tx *sql.Tx) error { return migrate(ctx, tx, d) })
-	if err != nil {
-		return nil, errors.Join(engine.explain(fmt.Errorf("index database %s: %w", path, err)), reader.Close(), writer.Close())
+	e.writing.dialect, e.reading.dialect = d, d
+	if err := e.transactNow(ctx, func(q querier) error { return migrate(ctx, q) }); err != nil {
+		return nil, errors.Join(e.explain(fmt.Errorf("index database %s: %w", path, err)), e.reading.close(), e.writing.close())
 	}
-	go engine.run(context.WithoutCancel(ctx))
-	return &DB{dialect: d, reader: reader, engine: engine, locks: newLocalLocks()}, nil
+	go e.run(context.WithoutCancel(ctx))
+	return &DB{engine: e, locks: newLocalLocks()}, nil
 }
 
 // sqlitePools returns the one connection that writes and those that read.
 func sqlitePools(path string) (writer, reader *sql.DB, err error) {
 	// FULL: the log is fsynced at every commit, so that an acknowledged
 	// intent is still there after loss of power.
-	pragmas := url.Values{"_pragma": {"busy_timeout(5000)", "journal_mode(WAL)", "synchronous(FULL)", "journal_size_limit(67108864)"}, "_txlock": {"immediate"}}
+	pragmas := url.Values{"_pragma": {"busy_timeout(5000)", "journal_mode(WAL)", "synchronous(FULL)", "journal_size_limit(67108864)"}}
 	if path != memory {
 		if err := createSQLite(path); err != nil {
 			return nil, nil, err
@@ -103,8 +105,12 @@ func resetSQLite(path string) error {
 // one that fails leaves the others alone.
 type sqliteEngine struct {
 	path    string
-	dialect dialect
-	writer  *sql.DB
+	writing prepared // on the one connection that writes; of run, after Open
+	reading prepared
+
+	// In memory, both are the same connection: whoever uses it, for a whole
+	// transaction or query, holds shared. In a file it is left alone.
+	shared sync.Mutex
 
 	queue chan *write
 	done  chan struct{} // closed by close: no more writes
@@ -187,8 +193,7 @@ func (e *sqliteEngine) commit(ctx context.Context, group []*write) {
 			taken = append(taken, w)
 		}
 	}
-	err := e.transactNow(ctx, func(tx *sql.Tx) error {
-		q := transaction{tx, e.dialect}
+	err := e.transactNow(ctx, func(q querier) error {
 		for _, w := range taken {
 			if err := e.one(ctx, q, w); err != nil {
 				return err
@@ -206,7 +211,7 @@ func (e *sqliteEngine) commit(ctx context.Context, group []*write) {
 
 // one runs one transaction of a group. Its own failure is in w; what it
 // returns spoils the whole group.
-func (e *sqliteEngine) one(ctx context.Context, q transaction, w *write) error {
+func (e *sqliteEngine) one(ctx context.Context, q querier, w *write) error {
 	if _, err := q.exec(ctx, "SAVEPOINT one"); err != nil {
 		return err
 	}
@@ -220,23 +225,50 @@ func (e *sqliteEngine) one(ctx context.Context, q transaction, w *write) error {
 	return err
 }
 
-func (e *sqliteEngine) read(_ context.Context, f func() error) error { return e.explain(f()) }
+func (e *sqliteEngine) read(_ context.Context, f func() error) error {
+	defer e.use()()
+	return e.explain(f())
+}
 
-func (e *sqliteEngine) transactNow(ctx context.Context, f func(*sql.Tx) error) error {
-	tx, err := e.writer.BeginTx(ctx, nil)
-	if err != nil {
+func (e *sqliteEngine) use() (done func()) {
+	if e.path != memory {
+		return func() {}
+	}
+	e.shared.Lock()
+	return e.shared.Unlock
+}
+
+func (e *sqliteEngine) query(ctx context.Context, statement string, args ...any) (*sql.Rows, error) {
+	return e.reading.query(ctx, statement, args...)
+}
+
+// transactNow is not database/sql's transaction, because that would prepare
+// every statement anew. There is one connection to run statements on, and one
+// caller at a time.
+func (e *sqliteEngine) transactNow(ctx context.Context, f func(querier) error) error {
+	defer e.use()()
+	q := &e.writing
+	if _, err := q.exec(ctx, "BEGIN IMMEDIATE"); err != nil {
 		return err
 	}
-	if err := f(tx); err != nil {
-		return errors.Join(err, tx.Rollback())
+	err := f(q)
+	if err == nil {
+		_, err = q.exec(ctx, "COMMIT")
 	}
-	return tx.Commit()
+	if err != nil {
+		_, rerr := q.exec(ctx, "ROLLBACK")
+		if rerr != nil && strings.Contains(rerr.Error(), "no transaction is active") {
+			rerr = nil // some failures, such as a full disk, have ended it already
+		}
+		return errors.Join(err, rerr)
+	}
+	return nil
 }
 
 func (e *sqliteEngine) close() error {
 	close(e.done)
 	<-e.ended
-	return e.writer.Close()
+	return errors.Join(e.reading.close(), e.writing.close())
 }
 
 // The result codes of SQLite that mean that the file is beyond use.

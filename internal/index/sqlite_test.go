@@ -70,7 +70,7 @@ func TestSyncedAtEveryCommit(t *testing.T) {
 	engine := db.engine.(*sqliteEngine)
 	for pragma, want := range map[string]string{"synchronous": "2", "journal_mode": "wal"} {
 		var got string
-		if err := engine.writer.QueryRowContext(t.Context(), "PRAGMA "+pragma).Scan(&got); err != nil || got != want {
+		if err := engine.writing.db.QueryRowContext(t.Context(), "PRAGMA "+pragma).Scan(&got); err != nil || got != want {
 			t.Errorf("%s is %s, want %s (%v)", pragma, got, want, err)
 		}
 	}
@@ -104,7 +104,7 @@ func TestUnusableFile(t *testing.T) {
 		"garbage": made("garbage", func(path string) { write(path, strings.Repeat("nonsense", 1000)) }),
 		"newer": made("newer", func(path string) {
 			db := openFile(t, path)
-			if _, err := db.engine.(*sqliteEngine).writer.ExecContext(t.Context(), "UPDATE version SET version = 99"); err != nil {
+			if _, err := db.engine.(*sqliteEngine).writing.db.ExecContext(t.Context(), "UPDATE version SET version = 99"); err != nil {
 				t.Fatal(err)
 			}
 			db.Close()
@@ -255,7 +255,7 @@ func TestQueriesUseIndexes(t *testing.T) {
 	_, _ = db.LatestJob(ctx, "q", "k")
 	_, _ = db.DeletedManifests(ctx, "a", timeOf(0), "", 1)
 	seen := 0
-	db.dialect.cache.Range(func(_, spelled any) bool {
+	db.engine.(*sqliteEngine).reading.dialect.cache.Range(func(_, spelled any) bool {
 		statement := spelled.(string)
 		if !strings.HasPrefix(statement, "SELECT") || strings.Contains(statement, "version") {
 			return true
@@ -280,7 +280,7 @@ func plan(t *testing.T, db *DB, statement string) []string {
 	for i := 1; strings.Contains(statement, fmt.Sprint("?", i)); i++ {
 		args = append(args, "1")
 	}
-	rows, err := db.reader.QueryContext(t.Context(), "EXPLAIN QUERY PLAN "+statement, args...)
+	rows, err := db.engine.(*sqliteEngine).reading.db.QueryContext(t.Context(), "EXPLAIN QUERY PLAN "+statement, args...)
 	if err != nil {
 		t.Fatalf("%v: %s", err, statement)
 	}

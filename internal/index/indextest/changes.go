@@ -20,6 +20,7 @@ func changes() map[string]func(*testing.T, *index.DB) {
 		"ZeroTimesAreNow":   testZeroTimes,
 		"ManyAtOnce":        testManyAtOnce,
 		"CrossedOrder":      testCrossedOrder,
+		"SeenWhole":         testSeenWhole,
 		"EndedContext":      testEndedContext,
 		"LastThatIsGone":    testLastThatIsGone,
 		"TouchedIsInexact":  testTouched,
@@ -175,6 +176,36 @@ func testCrossedOrder(t *testing.T, db *index.DB) {
 		})
 	}
 	group.Wait()
+}
+
+// testSeenWhole reads while transactions run that put ever two tags at once.
+func testSeenWhole(t *testing.T, db *index.DB) {
+	ctx := soon(t)
+	written := make(chan error, 1)
+	go func() {
+		var err error
+		for i := range 60 {
+			err = errors.Join(err, db.Update(ctx, func(tx *index.Tx) error {
+				for _, half := range []string{"a", "b"} {
+					tx.PutTag(index.Tag{Repo: "a", Name: fmt.Sprint(i, half), Digest: digests()[0]})
+				}
+				return nil
+			}))
+		}
+		written <- err
+	}()
+	for {
+		r, err := db.Repository(ctx, "a")
+		if err != nil && !errors.Is(err, index.ErrNotFound) || r.Tags%2 != 0 {
+			t.Errorf("%d tags: half of a transaction, or %v", r.Tags, err)
+		}
+		select {
+		case err := <-written:
+			must(t, err)
+			return
+		default:
+		}
+	}
 }
 
 func testEndedContext(t *testing.T, db *index.DB) {
