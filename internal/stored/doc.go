@@ -38,7 +38,9 @@
 //
 // Two replicas that push one tag at the same moment may commit in another order
 // than they wrote the tree; each looks at the tree once more afterwards, and the
-// last one sets the index right (Registry.settlePush).
+// last one sets the index right (Registry.settlePush). If that one is killed
+// right before, the tag is where its push put it until the repository is next
+// indexed.
 //
 // # Garbage collection
 //

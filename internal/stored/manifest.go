@@ -164,6 +164,8 @@ func (r *Registry) putManifestObjects(ctx context.Context, m index.Manifest, con
 // else pushed the same tag or manifest meanwhile, the rows may have been
 // committed in another order than the objects were written, and are set right.
 func (r *Registry) settlePush(ctx context.Context, p *manifestPush) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
+	defer cancel()
 	same, err := r.holds(ctx, attributesKey(p.repo, p.manifest.Digest), recordOfManifest(p.manifest))
 	if err == nil && same && p.tag != "" {
 		same, err = r.holds(ctx, tagKey(p.repo, p.tag), recordOfTag(p.tagRow))

@@ -119,7 +119,11 @@ func (u *storedUpload) Commit(ctx context.Context, want oci.Digest) (oci.Descrip
 		return oci.Descriptor{}, errors.Join(err, u.registry.store.CancelUpload(ctx, u.id))
 	}
 	if err := u.registry.commitBlob(ctx, su, u.repo, want, size); err != nil {
-		return oci.Descriptor{}, uploadError(u.repo, u.id, err)
+		err = uploadError(u.repo, u.id, err)
+		if errors.Is(err, oci.ErrDenied) { // and will be
+			err = errors.Join(err, u.registry.store.CancelUpload(ctx, u.id))
+		}
+		return oci.Descriptor{}, err
 	}
 	return blobDescriptor(want, size), nil
 }
