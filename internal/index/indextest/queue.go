@@ -111,9 +111,9 @@ func testKeysTakeTurns(t *testing.T, db *index.DB) {
 func testLeaseRunsOut(t *testing.T, db *index.DB) {
 	ctx := soon(t)
 	enqueue(t, db, "a", "a1", "a2")
-	first := lease(t, db, 9, 20*time.Millisecond, "a1")[0]
+	first := lease(t, db, 9, time.Second, "a1")[0]
 	lease(t, db, 9, time.Hour)
-	time.Sleep(30 * time.Millisecond)
+	time.Sleep(time.Until(first.Updated.Add(time.Second + time.Millisecond)))
 	second := lease(t, db, 9, time.Hour, "a1")[0]
 	if second.Attempts != 2 || second.ID != first.ID {
 		t.Errorf("leased again: %+v", second)
@@ -133,9 +133,9 @@ func testLeaseRunsOut(t *testing.T, db *index.DB) {
 func testRetry(t *testing.T, db *index.DB) {
 	ctx := soon(t)
 	enqueue(t, db, "a", "a1", "a2")
-	must(t, db.Retry(ctx, lease(t, db, 9, time.Hour, "a1")[0], 50*time.Millisecond))
+	must(t, db.Retry(ctx, lease(t, db, 9, time.Hour, "a1")[0], time.Second))
 	lease(t, db, 9, time.Hour) // a2 stays behind a1
-	time.Sleep(60 * time.Millisecond)
+	time.Sleep(1001 * time.Millisecond)
 	job := lease(t, db, 9, time.Hour, "a1")[0]
 	must(t, db.Retry(ctx, job, 0))
 	job = lease(t, db, 9, time.Hour, "a1")[0]
@@ -221,6 +221,12 @@ func testPrune(t *testing.T, db *index.DB) {
 	lease(t, db, 9, time.Hour, "3")
 }
 
+// turn is the time that a consumer had a job.
+type turn struct {
+	job        byte // number in its key
+	start, end time.Time
+}
+
 // Consumers has producers and consumers of all handles at one queue, some of
 // whom die with a job in hand, and looks that every job is done, those of a key
 // in the order they were enqueued and one at a time.
@@ -240,61 +246,50 @@ func Consumers(t *testing.T, handles ...*index.DB) {
 		})
 	}
 	var mu sync.Mutex
-	done := map[string][]byte{}  // by key: payloads in order of completion
-	inHand := map[string]int64{} // by key: until when its job is leased
-	begun := map[string]byte{}   // by key: how many jobs came to their end
-	ended := 0
+	turns := map[string][]turn{} // by key
+	done := map[string]bool{}    // by ID
 	consume := func(db *index.DB) error {
 		jobs, err := db.Lease(ctx, "q", 2, life)
 		if err != nil {
 			return err
 		}
-		mu.Lock()
 		for _, j := range jobs {
-			if until := inHand[j.Key]; time.Now().UnixNano() < until {
-				t.Errorf("key %s is leased twice at a time", j.Key)
+			had := turn{j.Payload[0], j.Updated, j.Updated.Add(life)}
+			if rand.N(15) > 0 { // lives
+				ends := time.Now()
+				err := db.Finish(ctx, j, index.Succeeded, nil)
+				if err != nil && !errors.Is(err, index.ErrLeaseLost) {
+					return err
+				}
+				if err == nil && ends.Before(had.end) {
+					had.end = ends
+				}
 			}
-			inHand[j.Key] = j.Updated.Add(life).UnixNano()
-			if j.Payload[0] > begun[j.Key] {
-				t.Errorf("key %s: job %d is leased before its time: %d have ended", j.Key, j.Payload[0], begun[j.Key])
-			}
-		}
-		mu.Unlock()
-		for _, j := range jobs {
-			if rand.N(15) == 0 {
-				continue // dies
-			}
-			mu.Lock()
-			inHand[j.Key] = 0
-			begun[j.Key] = max(begun[j.Key], j.Payload[0]+1)
-			mu.Unlock()
-			err := db.Finish(ctx, j, index.Succeeded, nil)
-			if errors.Is(err, index.ErrLeaseLost) {
-				continue
-			}
+			got, err := db.Job(ctx, j.ID)
 			if err != nil {
 				return err
 			}
-			got, err := db.Job(ctx, j.ID)
-			if err != nil || got.State != index.Succeeded {
-				return fmt.Errorf("finished %+v, %w", got, err)
-			}
 			mu.Lock()
-			done[j.Key] = append(done[j.Key], j.Payload[0])
-			ended++
+			turns[j.Key] = append(turns[j.Key], had)
+			done[j.ID] = got.State == index.Succeeded || done[j.ID]
 			mu.Unlock()
 		}
 		return nil
 	}
+	all := func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		n := 0
+		for _, ended := range done {
+			if ended {
+				n++
+			}
+		}
+		return n == keys*each
+	}
 	for i := range 6 {
 		consumers.Go(func() {
-			for ctx.Err() == nil {
-				mu.Lock()
-				all := ended == keys*each
-				mu.Unlock()
-				if all {
-					return
-				}
+			for ctx.Err() == nil && !all() {
 				if err := consume(handles[i%len(handles)]); err != nil {
 					t.Error(err)
 					return
@@ -305,11 +300,17 @@ func Consumers(t *testing.T, handles ...*index.DB) {
 	}
 	producers.Wait()
 	consumers.Wait()
-	for key := range keys {
-		got := done[fmt.Sprint(key)]
-		slices.Sort(got)
-		if len(slices.Compact(got)) != each {
-			t.Errorf("key %d: done %v, want each of %d once", key, got, each)
+	if !all() {
+		t.Errorf("not all is done: %v", done)
+	}
+	for key, turns := range turns {
+		slices.SortFunc(turns, func(a, b turn) int { return a.start.Compare(b.start) })
+		before := turn{}
+		for i, now := range turns {
+			if i == 0 && now.job != 0 || now.job != before.job && now.job != before.job+1 || now.start.Before(before.end.Truncate(time.Microsecond)) {
+				t.Errorf("key %s: %+v came after %+v", key, now, before)
+			}
+			before = now
 		}
 	}
 }
