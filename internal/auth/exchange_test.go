@@ -196,19 +196,52 @@ func TestExchange(t *testing.T) {
 	}
 }
 
+// exchangedSoon is exchanged for a key that was just replaced: the library tells
+// its callers of the keys it fetched before it remembers them and is ready to
+// fetch again.
+func (b *bed) exchangedSoon(token func() string) {
+	b.t.Helper()
+	for range 3 {
+		if b.exchange(token()).status == http.StatusOK {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+		b.clock.Advance(10 * time.Second) // the longest wait of an address
+	}
+	b.exchanged(token())
+}
+
 func TestIssuerRotatesKeys(t *testing.T) {
 	i, c := newIssuer(t), newClock()
 	b := open(t, new(storage.Memory), c, func(o *auth.Options) { o.Exchange = i.config() })
 	const sub = "system:serviceaccount:kube-system:x"
-	b.exchanged(i.token(c, sub))
-	old := i.token(c, sub)
+	b.exchangedSoon(func() string { return i.token(c, sub) })
+	claims := i.claims(c, sub)
+	claims["exp"] = c.Now().Add(5 * time.Hour).Unix()
+	old := i.sign(claims, "")
 	i.rotate(2)
-	b.exchanged(i.token(c, sub)) // a key it hasn't seen
-	b.exchanged(old)             // still published
+	b.exchangedSoon(func() string { return i.token(c, sub) }) // a key it hasn't seen
+	b.exchanged(old)                                          // still published
+	next := i.sign(claims, "")
 	i.rotate(1)
-	b.exchanged(i.token(c, sub))
-	if a := b.exchange(old); a.status != http.StatusUnauthorized {
-		t.Errorf("a key that is withdrawn: %d", a.status)
+	b.exchangedSoon(func() string { return i.token(c, sub) })
+	withdrawn := b.exchange(old)
+	for deadline := time.Now().Add(5 * time.Second); withdrawn.status == http.StatusOK && time.Now().Before(deadline); withdrawn = b.exchange(old) {
+		time.Sleep(time.Millisecond)
+	}
+	if withdrawn.status != http.StatusUnauthorized {
+		t.Errorf("a key that is withdrawn: %d", withdrawn.status)
+	}
+	if a := b.exchange(next); a.status != http.StatusUnauthorized {
+		t.Errorf("the next one, withdrawn too: %d", a.status)
+	}
+	// One is missed also if no new one comes.
+	last := i.sign(claims, "")
+	b.exchangedSoon(func() string { return last })
+	i.rotate(1)
+	c.Advance(time.Hour)
+	if a := b.exchange(last); a.status != http.StatusUnauthorized {
+		t.Errorf("withdrawn an hour ago: %d", a.status)
 	}
 
 	// Whoever makes key IDs up doesn't make us ask the issuer without end…
@@ -226,7 +259,7 @@ func TestIssuerRotatesKeys(t *testing.T) {
 	// … nor does that stop a new one for long.
 	i.rotate(1)
 	c.Advance(20 * time.Second)
-	b.exchanged(i.token(c, sub))
+	b.exchangedSoon(func() string { return i.token(c, sub) })
 }
 
 func TestIssuerDown(t *testing.T) {
