@@ -2,6 +2,7 @@ package storage
 
 import (
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -12,7 +13,11 @@ func FuzzCheckKey(f *testing.F) {
 	for _, key := range []string{"", "/", "a", "a/b", "../a", "a/../b", "a//b", ".sluice/lock", "a/.b", "_x/sha256:00", "a\x00", "a\n", strings.Repeat("a", 256)} {
 		f.Add(key)
 	}
+	pattern := regexp.MustCompile(`^[!-\-0-~][!-.0-~]{0,254}(/[!-\-0-~][!-.0-~]{0,254})*$`)
 	f.Fuzz(func(t *testing.T, key string) {
+		if want := len(key) <= maxKey && pattern.MatchString(key); (CheckKey(key) == nil) != want {
+			t.Fatalf("key %q: %v, want it accepted: %v", key, CheckKey(key), want)
+		}
 		if CheckKey(key) != nil {
 			return
 		}

@@ -33,7 +33,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"regexp"
 	"strings"
 )
 
@@ -47,7 +46,7 @@ var (
 	// ErrUploadConflict: another process has continued the upload since it
 	// was resumed here. Resume it again to see how far it is.
 	ErrUploadConflict = errors.New("upload was continued by another process")
-	ErrLocked        = errors.New("in use by another process")
+	ErrLocked         = errors.New("in use by another process")
 )
 
 // Store is a place for objects.
@@ -176,20 +175,42 @@ const MaxPut = 16 << 20
 // maxState bounds the state of a checkpoint, in bytes.
 const maxState = 4 << 10
 
+// maxComponent is what file systems allow a name to have, in bytes.
+const maxComponent = 255
+
 // maxKey is what Azure Blob Storage and S3 allow, in bytes.
 const maxKey = 1024
-
-var keyPattern = regexp.MustCompile(`^[!-\-0-~][!-.0-~]{0,254}(/[!-\-0-~][!-.0-~]{0,254})*$`)
 
 // CheckKey returns an error unless key is well-formed.
 func CheckKey(key string) error {
 	if len(key) > maxKey {
 		return fmt.Errorf("object key of %d bytes: %d are allowed", len(key), maxKey)
 	}
-	if !keyPattern.MatchString(key) {
+	if !isKey(key) {
 		return fmt.Errorf("%q is not an object key: components of printable ASCII, not beginning with a dot, joined by slashes", key)
 	}
 	return nil
+}
+
+// isKey is a regular expression by hand: every read of a blob comes by here.
+func isKey(key string) bool {
+	length := 0 // of the component
+	for i := range len(key) {
+		switch c := key[i]; {
+		case c == '/':
+			if length == 0 {
+				return false
+			}
+			length = 0
+			continue
+		case c <= ' ' || c > '~', c == '.' && length == 0:
+			return false
+		}
+		if length++; length > maxComponent {
+			return false
+		}
+	}
+	return length > 0
 }
 
 // checkPrefix is CheckKey for List.
