@@ -66,13 +66,9 @@ func registries(t *testing.T) []server {
 }
 
 // start starts our registry, logging no requests as the others don't.
-// SLUICE_BINARY is the program, such as an older one; by default it is built.
 func start(t *testing.T, dir string) *bed.Registry {
 	t.Helper()
-	bin, err := os.Getenv("SLUICE_BINARY"), error(nil)
-	if bin == "" {
-		bin, err = bed.BuildSluice(t.Context(), checkout(t), t.TempDir())
-	}
+	bin, err := bed.BuildSluice(t.Context(), checkout(t), t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
