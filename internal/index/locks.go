@@ -12,9 +12,10 @@ import (
 // Share takes the lock called name together with others who Share it, and waits
 // for those who Exclude it, as long as ctx allows. unlock must be called, once.
 //
-// A call chain holds at most one lock of a DB at a time: whoever waits for a
-// lock holds none, and so there is no deadlock. Waiters are served in order: a
-// stream of Shares doesn't keep an Exclude waiting.
+// Whoever waits for a lock holds none of this DB, and so there is no deadlock;
+// the exception is a lock that nobody ever waits for, because everybody comes
+// by it with TryExclude. Waiters are served in order: a stream of Shares doesn't
+// keep an Exclude waiting.
 //
 // On PostgreSQL locks hold across all replicas, on SQLite in this process. What
 // becomes of a lock whose connection to PostgreSQL breaks is in postgres.go.

@@ -28,8 +28,8 @@ import (
 // Advisory locks belong to a connection. What is free when asked for is taken
 // on one connection, the session, by one round trip that never waits. Whoever
 // has to wait does so on a connection of its own, out of a bounded number, and
-// keeps the lock there. Since a waiter holds no other lock (one per call
-// chain), waiting for such a connection is no deadlock.
+// keeps the lock there. Since who has such a connection waits for nothing else
+// (see Share), waiting for one is no deadlock.
 //
 // # When a connection breaks
 //

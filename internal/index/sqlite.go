@@ -139,6 +139,9 @@ func (e *sqliteEngine) write(ctx context.Context, _ []int64, statements []statem
 // transact honours ctx until the transaction begins; from then on it is a
 // matter of the disk.
 func (e *sqliteEngine) transact(ctx context.Context, f func(context.Context, querier) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	w := &write{run: f, ready: make(chan struct{})}
 	select {
 	case e.queue <- w:
