@@ -43,9 +43,11 @@ const (
 
 var errBadRecord = errors.New("checkpoint can't be used")
 
-func uploadDir(id string) string              { return bucketUploadsDir + id + "/" }
-func recordsPrefix(id string) string          { return uploadDir(id) + "state-" }
-func recordName(id string, number int) string { return fmt.Sprintf("%s%08d", recordsPrefix(id), number) }
+func uploadDir(id string) string     { return bucketUploadsDir + id + "/" }
+func recordsPrefix(id string) string { return uploadDir(id) + "state-" }
+func recordName(id string, number int) string {
+	return fmt.Sprintf("%s%08d", recordsPrefix(id), number)
+}
 
 // lastRecord returns the last checkpoint of an upload that isn't over. Errors:
 // ErrUploadUnknown.

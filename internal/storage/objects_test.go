@@ -255,7 +255,7 @@ func TestObjectsReplicas(t *testing.T) {
 		if err := u.Checkpoint(t.Context(), []byte("1")); err != nil {
 			t.Fatal(err)
 		}
-		write(u, content("dropped", size))
+		write(u, "dropped")
 		second, err := two.ResumeUpload(t.Context(), u.ID())
 		if err != nil {
 			t.Fatal(err)
@@ -296,6 +296,42 @@ func TestObjectsReplicas(t *testing.T) {
 		if left := b.names(""); len(left) != 0 || len(b.uploads) != 0 {
 			t.Errorf("size %d: left: %v, %d parts", size, left, len(b.uploads))
 		}
+	}
+}
+
+// A process that doesn't know that it lost an upload may replace parts, as S3
+// has it. Then the upload is lost; its bytes are never mixed.
+func TestObjectsReplacedParts(t *testing.T) {
+	c := newClock()
+	b := newMemoryBucket(c.Now)
+	one, two := newObjects(t, b, c), newObjects(t, b, c)
+	u, err := one.StartUpload(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	io.WriteString(u, content("first", 2*testPart))
+	if err := u.Checkpoint(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	second, err := two.ResumeUpload(t.Context(), u.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	io.WriteString(second, content("second", 2*testPart))
+	if err := second.Checkpoint(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(u, content("lost", testPart))
+	if err := u.Checkpoint(t.Context(), nil); !errors.Is(err, storage.ErrUploadConflict) {
+		t.Errorf("checkpoint of the slower process: %v", err)
+	}
+	if err := second.Commit(t.Context(), "object"); err == nil {
+		t.Error("an object was made of parts that were replaced")
+	}
+	if _, err := one.Stat(t.Context(), "object"); !errors.Is(err, storage.ErrNotFound) {
+		t.Errorf("object: %v", err)
 	}
 }
 

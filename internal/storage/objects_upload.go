@@ -69,7 +69,10 @@ func (o *Objects) newUpload(ctx context.Context, id string, done func()) *bucket
 }
 
 // ResumeUpload implements Uploader. It waits for Uploads of this process only;
-// of several processes the first to checkpoint goes on, see uploadRecord.
+// of several processes the first to checkpoint goes on, see uploadRecord. On S3
+// the others may replace parts of it before they notice: then its Commit fails,
+// and the upload has to be started anew. So callers with several processes do
+// well to have a lock for each upload.
 func (o *Objects) ResumeUpload(ctx context.Context, id string) (Upload, error) {
 	if !uploadPattern.MatchString(id) {
 		return nil, fmt.Errorf("upload %.100q: %w", id, ErrUploadUnknown)
