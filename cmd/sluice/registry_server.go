@@ -151,17 +151,16 @@ func (s *server) openAuthority(ctx context.Context) (err error) {
 
 // showPassword keeps the admin user's first password where only whoever may
 // read the data directory finds it. Logs are read by more people.
-func (s *server) showPassword(password string) {
+func (s *server) showPassword(password string) error {
 	name := filepath.Join(s.config.Data, "admin-password")
-	err := durable.MkdirAll(s.config.Data, 0o700)
-	if err == nil {
-		err = durable.WriteFile(name, []byte(password+"\n"), 0o600)
+	if err := durable.MkdirAll(s.config.Data, 0o700); err != nil {
+		return err
 	}
-	if err != nil {
-		s.log.Error("the admin user's password could not be written: set auth.admin.password_file", "file", name, "error", err)
-		return
+	if err := durable.WriteFile(name, []byte(password+"\n"), 0o600); err != nil {
+		return fmt.Errorf("%w: set auth.admin.password_file instead", err)
 	}
 	s.log.Info("the admin user has a new password: read it and remove the file", "user", s.config.Auth.Admin.User, "file", name)
+	return nil
 }
 
 func isLoopback(host string) bool {

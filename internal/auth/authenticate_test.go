@@ -400,7 +400,7 @@ func TestAdmin(t *testing.T) {
 	ctx, store, c := t.Context(), new(storage.Memory), newClock()
 	var shown []string
 	generated := func(o *auth.Options) {
-		o.Admin = auth.Admin{Enabled: true, Name: "root", Show: func(pw string) { shown = append(shown, pw) }}
+		o.Admin = auth.Admin{Enabled: true, Name: "root", Show: func(pw string) error { shown = append(shown, pw); return nil }}
 	}
 	if _, err := auth.Open(ctx, store, auth.Options{Admin: auth.Admin{Enabled: true}, HashCost: 4}); err == nil {
 		t.Error("an admin user without a password, and nobody to show one to")

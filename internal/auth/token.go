@@ -227,9 +227,10 @@ type Admin struct {
 	Password string
 
 	// Show is called with a generated password 1, before it is stored: at
-	// the first start without a configured one. Nil: a password must be
-	// configured at the first start.
-	Show func(password string)
+	// the first start without a configured one. An error of it means that
+	// nobody has the password, so it isn't stored, and Open fails. Nil: a
+	// password must be configured at the first start.
+	Show func(password string) error
 }
 
 // maxAdminName is in bytes; HTTP's Basic authentication takes no colon.
@@ -267,7 +268,9 @@ func (a *Authority) openAdmin(ctx context.Context) error {
 			if err != nil {
 				return nil, err
 			}
-			opts.Show(secret)
+			if err := opts.Show(secret); err != nil {
+				return nil, fmt.Errorf("its generated password: %w", err)
+			}
 			t.Passwords[0] = p
 		}
 		return recordOf(t), nil
