@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -93,13 +94,13 @@ TARGET is REPOSITORY[:TAG] in --registry; by default it is as in SOURCE.`,
 			if op, err = waitFor(cmd.Context(), client, op, cmd.ErrOrStderr()); err != nil {
 				return err
 			}
-			if err := f.printOperation(cmd.OutOrStdout(), op); err != nil {
-				return err
+			if op.Status == acr.StatusSucceeded || f.output == "json" {
+				err = f.printOperation(cmd.OutOrStdout(), op)
 			}
-			if op.Status != acr.StatusSucceeded {
-				return fmt.Errorf("the import %s: %s", statusVerb(op.Status), op.Details)
+			if err == nil && op.Status != acr.StatusSucceeded {
+				return fmt.Errorf("the import to %s %s: %s", op.Resource, statusVerb(op.Status), op.Details)
 			}
-			return nil
+			return err
 		},
 	}
 	f.add(cmd)
@@ -124,7 +125,8 @@ const pollEvery = time.Second
 func waitFor(ctx context.Context, client *acr.Client, op acr.Operation, stderr io.Writer) (acr.Operation, error) {
 	id, said := op.ID, ""
 	op, err := client.Wait(ctx, id, pollEvery, func(op acr.Operation) {
-		if now := string(op.Status) + " " + op.Progress; now != said && !op.Status.Final() {
+		now := cmp.Or(op.Details, op.Progress, string(op.Status))
+		if now != said && !op.Status.Final() {
 			said = now
 			fmt.Fprintf(stderr, "%s: %s\n", op.Resource, now)
 		}

@@ -242,14 +242,14 @@ func TestTokenAndScopeMapCommands(t *testing.T) {
 	}
 
 	refuses(t, "add --yes", "token", "credential", "generate", "-r", host, "ci", "--password1")
-	if stdout, _, err = runSluice(t, "token", "credential", "generate", "-r", host, "ci", "--password1", "--yes"); err != nil || !strings.Contains(stdout, ", never expires") || strings.Contains(stdout, "password2") {
+	if stdout, _, err = runSluice(t, "token", "credential", "generate", "-r", host, "ci", "--password1", "--yes"); err != nil || !strings.Contains(stdout, "  (never expires)") || strings.Contains(stdout, "password2") {
 		t.Errorf("%s, %v", stdout, err)
 	}
 	if _, err := asToken(password, "repository", "show", host+"/team/app"); err == nil {
 		t.Error("the replaced password is good")
 	}
 	says(t, "deleted password2 of token ci\n", "token", "credential", "delete", "-r", host, "ci", "--password2", "-y")
-	says(t, "token      ci\nscope map  readers\nstatus     disabled\ncreated    2026-01-02 03:04\npassword1  made 2026-01-02 03:04, never expires\n",
+	says(t, "token      ci\nscope map  readers\nstatus     disabled\ncreated    2026-01-02 03:04\npassword1  made 2026-01-02 03:04  (never expires)\n",
 		"token", "update", "-r", host, "ci", "--status", "disabled")
 	refuses(t, "token ci has it", "scope-map", "delete", "-r", host, "readers", "--yes")
 

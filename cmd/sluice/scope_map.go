@@ -172,7 +172,11 @@ func newScopeMapListCommand() *cobra.Command {
 					if len(shown) > 1 {
 						text += fmt.Sprintf(" and %d more", len(shown)-1)
 					}
-					fmt.Fprintf(w, "%s\t%s\t%s\n", m.Name, dash(text), dash(m.Description))
+					description := m.Description
+					if m.Builtin {
+						description = "built in"
+					}
+					fmt.Fprintf(w, "%s\t%s\t%s\n", m.Name, dash(text), dash(description))
 				}
 			})
 		},

@@ -54,7 +54,8 @@ func statusText(enabled bool) string {
 	return "disabled"
 }
 
-// passwordText describes a password; with its value if it is new.
+// passwordText describes a password; with its value, fit for copying, if it is
+// new.
 func passwordText(p acr.Password) string {
 	text := "made " + when(p.Created)
 	if p.Value != "" {
@@ -62,11 +63,11 @@ func passwordText(p acr.Password) string {
 	}
 	switch {
 	case p.Expiry.IsZero():
-		return text + ", never expires"
+		return text + "  (never expires)"
 	case p.Expiry.Before(time.Now()):
-		return text + ", EXPIRED " + when(p.Expiry)
+		return text + "  (EXPIRED " + when(p.Expiry) + ")"
 	}
-	return text + ", expires " + when(p.Expiry)
+	return text + "  (expires " + when(p.Expiry) + ")"
 }
 
 // expiryFlags say when a password expires.

@@ -182,6 +182,8 @@ func (h *Handler) cancelOperation(w http.ResponseWriter, r *http.Request, req Re
 type importProgress struct {
 	Done int64 `json:"done"` // bytes that the registry has
 	Size int64 `json:"size"` // of all blobs; 0 while it isn't known
+
+	Failed string `json:"failed,omitempty"` // why the last attempt failed
 }
 
 // importResult is the result of an import that has ended.
@@ -212,6 +214,9 @@ func (h *Handler) operation(job index.Job) Operation {
 	case json.Unmarshal(job.Progress, &p) == nil:
 		if p.Size > 0 {
 			op.Progress = fmt.Sprintf("%d%%", min(p.Done*100/p.Size, 99))
+		}
+		if p.Failed != "" {
+			op.Details = "it will be tried again: " + p.Failed
 		}
 	}
 	return op

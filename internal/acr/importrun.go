@@ -28,8 +28,12 @@ const (
 	importPoll = 5 * time.Second
 
 	// importAttempts is how often an import is begun whose failure may pass.
-	importAttempts = 5
-	importPause    = 15 * time.Second // after the first failure, and then longer
+	// The connection to the source is tried more often in each.
+	importAttempts = 3
+	importPause    = 5 * time.Second // after the first failure, and then longer
+
+	// importMemory is how long what became of an import can be asked for.
+	importMemory = 7 * 24 * time.Hour
 )
 
 // RunImports does the imports of the queue until ctx ends, and returns when
@@ -40,7 +44,14 @@ func (h *Handler) RunImports(ctx context.Context) {
 	var running sync.WaitGroup
 	defer running.Wait()
 	slots := make(chan struct{}, importsAtOnce)
+	var pruned time.Time
 	for {
+		if time.Since(pruned) > time.Hour {
+			pruned = time.Now()
+			if err := h.index.PruneJobs(ctx, pruned.Add(-importMemory)); err != nil && ctx.Err() == nil {
+				h.opts.Log.Error("forget old imports", "error", err)
+			}
+		}
 		select {
 		case slots <- struct{}{}:
 		case <-ctx.Done():
@@ -97,7 +108,7 @@ func (h *Handler) runImport(ctx context.Context, job index.Job) {
 	case job.Attempts < importAttempts && mayPass(err):
 		pause := importPause << (job.Attempts - 1)
 		log.Warn("import failed, it will be tried again", "attempt", job.Attempts, "after", pause, "error", err)
-		err = h.index.Retry(last, job, pause)
+		err = h.retryImport(last, job, pause, importProgress{Failed: err.Error()})
 	default:
 		log.Warn("import failed", "error", err)
 		err = h.finishImport(last, job, index.Failed, importResult{Details: err.Error()})
@@ -105,6 +116,18 @@ func (h *Handler) runImport(ctx context.Context, job index.Job) {
 	if err != nil {
 		log.Error("record what became of an import; it may be done again", "error", err)
 	}
+}
+
+// retryImport gives an import back to the queue, with the reason.
+func (h *Handler) retryImport(ctx context.Context, job index.Job, pause time.Duration, p importProgress) error {
+	doc, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	if err := h.index.Extend(ctx, job, importLease, doc); err != nil && !errors.Is(err, index.ErrCanceled) {
+		return err
+	}
+	return h.index.Retry(ctx, job, pause)
 }
 
 func (h *Handler) finishImport(ctx context.Context, job index.Job, state string, result importResult) error {
@@ -199,7 +222,7 @@ func (h *Handler) importImage(ctx context.Context, job index.Job, meter *importM
 	copied, size := r.Count(transfer.Copied)
 	return importResult{
 		Digest:  r.Root.Digest,
-		Details: fmt.Sprintf("%d manifests and %d blobs of %d bytes were copied, the rest was there", r.Manifests, copied, size),
+		Details: fmt.Sprintf("copied: manifests %d, blobs %d with %d bytes; the rest was there", r.Manifests, copied, size),
 	}, nil
 }
 
