@@ -25,7 +25,7 @@ type memoryBucket struct {
 	objects map[string]bucketObject // guarded by mu, as all that follows
 	uploads map[string]*bucketParts
 	counter int
-	largest int // part that was put, in bytes
+	calls   int // requests that were served
 }
 
 type bucketObject struct {
@@ -53,6 +53,7 @@ func (b *memoryBucket) String() string { return "memory" }
 func (b *memoryBucket) Get(_ context.Context, name string, offset, length int64) (io.ReadCloser, storage.BucketInfo, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.calls++
 	o, ok := b.objects[name]
 	if !ok {
 		return nil, storage.BucketInfo{}, fmt.Errorf("%s: %w", name, storage.ErrNotFound)
@@ -70,6 +71,7 @@ func (b *memoryBucket) Get(_ context.Context, name string, offset, length int64)
 func (b *memoryBucket) Head(_ context.Context, name string) (storage.BucketInfo, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.calls++
 	o, ok := b.objects[name]
 	if !ok {
 		return storage.BucketInfo{}, fmt.Errorf("%s: %w", name, storage.ErrNotFound)
@@ -80,6 +82,7 @@ func (b *memoryBucket) Head(_ context.Context, name string) (storage.BucketInfo,
 func (b *memoryBucket) Put(_ context.Context, name string, data []byte, opts storage.BucketPut) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.calls++
 	if _, ok := b.objects[name]; ok && opts.IfAbsent {
 		return fmt.Errorf("%s: %w", name, storage.ErrExists)
 	}
@@ -95,6 +98,7 @@ func (b *memoryBucket) set(name string, data []byte, label string) {
 func (b *memoryBucket) Delete(_ context.Context, name string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.calls++
 	delete(b.objects, name)
 	return nil
 }
@@ -112,6 +116,7 @@ func (b *memoryBucket) List(_ context.Context, prefix, after, delimiter string) 
 func (b *memoryBucket) list(prefix, after, delimiter string) []storage.BucketEntry {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.calls++
 	var all []storage.BucketEntry
 	for _, name := range slices.Sorted(maps.Keys(b.objects)) {
 		rest, ok := strings.CutPrefix(name, prefix)
@@ -133,6 +138,7 @@ func (b *memoryBucket) list(prefix, after, delimiter string) []storage.BucketEnt
 func (b *memoryBucket) BeginParts(_ context.Context, name string) (string, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.calls++
 	b.counter++
 	id := strconv.Itoa(b.counter)
 	b.uploads[id] = &bucketParts{name, b.now(), map[int]bucketPart{}}
@@ -142,12 +148,12 @@ func (b *memoryBucket) BeginParts(_ context.Context, name string) (string, error
 func (b *memoryBucket) PutPart(_ context.Context, name, upload string, n int, data []byte) (string, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.calls++
 	u := b.uploads[upload]
 	if u == nil || u.name != name {
 		return "", fmt.Errorf("%s: no upload %s", name, upload)
 	}
 	b.counter++
-	b.largest = max(b.largest, len(data))
 	tag := strconv.Itoa(b.counter)
 	u.parts[n] = bucketPart{tag, bytes.Clone(data)}
 	return tag, nil
@@ -156,6 +162,7 @@ func (b *memoryBucket) PutPart(_ context.Context, name, upload string, n int, da
 func (b *memoryBucket) CompleteParts(_ context.Context, name, upload string, tags []string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.calls++
 	u := b.uploads[upload]
 	if u == nil || u.name != name {
 		return fmt.Errorf("%s: no upload %s", name, upload)
@@ -176,6 +183,7 @@ func (b *memoryBucket) CompleteParts(_ context.Context, name, upload string, tag
 func (b *memoryBucket) AbortParts(_ context.Context, name, upload string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.calls++
 	delete(b.uploads, upload)
 	return nil
 }
@@ -183,6 +191,7 @@ func (b *memoryBucket) AbortParts(_ context.Context, name, upload string) error 
 func (b *memoryBucket) AbortPartsBefore(_ context.Context, prefix string, before time.Time) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.calls++
 	n := len(b.uploads)
 	maps.DeleteFunc(b.uploads, func(_ string, u *bucketParts) bool {
 		return strings.HasPrefix(u.name, prefix) && u.begun.Before(before)

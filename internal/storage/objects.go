@@ -35,7 +35,7 @@ import (
 // and 3 with a pointer; Link 5. An upload: start 1, stat 2, resume 2, checkpoint
 // 1, each with one more if there is a tail of more than 64 KiB, and one for each
 // part of at least 8 MiB; commit 2 of at most 64 KiB, otherwise 6 if the bytes
-// are new (9 of several parts) and 6 if they needn't be stored.
+// are there already, 8 if they are new, and 10 if those have several parts.
 //
 // Each upload buffers at most two parts.
 type Objects struct {

@@ -510,3 +510,54 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// The documentation of Objects counts requests, since each costs latency.
+func TestObjectsRequests(t *testing.T) {
+	c := newClock()
+	b := newMemoryBucket(c.Now)
+	o := newObjects(t, b, c)
+	var u storage.Upload
+	begin := func(size int) {
+		u, _ = o.StartUpload(t.Context())
+		io.WriteString(u, content("x", size))
+		if size > testPart {
+			if err := u.Checkpoint(t.Context(), nil); err != nil { // no part is on its way now
+				t.Fatal(err)
+			}
+		}
+	}
+	commit := func(key string) func() error { return func() error { return u.Commit(t.Context(), key) } }
+	for _, step := range []struct {
+		name string
+		size int // of an upload to begin before
+		do   func() error
+		want int
+	}{
+		{"put", 0, func() error { return o.Put(t.Context(), "small", []byte("x")) }, 1},
+		{"commit small", testInline, commit("up/small"), 2},
+		{"commit large", testInline + 1, commit("a/same-1"), 8},
+		{"commit parts", 2*testPart + 1, commit("a/same-2"), 10},
+		{"commit shared", testInline + 1, commit("b/same-1"), 6},
+		{"open", 0, func() error { _, err := storage.ReadAll(t.Context(), o, "small", 10); return err }, 1},
+		{"open large", 0, func() error { _, err := storage.ReadAll(t.Context(), o, "a/same-1", 1000); return err }, 2},
+		{"stat large", 0, func() error { _, err := o.Stat(t.Context(), "a/same-1"); return err }, 1},
+		{"url", 0, func() error { _, err := o.SignedURL(t.Context(), "a/same-1", time.Hour); return err }, 1},
+		{"link", 0, func() error { return o.Link(t.Context(), "a/same-1", "c/same-1") }, 5},
+		{"delete", 0, func() error { return o.Delete(t.Context(), "small") }, 2},
+		{"delete large", 0, func() error { return o.Delete(t.Context(), "a/same-1") }, 3},
+		{"checkpoint", testInline, func() error { return u.Checkpoint(t.Context(), nil) }, 1},
+		{"stat upload", 0, func() error { _, _, err := o.StatUpload(t.Context(), u.ID()); return err }, 2},
+		{"resume upload", 0, func() error { u.Close(); _, err := o.ResumeUpload(t.Context(), u.ID()); return err }, 2},
+	} {
+		if step.size > 0 {
+			begin(step.size)
+		}
+		before := b.calls
+		if err := step.do(); err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		if n := b.calls - before; n != step.want {
+			t.Errorf("%s: %d requests, want %d", step.name, n, step.want)
+		}
+	}
+}
