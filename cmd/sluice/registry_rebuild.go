@@ -5,10 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
-	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -44,12 +41,13 @@ func rebuildIndex(ctx context.Context, c *config.Registry, stdout, stderr io.Wri
 		return err
 	}
 	defer opened.Close()
-	db, err := index.Open(ctx, index.Options{URL: c.DatabaseURL(), Log: log})
+	opts := index.Options{URL: c.DatabaseURL(), Log: log}
+	db, err := index.Open(ctx, opts)
 	if errors.Is(err, index.ErrCorrupt) {
-		if err := setAside(c.DatabaseURL(), stderr); err != nil {
+		if err := index.Reset(ctx, opts); err != nil {
 			return err
 		}
-		db, err = index.Open(ctx, index.Options{URL: c.DatabaseURL(), Log: log})
+		db, err = index.Open(ctx, opts)
 	}
 	if err != nil {
 		return err
@@ -74,20 +72,4 @@ func countRepositories(n int) string {
 		return "1 repository"
 	}
 	return fmt.Sprintf("%d repositories", n)
-}
-
-// setAside renames a SQLite database that can't be read, so that somebody may
-// look at it.
-func setAside(url string, stderr io.Writer) error {
-	file, ok := strings.CutPrefix(url, "sqlite:")
-	if !ok {
-		return errors.New("the index database can't be used: drop its tables, or name another by --database, and try again")
-	}
-	for _, suffix := range []string{"", "-wal", "-shm"} {
-		if err := os.Rename(file+suffix, file+".damaged"+suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	fmt.Fprintf(stderr, "the old index is now %s.damaged\n", file)
-	return nil
 }

@@ -200,3 +200,104 @@ func writeCertificate(t *testing.T, certName, keyName string) *x509.CertPool {
 	pool.AppendCertsFromPEM(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 	return pool
 }
+
+// A registry whose index is lost, damaged, or that never had one (as before
+// there was an index), has its images all the same.
+func TestRegistryRebuildsIndex(t *testing.T) {
+	data := t.TempDir()
+	file := filepath.Join(data, "index.db")
+	content := []byte("layer")
+	blob := oci.DigestOf(content)
+	manifest := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","artifactType":"application/x-test",` +
+		`"config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":"` + blob.String() + `","size":5},"layers":[]}`
+	addr, stop := startRegistry(t, "--data", data)
+	send(t, http.MethodPost, "http://"+addr+"/v2/a/blobs/uploads/?digest="+blob.String(), "application/octet-stream", string(content), http.StatusCreated)
+	send(t, http.MethodPut, "http://"+addr+"/v2/a/manifests/v1", "application/vnd.oci.image.manifest.v1+json", manifest, http.StatusCreated)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	served := func(after string) {
+		addr, stop := startRegistry(t, "--data", data)
+		got := send(t, http.MethodGet, "http://"+addr+"/v2/a/tags/list", "", "", http.StatusOK)
+		if !strings.Contains(got, `["v1"]`) {
+			t.Errorf("%s: tags are %s", after, got)
+		}
+		if got := send(t, http.MethodGet, "http://"+addr+"/v2/a/manifests/v1", "", "", http.StatusOK); got != manifest {
+			t.Errorf("%s: manifest is %s", after, got)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	}
+
+	remove(t, file)
+	served("the index is new")
+
+	if err := os.WriteFile(file, bytes.Repeat([]byte("damaged "), 1000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := registryCommand(t.Context(), io.Discard, "--data", data, "--listen", "127.0.0.1:0")
+	if err == nil || !strings.Contains(err.Error(), "rebuild-index") {
+		t.Errorf("a damaged index: error %v, want one that names rebuild-index", err)
+	}
+	var out bytes.Buffer
+	if err := registryCommand(t.Context(), &out, "rebuild-index", "--data", data); err != nil || out.String() != "indexed 1 repository\n" {
+		t.Errorf("rebuild-index: %q, %v", out.String(), err)
+	}
+	served("the index was damaged")
+
+	// It refuses while a registry runs.
+	startRegistry(t, "--data", data)
+	if err := registryCommand(t.Context(), io.Discard, "rebuild-index", "--data", data); err == nil || !strings.Contains(err.Error(), "another registry") {
+		t.Errorf("rebuild-index beside a registry: %v", err)
+	}
+}
+
+func remove(t *testing.T, file string) {
+	t.Helper()
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := os.Remove(file + suffix); err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// send sends a request and returns the answer's body.
+func send(t *testing.T, method, url, contentType, body string, want int) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", contentType)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	got, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != want {
+		t.Fatalf("%s %s: %s, %v\n%s", method, url, resp.Status, err, got)
+	}
+	return string(got)
+}
+
+func TestCheckConfig(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "registry.toml")
+	if err := os.WriteFile(file, []byte("listen = \":1\"\n[soft_delete]\ndays = 7\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("SLUICE_REGISTRY_STORAGE_S3_SECRET_KEY", "geheim")
+	var out bytes.Buffer
+	if err := registryCommand(t.Context(), &out, "check-config", "--config", file, "--set", "soft_delete.days=9", "--set", "storage.s3.access_key=me"); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`listen = ":1"  # ` + file + ":1\n", "soft_delete.days = 9  # flag\n", "push.upload_age = \"24h0m0s\"\n"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("check-config doesn't print %q:\n%s", want, &out)
+		}
+	}
+	if strings.Contains(out.String(), "geheim") {
+		t.Error("check-config prints a secret")
+	}
+}
