@@ -44,9 +44,11 @@ type ListOptions struct {
 	Digest oci.Digest
 }
 
-// maxPages bounds the pages of a list: a server that links on beyond them is
-// not believed.
-const maxPages = 10_000
+// Bounds of a list: a server that goes on beyond them is not believed.
+const (
+	maxPages   = 10_000
+	maxEntries = 1_000_000
+)
 
 // call sends a request with a document, which may be nil, and reads the answer
 // into to, which may be nil.
@@ -105,9 +107,15 @@ func list[Doc, T any](ctx context.Context, c *Client, req remote.APIRequest, opt
 			return nil, err
 		}
 		all = append(all, entries(doc)...)
+		if opts.Top > 0 && len(all) >= opts.Top {
+			return all[:opts.Top], nil
+		}
 		last := lastOf(header)
-		if last == "" || opts.Top > 0 && len(all) >= opts.Top {
+		if last == "" {
 			return all, nil
+		}
+		if len(all) > maxEntries {
+			break
 		}
 		if last == query.Get("last") {
 			return nil, fmt.Errorf("%s at %s: the pages link in a circle", req.What, c.registry.Host())

@@ -49,7 +49,7 @@ func TestDocuments(t *testing.T) {
 	} {
 		resp, body := b.send("admin", adminPassword, "GET", "/acr/v1/"+path, "")
 		got, want := normal(t, body, b.host), normal(t, want, b.host)
-		if resp.StatusCode != 200 || got != want {
+		if resp.StatusCode != http.StatusOK || got != want {
 			t.Errorf("%s: %s\n got %s\nwant %s", path, resp.Status, got, want)
 		}
 	}
@@ -112,7 +112,7 @@ func TestPagesAndOrder(t *testing.T) {
 			for path := fmt.Sprintf("/acr/v1/app/_tags?n=%d&orderby=%s&api-version=2021-07-01", n, orderBy); path != ""; pages++ {
 				resp, body := b.send("admin", adminPassword, "GET", path, "")
 				var doc struct{ Tags []acr.Tag }
-				if err := json.Unmarshal([]byte(body), &doc); err != nil || resp.StatusCode != 200 {
+				if err := json.Unmarshal([]byte(body), &doc); err != nil || resp.StatusCode != http.StatusOK {
 					t.Fatal(resp.Status, body)
 				}
 				for _, tag := range doc.Tags {
@@ -150,7 +150,7 @@ func TestPagesAndOrder(t *testing.T) {
 		t.Errorf("a page of the catalog: %s, Link %q", body, resp.Header.Get("Link"))
 	}
 	for _, query := range []string{"n=0", "n=-1", "n=x", "orderby=size", "last=" + strings.Repeat("x", 600), "digest=x", "%zz"} {
-		if resp, body := b.send("admin", adminPassword, "GET", "/acr/v1/app/_tags?"+query, ""); resp.StatusCode != 400 {
+		if resp, body := b.send("admin", adminPassword, "GET", "/acr/v1/app/_tags?"+query, ""); resp.StatusCode != http.StatusBadRequest {
 			t.Errorf("%s: %s, %s", query, resp.Status, body)
 		}
 	}
@@ -238,7 +238,7 @@ func TestLocks(t *testing.T) {
 	if err := client.DeleteManifest(ctx, "app", digest); !errors.Is(err, oci.ErrDenied) {
 		t.Errorf("a locked manifest is deleted: %v", err)
 	}
-	if resp, _ := b.send("admin", adminPassword, "GET", "/v2/app/manifests/"+digest.String(), ""); resp.StatusCode != 403 {
+	if resp, _ := b.send("admin", adminPassword, "GET", "/v2/app/manifests/"+digest.String(), ""); resp.StatusCode != http.StatusForbidden {
 		t.Errorf("a manifest that may not be read is: %s", resp.Status)
 	}
 	list, err := client.Manifests(ctx, "app", acr.ListOptions{})
@@ -300,7 +300,7 @@ func TestUnknown(t *testing.T) {
 			body = "{}"
 		}
 		resp, answer := b.send("admin", adminPassword, c.method, "/acr/v1/"+c.path, body)
-		if resp.StatusCode != 404 || codeOf(answer) != c.code {
+		if resp.StatusCode != http.StatusNotFound || codeOf(answer) != c.code {
 			t.Errorf("%s %s: %s, %s", c.method, c.path, resp.Status, answer)
 		}
 	}
@@ -341,7 +341,7 @@ func TestMalformed(t *testing.T) {
 		}
 	}
 	// What a web page could make its visitor's browser send.
-	req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+b.host+"/acr/v1/_tokens", strings.NewReader(`{"name":"ab","scopeMap":"_repositories_pull"}`))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+b.host+"/acr/v1/_tokens", strings.NewReader(`{"name":"ab","scopeMap":"_repositories_pull"}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -352,7 +352,7 @@ func TestMalformed(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp.Body.Close()
-	if resp.StatusCode != 400 {
+	if resp.StatusCode != http.StatusBadRequest {
 		t.Errorf("a form makes a token: %s", resp.Status)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"testing"
 	"time"
@@ -52,7 +53,7 @@ func TestSoftDelete(t *testing.T) {
 		t.Errorf("deleted tags are %v", tags)
 	}
 	resp, body := b.send("admin", adminPassword, "POST", "/acr/v1/_deleted/team/app/_manifests/"+young.String()+"?force=False", `{"tag": "v1"}`)
-	if want := fmt.Sprintf(`{"digest":%q,"tag":"v1"}`, young); resp.StatusCode != 200 || body != want {
+	if want := fmt.Sprintf(`{"digest":%q,"tag":"v1"}`, young); resp.StatusCode != http.StatusOK || body != want {
 		t.Errorf("restored: %s, %s", resp.Status, body)
 	}
 	if tag, err := client.Tag(ctx, "team/app", "v1"); err != nil || tag.Digest != young {

@@ -176,7 +176,7 @@ func TestImportIsCanceledAndContinued(t *testing.T) {
 		t.Errorf("%+v, %v", op, err)
 	}
 	resp, _ := b.send("admin", adminPassword, "DELETE", "/acr/v1/_operations/"+op.ID, "")
-	if resp.StatusCode != 200 {
+	if resp.StatusCode != http.StatusOK {
 		t.Errorf("canceled again: %s", resp.Status)
 	}
 

@@ -68,7 +68,7 @@ func (h *Handler) box(ctx context.Context) (cipher.AEAD, error) {
 	key, err := storage.ReadAll(ctx, h.store, secretKey, secretSize)
 	if errors.Is(err, storage.ErrNotFound) {
 		key = make([]byte, secretSize)
-		rand.Read(key) //nolint:errcheck // it never fails (crypto/rand)
+		rand.Read(key) // which never fails
 		err = h.store.Put(ctx, secretKey, key)
 	}
 	if err != nil {
