@@ -9,9 +9,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
+
+	"sluice/test/bed"
 )
 
 const suite = "github.com/opencontainers/distribution-spec/conformance"
@@ -29,53 +32,118 @@ var everything = []string{
 }
 
 func TestConformance(t *testing.T) {
-	dir := t.TempDir()
-	sluice, tester := filepath.Join(dir, "sluice"), filepath.Join(dir, "suite")
-	build(t, "../..", sluice, "./cmd/sluice")
-	build(t, ".", tester, suite)
-
+	sluice, tester := programs(t)
 	for _, tt := range []struct {
-		name  string
-		flags []string
-		env   []string
+		name string
+		env  []string // of the suite
+		more []string // of the registry
 	}{
-		{"Default", nil, append([]string{"OCI_DATA_SPARSE=false"}, everything...)},
-		{"Sparse", []string{"--allow-sparse"}, append([]string{"OCI_DATA_SPARSE=true"}, everything...)},
+		{"Default", []string{"OCI_DATA_SPARSE=false"}, nil},
+		{"Sparse", []string{"OCI_DATA_SPARSE=true"}, []string{"SLUICE_REGISTRY_PUSH_ALLOW_SPARSE=true"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			addr := serve(t, sluice, tt.flags...)
-			results := t.TempDir()
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-			defer cancel()
-			cmd := exec.CommandContext(ctx, tester)
-			cmd.Dir = results // it looks for a configuration file where it is
-			cmd.Env = append(os.Environ(), tt.env...)
-			cmd.Env = append(cmd.Env, "OCI_REGISTRY="+addr, "OCI_TLS=disabled", "OCI_RESULTS_DIR="+results, "OCI_LOG=error")
-			output, err := cmd.CombinedOutput()
-			report(t, filepath.Join(results, "junit.xml"))
-			if err != nil {
-				t.Errorf("the suite says: %v", err)
-			}
-			if t.Failed() {
-				t.Logf("its output ends with:\n%s", tail(output, 4000))
-			}
+			conforms(t, tester, serve(t, sluice, tt.more...), tt.env...)
 		})
 	}
 }
 
-func build(t *testing.T, dir, output, pkg string) {
+// TestBackends runs the suite on a registry on each of the real backends.
+func TestBackends(t *testing.T) {
+	sluice, tester := programs(t)
+	for name, env := range map[string]func(t *testing.T) []string{
+		"Azurite":    azurite,
+		"MinIO":      minio,
+		"PostgreSQL": postgres,
+	} {
+		t.Run(name, func(t *testing.T) {
+			conforms(t, tester, serve(t, sluice, env(t)...), "OCI_DATA_SPARSE=false")
+		})
+	}
+}
+
+// The backends are empty, end with the test, and make a registry use them by
+// its environment.
+
+func azurite(t *testing.T) []string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", output, pkg)
-	cmd.Dir = dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build %s: %v\n%s", pkg, err, out)
+	a, err := bed.StartAzurite(t.Context(), "../..", t.TempDir(), func(s string) { t.Log(s) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(a.Stop)
+	if err := a.NewContainer(t.Context(), "images"); err != nil {
+		t.Fatal(err)
+	}
+	return a.RegistryEnv("images")
+}
+
+func minio(t *testing.T) []string {
+	t.Helper()
+	m, err := bed.StartMinIO(t.Context(), "../..", t.TempDir(), func(s string) { t.Log(s) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(m.Stop)
+	if err := m.NewBucket("images"); err != nil {
+		t.Fatal(err)
+	}
+	return m.RegistryEnv("images")
+}
+
+func postgres(t *testing.T) []string {
+	t.Helper()
+	p, err := bed.StartPostgres(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Stop)
+	url, err := p.NewDatabase(t.Context(), "registry")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []string{"SLUICE_REGISTRY_DATABASE_URL=" + url}
+}
+
+// programs builds the registry and the suite.
+func programs(t *testing.T) (sluice, tester string) {
+	t.Helper()
+	dir := t.TempDir()
+	sluice, err := bed.BuildSluice(t.Context(), "../..", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tester = filepath.Join(dir, "suite")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", tester, suite).CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", suite, err, out)
+	}
+	return sluice, tester
+}
+
+// conforms runs the suite on the registry at addr.
+func conforms(t *testing.T, tester, addr string, env ...string) {
+	t.Helper()
+	results := t.TempDir()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, tester)
+	cmd.Dir = results // it looks for a configuration file where it is
+	cmd.Env = slices.Concat(os.Environ(), everything, env,
+		[]string{"OCI_REGISTRY=" + addr, "OCI_TLS=disabled", "OCI_RESULTS_DIR=" + results, "OCI_LOG=error"})
+	output, err := cmd.CombinedOutput()
+	report(t, filepath.Join(results, "junit.xml"))
+	if err != nil {
+		t.Errorf("the suite says: %v", err)
+	}
+	if t.Failed() {
+		t.Logf("its output ends with:\n%s", tail(output, 4000))
 	}
 }
 
 var listening = regexp.MustCompile(`^listening on ([^ ,]+),`)
 
 // serve starts the registry on a free port and returns its address.
-func serve(t *testing.T, program string, flags ...string) string {
+// env is its configuration beyond an empty data directory.
+func serve(t *testing.T, program string, env ...string) string {
 	t.Helper()
 	logName := filepath.Join(t.TempDir(), "log")
 	log, err := os.Create(logName)
@@ -83,8 +151,8 @@ func serve(t *testing.T, program string, flags ...string) string {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	args := append([]string{"registry", "--data", t.TempDir(), "--listen", "127.0.0.1:0"}, flags...)
-	cmd := exec.Command(program, args...)
+	cmd := exec.Command(program, "registry", "--data", t.TempDir(), "--listen", "127.0.0.1:0")
+	cmd.Env = append(os.Environ(), env...)
 	cmd.Stderr = log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	stdout, err := cmd.StdoutPipe()
