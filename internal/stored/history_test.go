@@ -80,6 +80,8 @@ type history struct {
 	tags   map[at]string // digest; acknowledged
 	gone   map[at]bool   // manifests whose deletion was acknowledged
 	unsure map[string]bool
+
+	dying []at // manifests and tags that a deletion was about when the end came
 }
 
 type image struct {
@@ -222,9 +224,19 @@ func (h *history) forget(repo string, digest oci.Digest) (all []oci.Digest) {
 }
 
 func (h *history) delete(ctx context.Context, repo string, digest oci.Digest) error {
+	h.dying = nil
+	for t, d := range h.tags {
+		if t.repo == repo && d == digest.String() && !h.unsure[repo+":"+t.name] {
+			h.dying = append(h.dying, t)
+		}
+	}
 	all := h.forget(repo, digest)
+	for _, d := range all {
+		h.dying = append(h.dying, at{repo, d.String()})
+	}
 	err := h.reg.DeleteManifest(ctx, repo, digest)
 	if err == nil {
+		h.dying = nil
 		for _, d := range all {
 			h.gone[at{repo, d.String()}] = true
 		}
@@ -308,6 +320,52 @@ func (h *history) check(ctx context.Context) {
 	}
 }
 
+// checkDying checks that a deletion that was cut short did all or, since what is
+// deleted can be restored, nothing.
+func (h *history) checkDying(ctx context.Context) {
+	there := 0
+	for _, k := range h.dying {
+		if _, err := h.reg.GetManifest(ctx, k.repo, k.name); err == nil {
+			there++
+		}
+	}
+	if h.opts.SoftDelete > 0 && there != 0 && there != len(h.dying) {
+		h.t.Fatalf("of %v there are %d after a deletion that was cut short", h.dying, there)
+	}
+	h.dying = nil
+	deleted, err := h.reg.DeletedManifests(ctx, "", noTime(), "", 1000)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for _, d := range deleted {
+		if _, err := h.reg.GetManifest(ctx, d.Repo, d.Digest.String()); err == nil {
+			h.t.Fatalf("%s of %s is deleted and there", d.Digest, d.Repo)
+		}
+	}
+}
+
+// checkOrphans checks that everything that describes a manifest has one.
+func (h *history) checkOrphans(ctx context.Context, prefix string) {
+	for key, err := range h.store.List(ctx, prefix, "") {
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		if strings.HasSuffix(key, "/") {
+			h.checkOrphans(ctx, key)
+			continue
+		}
+		repo, rest, _ := strings.Cut(key, "/_")
+		part, _, _ := strings.Cut(rest, "/")
+		digest, err := oci.ParseDigest(key[strings.LastIndex(key, "/")+1:])
+		if err != nil || part != "attributes" && part != "referrers" {
+			continue
+		}
+		if _, err := h.store.Stat(ctx, repo+"/_manifests/"+digest.String()); err != nil {
+			h.t.Fatalf("%s describes what isn't there: %v", key, err)
+		}
+	}
+}
+
 // dump returns what an index has, without blobs whose objects were never put.
 func (h *history) dump(ctx context.Context, db *index.DB) []index.RepositoryContent {
 	var all []index.RepositoryContent
@@ -319,6 +377,9 @@ func (h *history) dump(ctx context.Context, db *index.DB) []index.RepositoryCont
 			_, err := h.store.Stat(ctx, "repositories/"+c.Name+"/_layers/"+b.Digest.String())
 			return errors.Is(err, storage.ErrNotFound)
 		})
+		if len(c.Blobs) == 0 {
+			c.Blobs = nil
+		}
 		all = append(all, c)
 	}
 	return all
@@ -365,6 +426,8 @@ func TestHistories(t *testing.T) {
 				t.Fatal(err)
 			}
 			h.check(ctx)
+			h.checkDying(ctx)
+			h.checkOrphans(ctx, "repositories/")
 			h.compare(ctx)
 		}
 	})

@@ -108,6 +108,9 @@ func (r *Registry) reindex(ctx context.Context, repo string) error {
 	if err := r.finishDeletions(ctx, repo); err != nil {
 		return err
 	}
+	if err := r.removeOrphans(ctx, repo); err != nil {
+		return err
+	}
 	content, err := r.content(ctx, repo)
 	if err != nil {
 		return err
@@ -151,6 +154,37 @@ func (r *Registry) finishDeletions(ctx context.Context, repo string) error {
 		}
 		if err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// removeOrphans removes what describes manifests that aren't there.
+func (r *Registry) removeOrphans(ctx context.Context, repo string) error {
+	manifests := map[string]bool{}
+	for digest, err := range r.digests(ctx, repo, manifestsPart) {
+		if err != nil {
+			return err
+		}
+		manifests[digest.String()] = true
+	}
+	parts := []string{attributesPart}
+	for key, err := range r.store.List(ctx, partKey(repo, referrersPart), "") {
+		if err != nil {
+			return err
+		}
+		if strings.HasSuffix(key, "/") {
+			parts = append(parts, strings.TrimPrefix(key, partKey(repo, "")))
+		}
+	}
+	for _, part := range parts {
+		for digest, err := range r.digests(ctx, repo, part) {
+			if err == nil && !manifests[digest.String()] {
+				err = r.remove(ctx, partKey(repo, part)+digest.String())
+			}
+			if err != nil {
+				return err
+			}
 		}
 	}
 	return nil
