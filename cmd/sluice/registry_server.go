@@ -103,7 +103,7 @@ func (s *server) openRegistry(ctx context.Context) (err error) {
 }
 
 func newStored(c *config.Registry, store store, db *index.DB, log *slog.Logger) *stored.Registry {
-	return stored.New(store, db, stored.Options{
+	return stored.New(store.maintained, db, stored.Options{ // the store itself: it may be a storage.Signer
 		AllowSparse: c.Push.AllowSparse, AllowStreamingPush: c.Push.AllowStreaming,
 		SoftDelete: days(c.SoftDelete.Days),
 		MaxBlob:    int64(c.Limits.MaxBlob), RepositoryQuota: int64(c.Limits.RepositoryQuota),
