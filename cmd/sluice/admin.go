@@ -29,7 +29,7 @@ more than the rights to push, see sluice import.`,
 }
 
 func newAdminGCCommand() *cobra.Command {
-	var f managementFlags
+	f := managementFlags{patience: 24 * time.Hour} // the registry answers at the end
 	cmd := &cobra.Command{
 		Use:   "gc",
 		Short: "Remove blobs that nothing needs, and deleted manifests whose time is over",

@@ -28,6 +28,8 @@ type managementFlags struct {
 	plainHTTP          bool
 	output             string
 	yes                bool
+
+	patience time.Duration // how long an answer may take; 0: as usual
 }
 
 func (f *managementFlags) add(cmd *cobra.Command) {
@@ -72,7 +74,7 @@ func (f *managementFlags) clientOf(cmd *cobra.Command, host string) (*acr.Client
 	if f.output != "table" && f.output != "json" {
 		return nil, fmt.Errorf("--output %q: table or json", f.output)
 	}
-	opts := remote.Options{}
+	opts := remote.Options{WriteTimeout: f.patience}
 	if f.plainHTTP {
 		opts.PlainHTTP = remote.PlainHTTPAlways
 	}
