@@ -18,6 +18,11 @@ const (
 	ActionMetadataRead  = "metadata_read"
 	ActionMetadataWrite = "metadata_write"
 	ActionAll           = "*"
+
+	// What Azure's command line asks for with what was deleted softly: to
+	// list it and to restore it.
+	actionDeletedRead    = "deleted_read"
+	actionDeletedRestore = "deleted_restore"
 )
 
 // Types of things that access is to.
@@ -156,11 +161,11 @@ func bitOf(action string) actionSet {
 	switch action {
 	case ActionPull:
 		return canPull
-	case ActionPush:
+	case ActionPush, actionDeletedRestore:
 		return canPush
 	case ActionDelete:
 		return canDelete
-	case ActionMetadataRead:
+	case ActionMetadataRead, actionDeletedRead:
 		return canMetadataRead
 	case ActionMetadataWrite:
 		return canMetadataWrite

@@ -148,6 +148,7 @@ func TestIntersection(t *testing.T) {
 	}{
 		{ci, []string{"repository:own:pull,push"}, "repository:own:pull"},
 		{ci, []string{"repository:own:*"}, "repository:own:pull,metadata_read"},
+		{ci, []string{"repository:own:deleted_read,deleted_restore"}, "repository:own:deleted_read"},
 		{ci, []string{"repository:own:push", "repository:own:pull"}, "repository:own:pull"},
 		{ci, []string{"repository:own:pull repository:public/x:pull,push", "repository:else:pull"}, "repository:own:pull repository:public/x:pull"},
 		{ci, []string{"registry:catalog:*"}, ""},
