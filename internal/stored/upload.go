@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"sync"
 	"time"
 
 	"sluice/internal/storage"
@@ -18,6 +19,9 @@ import (
 // busyTimeout is how long a request for an upload waits for another one, such
 // as one whose client has vanished, to let go of it.
 const busyTimeout = 30 * time.Second
+
+// busyInterval is how often it looks whether that has happened.
+const busyInterval = 50 * time.Millisecond
 
 // storedUpload is an upload of a Registry. It holds nothing open: each method
 // resumes the upload in the store, which sees to it that one at a time does, so
@@ -143,7 +147,7 @@ func (u *storedUpload) open(ctx context.Context) (storage.Upload, hash.Hash, err
 	}
 	wait, cancel := context.WithTimeout(ctx, busyTimeout)
 	defer cancel()
-	su, err := u.registry.store.ResumeUpload(wait, u.id)
+	su, err := u.alone(wait)
 	if err != nil {
 		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 			err = oci.ErrBlobUploadInvalid.Withf("upload %s to %s: another request is still writing to it: try again", u.id, u.repo)
@@ -161,6 +165,42 @@ func (u *storedUpload) open(ctx context.Context) (storage.Upload, hash.Hash, err
 		return nil, nil, uploadError(u.repo, u.id, err)
 	}
 	return su, sum, nil
+}
+
+// alone resumes the upload when no other request has it: of this process, which
+// the store sees to, or of another replica, which only the index knows. The lock
+// may be held for as long as a client sends, so nobody queues for it.
+func (u *storedUpload) alone(ctx context.Context) (storage.Upload, error) {
+	for {
+		unlock, ok, err := u.registry.db.TryExclude(ctx, "upload "+u.id)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			su, err := u.registry.store.ResumeUpload(ctx, u.id)
+			if err != nil {
+				unlock()
+				return nil, err
+			}
+			return &lockedUpload{Upload: su, unlock: sync.OnceFunc(unlock)}, nil
+		}
+		select {
+		case <-time.After(busyInterval):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// lockedUpload is an upload that one request has.
+type lockedUpload struct {
+	storage.Upload
+	unlock func()
+}
+
+func (u *lockedUpload) Close() error {
+	defer u.unlock()
+	return u.Upload.Close()
 }
 
 // resumeHash returns the hash of what an upload has, from its state or, if
@@ -215,6 +255,8 @@ func uploadError(repo, id string, err error) error {
 		return nil
 	case errors.Is(err, storage.ErrUploadUnknown):
 		return oci.ErrBlobUploadUnknown.Withf("upload %.100q to %s is unknown or over", id, repo)
+	case errors.Is(err, storage.ErrUploadConflict):
+		return oci.ErrBlobUploadInvalid.Withf("upload %.100q to %s was continued at another replica meanwhile: ask how far it is, or begin anew", id, repo)
 	}
 	return fmt.Errorf("upload %.100q to %s: %w", id, repo, err)
 }
