@@ -22,7 +22,19 @@ const maxWindow = 128 << 20
 // says about itself; its decoded length is not, so the caller must bound that
 // if it keeps the bytes. Errors name the compressed and the decoded offset.
 // Close frees the decoder and leaves r alone.
-func Decompress(r io.Reader) (io.ReadCloser, error) {
+func Decompress(r io.Reader) (io.ReadCloser, error) { return decompress(r, gunzipHere) }
+
+// gunzipHere opens gzip in this process.
+func gunzipHere(r io.Reader) (io.Reader, func() error, error) {
+	z, err := gzip.NewReader(r)
+	if err != nil {
+		return nil, nil, fmt.Errorf("header: %w", unexpected(err))
+	}
+	return z, z.Close, nil
+}
+
+// decompress is Decompress with a decoder of gzip.
+func decompress(r io.Reader, gunzip func(io.Reader) (io.Reader, func() error, error)) (io.ReadCloser, error) {
 	in := &offsetReader{r: r}
 	buf := bufio.NewReaderSize(in, 64<<10)
 	head, err := buf.Peek(10)
@@ -32,11 +44,10 @@ func Decompress(r io.Reader) (io.ReadCloser, error) {
 	d := &decompressor{in: in, buf: buf}
 	switch {
 	case bytes.HasPrefix(head, []byte{0x1f, 0x8b, 8}):
-		z, err := gzip.NewReader(buf)
-		if err != nil {
-			return nil, fmt.Errorf("gzip layer: header: %w", unexpected(err))
+		d.format = "gzip"
+		if d.dec, d.close, err = gunzip(buf); err != nil {
+			return nil, fmt.Errorf("gzip layer: %w", err)
 		}
-		d.format, d.dec, d.close = "gzip", z, z.Close
 	case isZstd(head):
 		// One goroutine's worth: the caller decides what runs in parallel.
 		z, err := zstd.NewReader(buf, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
