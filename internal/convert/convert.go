@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"sluice/internal/artifact"
+	"sluice/internal/layer"
 	"sluice/oci"
 )
 
@@ -32,12 +33,20 @@ type Options struct {
 	// once.
 	Attempts int
 
+	// Ask has the registry asked, before anything is converted, whether it
+	// takes streaming artifacts from us at all: ours reserves them to itself
+	// unless it's configured otherwise, and says so only to who pushes one. To be
+	// set for registries that refuse manifests of which blobs are missing.
+	Ask bool
+
 	// Progress, if set, is told how far the conversion is. It's called from
 	// several goroutines, but by one at a time, and should return quickly.
 	Progress func(Progress)
 
 	// Log gets what is worth knowing afterwards; nil: nothing.
 	Log *slog.Logger
+
+	gunzip layer.Gunzip // what decodes gzip
 }
 
 func (o Options) withDefaults() Options {
@@ -53,6 +62,7 @@ func (o Options) withDefaults() Options {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	o.gunzip = layer.FindGunzip()
 	return o
 }
 
@@ -100,8 +110,11 @@ type Artifact struct {
 	OriginalSize, TarSize, LayersSize, MetadataSize int64
 	Layers                                          int
 
-	// Duration is how long the conversion took.
+	// Duration is how long the conversion took, and Gunzip what decoded layers
+	// that are gzip: "igzip", "unpigz", or "go", this process. Empty if the
+	// artifact existed.
 	Duration time.Duration
+	Gunzip   string
 }
 
 // Skipped is an entry of an index that isn't converted.
@@ -150,6 +163,8 @@ type converter struct {
 	// layers are the converted layers by diff ID: an image may have one twice,
 	// and platforms may share some.
 	layers map[oci.Digest]*artifact.Layer
+
+	asked bool // see Options.Ask
 }
 
 // forget drops the layers that none of the images still to come has.
@@ -177,6 +192,7 @@ func (c *converter) artifact(ctx context.Context, p *plan, img *image) (Artifact
 	}
 	a.Existed = built != nil
 	if built == nil {
+		a.Gunzip = c.opts.gunzip.String()
 		if built, err = c.convert(ctx, img, &a); err != nil {
 			return a, err
 		}
@@ -203,7 +219,7 @@ func (c *converter) artifact(ctx context.Context, p *plan, img *image) (Artifact
 	c.report(done)
 	c.opts.Log.InfoContext(ctx, "streaming artifact", "repository", c.repo, "image", img.desc.Digest, "platform", platformString(img.platform),
 		"artifact", a.Descriptor.Digest, "existed", a.Existed, "layers", len(img.layers), "original", a.OriginalSize, "tar", a.TarSize,
-		"blobs", a.LayersSize, "metadata", a.MetadataSize, "duration", a.Duration)
+		"blobs", a.LayersSize, "metadata", a.MetadataSize, "gunzip", a.Gunzip, "duration", a.Duration)
 	return a, nil
 }
 

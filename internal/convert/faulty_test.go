@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -142,4 +143,36 @@ func (l staleListing) Referrers(ctx context.Context, repo string, subject oci.Di
 			l.Registry.Referrers(ctx, repo, subject, kind)(yield)
 		}
 	}
+}
+
+// A registry that keeps the type to itself says so before the work, not after.
+func TestConvertAsksFirst(t *testing.T) {
+	f := newFixture(t)
+	subject := f.image(linux("amd64", layers(t)...))
+	r := &reserved{faulty: &faulty{Registry: f}}
+	_, err := Convert(t.Context(), r, repo, subject.Digest.String(), Options{Ask: true})
+	if !errors.Is(err, oci.ErrDenied) || !strings.Contains(err.Error(), "takes no streaming artifacts") {
+		t.Errorf("got %v", err)
+	}
+	if r.started != 0 || r.pushed != 1 {
+		t.Errorf("%d uploads and %d manifests before it was told", r.started, r.pushed)
+	}
+	if _, err := Convert(t.Context(), &faulty{Registry: f}, repo, subject.Digest.String(), Options{Ask: true}); err != nil {
+		t.Errorf("where it's allowed: %v", err)
+	}
+}
+
+type reserved struct {
+	*faulty
+	started, pushed int
+}
+
+func (r *reserved) StartUpload(ctx context.Context, repo string) (oci.Upload, error) {
+	r.started++
+	return r.faulty.StartUpload(ctx, repo)
+}
+
+func (r *reserved) PushManifest(ctx context.Context, repo, reference, mediaType string, content []byte) (oci.Descriptor, error) {
+	r.pushed++
+	return oci.Descriptor{}, oci.ErrDenied
 }

@@ -22,6 +22,9 @@ const maxLayerTime = 24 * time.Hour
 
 // convert converts an image's layers and publishes its artifact.
 func (c *converter) convert(ctx context.Context, img *image, a *Artifact) (*artifact.Built, error) {
+	if err := c.ask(ctx); err != nil {
+		return nil, err
+	}
 	layers, err := c.convertLayers(ctx, img)
 	if err != nil {
 		return nil, err
@@ -89,14 +92,20 @@ func (c *converter) convertLayers(ctx context.Context, img *image) ([]*artifact.
 // layer converts layer i of an image, again if the network or the storage fails.
 func (c *converter) layer(ctx context.Context, img *image, i int) (*artifact.Layer, error) {
 	desc := img.layers[i]
+	gunzip := c.opts.gunzip
 	for attempt := 1; ; attempt++ {
-		s := c.sink()
-		l, err := c.tryLayer(ctx, img, i, s)
+		l, err := c.tryLayer(ctx, img, i, gunzip)
 		if err == nil {
 			c.report(img.layerFinished(i))
 			return l, nil
 		}
 		err = fmt.Errorf("layer %d (%s): %w", i, desc.Digest, err)
+		if gunzip != (layer.Gunzip{}) && wrong(ctx, err) {
+			// Is it the layer or the program? Our own decoder also says where.
+			c.opts.Log.WarnContext(ctx, "converting a layer failed, trying again without the other program", "repository", c.repo, "gunzip", gunzip, "error", err)
+			gunzip = layer.Gunzip{}
+			continue
+		}
 		if attempt >= c.opts.Attempts || !passing(ctx, err) {
 			return nil, err
 		}
@@ -113,9 +122,13 @@ func (c *converter) layer(ctx context.Context, img *image, i int) (*artifact.Lay
 // passing reports whether an error is one of transport or storage, which may
 // be gone the next time: not of the content, not an answer.
 func passing(ctx context.Context, err error) bool {
-	if ctx.Err() != nil || blob.Final(err) {
-		return false
-	}
+	return ctx.Err() == nil && !blob.Final(err) && isTransport(err)
+}
+
+// wrong reports whether an error is one of the content, as it was decoded.
+func wrong(ctx context.Context, err error) bool { return ctx.Err() == nil && !isTransport(err) }
+
+func isTransport(err error) bool {
 	var transport *transportError
 	return errors.As(err, &transport)
 }
@@ -127,7 +140,7 @@ func (e *transportError) Error() string { return e.err.Error() }
 func (e *transportError) Unwrap() error { return e.err }
 
 // tryLayer converts a layer once.
-func (c *converter) tryLayer(ctx context.Context, img *image, i int, sink artifact.Sink) (*artifact.Layer, error) {
+func (c *converter) tryLayer(ctx context.Context, img *image, i int, gunzip layer.Gunzip) (*artifact.Layer, error) {
 	desc := img.layers[i]
 	// When the encoder gives up, a read that waits for the network is given up,
 	// too.
@@ -142,12 +155,13 @@ func (c *converter) tryLayer(ctx context.Context, img *image, i int, sink artifa
 		c.report(img.layerProgress(i, n))
 	}}
 	verified := oci.VerifyReader(counted, desc)
-	tar, err := layer.Decompress(verified)
+	tar, err := gunzip.Decompress(ctx, verified)
 	if err != nil {
 		return nil, err
 	}
 	defer tar.Close()
-	l, err := artifact.EncodeLayer(ctx, tar, sink, artifact.EncodeOptions{DiffID: img.diffIDs[i], Workers: c.opts.Workers})
+	defer cancel() // first: Close waits for a read of the network
+	l, err := artifact.EncodeLayer(ctx, tar, c.sink(), artifact.EncodeOptions{DiffID: img.diffIDs[i], Workers: c.opts.Workers})
 	var id *artifact.DiffIDError
 	if errors.As(err, &id) {
 		return nil, fmt.Errorf("wrong content: %w", err)

@@ -3,6 +3,8 @@ package convert
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -38,6 +40,33 @@ func (u *uploader) Create(ctx context.Context) (artifact.BlobWriter, error) {
 		return nil, &transportError{fmt.Errorf("starting an upload to %s: %w", u.repo, err)}
 	}
 	return &upload{ctx: ctx, u: u, up: up}, nil
+}
+
+// ask pushes a manifest that can't be accepted, because its config is missing,
+// and returns an error if what the registry objects to is its type.
+func (c *converter) ask(ctx context.Context) error {
+	if !c.opts.Ask || c.asked {
+		return nil
+	}
+	missing := oci.DigestOf([]byte("what no repository has: " + rand.Text()))
+	content, err := json.Marshal(oci.ImageManifest{
+		Versioned: oci.Versioned{SchemaVersion: 2}, MediaType: oci.MediaTypeImageManifest, ArtifactType: oci.ArtifactTypeStreaming,
+		Config: oci.Descriptor{MediaType: oci.MediaTypeImageConfig, Digest: missing, Size: 1},
+		Layers: []oci.Descriptor{},
+	})
+	if err != nil {
+		return err
+	}
+	digest := oci.DigestOf(content).String()
+	_, err = c.reg.PushManifest(ctx, c.repo, digest, oci.MediaTypeImageManifest, content)
+	if errors.Is(err, oci.ErrDenied) {
+		return fmt.Errorf("the registry takes no streaming artifacts from clients: %w", err)
+	}
+	if err == nil { // it allows what is incomplete
+		_ = c.reg.DeleteManifest(ctx, c.repo, oci.Digest(digest)) // without a subject it bothers nobody
+	}
+	c.asked = true // what else is wrong will show
+	return nil
 }
 
 // upload is a blob on its way into a repository, block by block. A block whose
