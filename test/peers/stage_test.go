@@ -159,25 +159,28 @@ func load(ctx context.Context, s server, clients int, duration time.Duration, st
 	return float64(count.Load()) / took, float64(volume.Load()) / took, err
 }
 
-// inTurns measures every server several times, in turns so that what else the
-// machine does meets all of them, and prints medians and our ratio to each.
-func inTurns(t *testing.T, title, unit string, servers []server, rounds int, measure func(server) (float64, error)) {
+// rounds is how often everything is measured. A round is short, so that what
+// else the machine does meets every server alike.
+const rounds = 7
+
+// inTurns measures every server once in each round, and prints the medians and,
+// in parentheses, the median of each round's ratio of ours to theirs.
+func inTurns(t *testing.T, title, unit string, servers []server, measure func(server) (float64, error)) {
 	t.Helper()
-	values := map[string][]float64{}
+	values, ratios := make([][]float64, len(servers)), make([][]float64, len(servers))
 	for range rounds {
-		for _, s := range servers {
+		for i, s := range servers {
 			v, err := measure(s)
 			if err != nil {
 				t.Fatal(err)
 			}
-			values[s.name] = append(values[s.name], v)
+			values[i] = append(values[i], v)
+			ratios[i] = append(ratios[i], values[0][len(values[0])-1]/v)
 		}
 	}
-	ours := median(values[servers[0].name])
-	line := fmt.Sprintf("%s %.0f", servers[0].name, ours)
-	for _, s := range servers[1:] {
-		theirs := median(values[s.name])
-		line += fmt.Sprintf(", %s %.0f (%.2f)", s.name, theirs, ours/theirs)
+	line := fmt.Sprintf("%s %.0f", servers[0].name, median(values[0]))
+	for i, s := range servers[1:] {
+		line += fmt.Sprintf(", %s %.0f (%.2f)", s.name, median(values[i+1]), median(ratios[i+1]))
 	}
 	t.Logf("FIGURE %s, %s (ours to theirs): %s", title, unit, line)
 }
