@@ -63,12 +63,63 @@ func (tx *Tx) EnqueueOnce(queue, key string, payload []byte) {
 }
 
 func (tx *Tx) enqueue(queue, key string, payload []byte, single int) string {
-	id := rand.Text()
+	id := newJobID()
 	tx.add(`INSERT INTO jobs (id, queue, key, single, payload, state, canceling, progress, result, attempts, ready, created, updated)
 		VALUES ($1, $2, $3, $4, $5, 'queued', 0, $6, $6, 0, $7, $7, $7) ON CONFLICT DO NOTHING`,
 		id, queue, key, single, notNull(payload), []byte{}, now())
 	return id
 }
+
+// newJobID returns a random UUID (RFC 9562, version 4): clients of Azure Container
+// Registry look for one in what operations are called.
+func newJobID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// NextQueue returns the first queue, by name, that has a job which may be leased
+// now, of those that begin with prefix and come after the given name; "" if there
+// is none. Queues of a common prefix that are asked for in turn share their
+// consumers fairly.
+func (db *DB) NextQueue(ctx context.Context, prefix, after string) (string, error) {
+	names, err := all(ctx, db, "SELECT queue FROM jobs WHERE queue > $1 AND queue < $2 AND "+active+" AND ready <= $3 ORDER BY queue LIMIT 1",
+		func(scan scan) (name string, err error) { return name, scan(&name) }, max(prefix, after), prefix+lastText, now())
+	if err != nil {
+		return "", fmt.Errorf("index: next queue of %s: %w", prefix, err)
+	}
+	if len(names) == 0 {
+		return "", nil
+	}
+	return names[0], nil
+}
+
+// CountJobs returns how many jobs the queues that begin with prefix have waiting
+// and running.
+func (db *DB) CountJobs(ctx context.Context, prefix string) (queued, running int, err error) {
+	counts, err := all(ctx, db, "SELECT state, COUNT(*) FROM jobs WHERE queue > $1 AND queue < $2 AND "+active+" GROUP BY state",
+		func(scan scan) (n struct {
+			state string
+			jobs  int
+		}, err error) {
+			return n, scan(&n.state, &n.jobs)
+		}, prefix, prefix+lastText)
+	if err != nil {
+		return 0, 0, fmt.Errorf("index: jobs of %s: %w", prefix, err)
+	}
+	for _, n := range counts {
+		if n.state == Running {
+			running = n.jobs
+		} else {
+			queued = n.jobs
+		}
+	}
+	return queued, running, nil
+}
+
+// lastText sorts behind every other text.
+const lastText = "\U0010FFFF"
 
 // Job returns a job. Errors: ErrNotFound.
 func (db *DB) Job(ctx context.Context, id string) (Job, error) {

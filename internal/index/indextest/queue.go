@@ -23,6 +23,7 @@ func queue() map[string]func(*testing.T, *index.DB) {
 		"Cancel":        testCancel,
 		"Once":          testOnce,
 		"Prune":         testPrune,
+		"Queues":        testQueues,
 		"Consumers":     func(t *testing.T, db *index.DB) { Consumers(t, db) },
 	}
 }
@@ -320,4 +321,40 @@ func sleep(ctx context.Context, d time.Duration) {
 	case <-time.After(d):
 	case <-ctx.Done():
 	}
+}
+
+func testQueues(t *testing.T, db *index.DB) {
+	ctx := soon(t)
+	must(t, db.Update(ctx, func(tx *index.Tx) error {
+		for _, queue := range []string{"c/b/c", "c/a", "c/a", "c/é", "d/x", "c", "b/z"} {
+			tx.Enqueue(queue, "", nil)
+		}
+		return nil
+	}))
+	next := func(after, want string) {
+		t.Helper()
+		if got, err := db.NextQueue(ctx, "c/", after); err != nil || got != want {
+			t.Errorf("after %q comes %q, %v, want %q", after, got, err, want)
+		}
+	}
+	next("", "c/a")
+	next("c/a", "c/b/c")
+	next("c/b/c", "c/é")
+	next("c/é", "")
+	next("d", "")
+	count := func(wantQueued, wantRunning int) {
+		t.Helper()
+		if queued, running, err := db.CountJobs(ctx, "c/"); err != nil || queued != wantQueued || running != wantRunning {
+			t.Errorf("%d queued and %d running, %v, want %d and %d", queued, running, err, wantQueued, wantRunning)
+		}
+	}
+	count(4, 0)
+	jobs, err := db.Lease(ctx, "c/a", 2, time.Hour)
+	must(t, err)
+	next("", "c/b/c")
+	count(2, 2)
+	must(t, db.Finish(ctx, jobs[0], index.Succeeded, nil))
+	must(t, db.Retry(ctx, jobs[1], 0))
+	next("", "c/a")
+	count(3, 0)
 }
