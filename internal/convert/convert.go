@@ -39,6 +39,9 @@ type Options struct {
 	// set for registries that refuse manifests of which blobs are missing.
 	Ask bool
 
+	// Reuse, if set, is asked for every layer, and may know it already.
+	Reuse Reuse
+
 	// Progress, if set, is told how far the conversion is. It's called from
 	// several goroutines, but by one at a time, and should return quickly.
 	Progress func(Progress)

@@ -89,15 +89,15 @@ func (c *converter) convertLayers(ctx context.Context, img *image) ([]*artifact.
 	return layers, nil
 }
 
-// layer converts layer i of an image, again if the network or the storage fails.
-func (c *converter) layer(ctx context.Context, img *image, i int) (*artifact.Layer, error) {
+// attempts tries to do something with layer i of an image, again if the network
+// or the storage fails.
+func (c *converter) attempts(ctx context.Context, img *image, i int, try func(layer.Gunzip) error) error {
 	desc := img.layers[i]
 	gunzip := c.opts.gunzip
 	for attempt := 1; ; attempt++ {
-		l, err := c.tryLayer(ctx, img, i, gunzip)
+		err := try(gunzip)
 		if err == nil {
-			c.report(img.layerFinished(i))
-			return l, nil
+			return nil
 		}
 		err = fmt.Errorf("layer %d (%s): %w", i, desc.Digest, err)
 		if gunzip != (layer.Gunzip{}) && wrong(ctx, err) {
@@ -106,15 +106,18 @@ func (c *converter) layer(ctx context.Context, img *image, i int) (*artifact.Lay
 			gunzip = layer.Gunzip{}
 			continue
 		}
+		if wrong(ctx, err) {
+			return contentError{err}
+		}
 		if attempt >= c.opts.Attempts || !passing(ctx, err) {
-			return nil, err
+			return err
 		}
 		c.opts.Log.WarnContext(ctx, "converting a layer failed, trying again", "repository", c.repo, "attempt", attempt, "error", err)
 		pause := time.Duration(attempt) * time.Second
 		select {
 		case <-time.After(pause/2 + rand.N(pause/2)):
 		case <-ctx.Done():
-			return nil, err
+			return err
 		}
 	}
 }
