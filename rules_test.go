@@ -38,6 +38,7 @@ var levels = map[string]int{
 	"internal/node/cache":    3,
 	"internal/node/plane":    3,
 	"internal/acr":           4,
+	"internal/webhook":       4,
 	"internal/node/mount":    4,
 	"internal/node/snapshot": 5,
 	"internal/node/run":      5,
