@@ -35,7 +35,7 @@ type Event struct {
 
 // methods are the HTTP methods by which actions happen, for consumers of
 // distribution's notifications that look at them.
-var methods = map[string]string{"push": http.MethodPut, "delete": http.MethodDelete}
+var methods = map[string]string{"push": http.MethodPut, "convert": http.MethodPut, "delete": http.MethodDelete}
 
 // parseEvent parses what came from the queue. Fields that it doesn't know are
 // of a newer version's.

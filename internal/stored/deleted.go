@@ -146,10 +146,14 @@ func (r *Registry) Restore(ctx context.Context, repo string, digest oci.Digest, 
 	if err == nil {
 		err = r.checkRestorable(ctx, repo, tag, back)
 	}
+	var convert func(*index.Tx) error
+	if err == nil {
+		convert, err = r.autoConvert(ctx, back.manifests[0].Manifest)
+	}
 	if err == nil {
 		err = r.change(ctx, repo,
 			func(ctx context.Context) error { return r.putRevival(ctx, repo, digest, back) },
-			func(tx *index.Tx) error { back.rows(tx); tx.RemoveDeleted(repo, digest); return nil },
+			func(tx *index.Tx) error { back.rows(tx); tx.RemoveDeleted(repo, digest); return convert(tx) },
 			back.events(repo, oci.ActorOf(ctx))...)
 	}
 	if err != nil {
@@ -290,7 +294,7 @@ func (v revival) events(repo string, by oci.Actor) []Event {
 			tags = append(tags, t.Name)
 		}
 		for _, tag := range tags {
-			events = append(events, newEvent(ActionPush, repo, tag, manifestDescriptor(m.Manifest), m.Updated, by))
+			events = append(events, newEvent(pushAction(m.Manifest), repo, tag, manifestDescriptor(m.Manifest), m.Updated, by))
 		}
 	}
 	return events

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"time"
 
+	"sluice/internal/index"
 	"sluice/oci"
 )
 
@@ -14,16 +15,25 @@ const EventQueue = "events"
 // Actions of events, named as in distribution's notifications. What else they
 // name (pull, mount) isn't a change and makes no event.
 const (
-	ActionPush   = "push"   // of a manifest; one that was restored counts as pushed
-	ActionDelete = "delete" // of a manifest, or with an empty Digest of a tag
+	ActionPush    = "push"    // of a manifest; one that was restored counts as pushed
+	ActionDelete  = "delete"  // of a manifest, or with an empty Digest of a tag
+	ActionConvert = "convert" // likewise, of a streaming artifact, with which a conversion is done
 )
+
+// pushAction returns the action of a push of a manifest.
+func pushAction(m index.Manifest) string {
+	if m.ArtifactType == oci.ArtifactTypeStreaming {
+		return ActionConvert
+	}
+	return ActionPush
+}
 
 // Event tells that a repository was changed. Its JSON is the payload of a job:
 //
 //	{
 //	  "id":         "…",                     unique, letters and digits
 //	  "time":       "2026-11-24T02:09:50Z",  RFC 3339, UTC
-//	  "action":     "push" | "delete",
+//	  "action":     "push" | "delete" | "convert",
 //	  "repository": "library/debian",
 //	  "digest":     "sha256:…",              the manifest; absent when only a tag was deleted
 //	  "tag":        "12",                    absent when none was given

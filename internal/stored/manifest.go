@@ -22,7 +22,7 @@ import (
 // Errors besides: ErrDenied for what is locked, for a repository that is full,
 // and for the reserved type oci.ArtifactTypeStreaming, see Options.
 func (r *Registry) PushManifest(ctx context.Context, repo, reference, mediaType string, content []byte) (oci.Descriptor, error) {
-	return r.pushManifest(ctx, repo, reference, mediaType, content, r.opts.AllowStreamingPush)
+	return r.pushManifest(ctx, repo, reference, mediaType, content, pushRights{streaming: r.opts.AllowStreamingPush})
 }
 
 // manifestPush is one push of a manifest.
@@ -32,9 +32,16 @@ type manifestPush struct {
 	info      *oci.ManifestInfo
 	manifest  index.Manifest
 	tagRow    index.Tag
+	pushRights
 }
 
-func (r *Registry) pushManifest(ctx context.Context, repo, reference, mediaType string, content []byte, streaming bool) (oci.Descriptor, error) {
+// pushRights are those that not every push has.
+type pushRights struct {
+	streaming bool // to push streaming artifacts
+	generated bool // it is the registry's own, and so its subject must be there
+}
+
+func (r *Registry) pushManifest(ctx context.Context, repo, reference, mediaType string, content []byte, rights pushRights) (oci.Descriptor, error) {
 	if err := check(ctx, repo); err != nil {
 		return oci.Descriptor{}, err
 	}
@@ -47,12 +54,12 @@ func (r *Registry) pushManifest(ctx context.Context, repo, reference, mediaType 
 	} else if actual := digest.Algorithm().FromBytes(content); actual != digest {
 		return oci.Descriptor{}, oci.ErrDigestInvalid.Withf("manifest pushed to %s as %s has the digest %s", repo, digest, actual)
 	}
-	p := manifestPush{repo: repo, tag: tag, content: content}
+	p := manifestPush{repo: repo, tag: tag, content: content, pushRights: rights}
 	p.manifest, p.info, err = describeManifest(repo, digest, mediaType, content)
 	if err != nil {
 		return oci.Descriptor{}, err
 	}
-	if !streaming && (p.manifest.ArtifactType == oci.ArtifactTypeStreaming || p.manifest.ConfigMediaType == oci.ArtifactTypeStreaming) {
+	if !p.streaming && (p.manifest.ArtifactType == oci.ArtifactTypeStreaming || p.manifest.ConfigMediaType == oci.ArtifactTypeStreaming) {
 		return oci.Descriptor{}, oci.ErrDenied.Withf("manifest %s pushed to %s is of the type %s, which the registry makes by itself: push the image and have it converted, or allow such pushes in the registry's configuration", digest, repo, oci.ArtifactTypeStreaming)
 	}
 	if err := r.pushShared(ctx, &p); err != nil {
@@ -78,10 +85,17 @@ func (r *Registry) pushShared(ctx context.Context, p *manifestPush) error {
 			return err
 		}
 	}
+	if err := r.checkSubject(ctx, p); err != nil {
+		return err
+	}
 	if err := r.complete(ctx, p); err != nil {
 		return err
 	}
-	events := []Event{newEvent(ActionPush, p.repo, p.tag, manifestDescriptor(p.manifest), p.manifest.Updated, oci.ActorOf(ctx))}
+	convert, err := r.autoConvert(ctx, p.manifest)
+	if err != nil {
+		return err
+	}
+	events := []Event{newEvent(pushAction(p.manifest), p.repo, p.tag, manifestDescriptor(p.manifest), p.manifest.Updated, oci.ActorOf(ctx))}
 	return r.change(ctx, p.repo,
 		func(ctx context.Context) error { return r.putManifest(ctx, p) },
 		func(tx *index.Tx) error {
@@ -90,7 +104,7 @@ func (r *Registry) pushShared(ctx context.Context, p *manifestPush) error {
 			if p.tag != "" {
 				tx.PutTag(p.tagRow)
 			}
-			return nil
+			return convert(tx)
 		}, events...)
 }
 

@@ -51,6 +51,10 @@ type Options struct {
 	// Events puts an Event into the index's EventQueue with each change.
 	Events bool
 
+	// Convert puts images that are pushed to repositories with the attribute
+	// StreamingEnabled, or restored there, into the repository's ConvertQueue.
+	Convert bool
+
 	// Log gets what happens without anybody asking. Nil discards it.
 	Log *slog.Logger
 }
@@ -64,14 +68,15 @@ func New(store storage.Store, db *index.DB, opts Options) *Registry {
 }
 
 // Generator returns the registry as the maker of streaming artifacts uses it:
-// it may push manifests of type oci.ArtifactTypeStreaming.
+// it may push manifests of type oci.ArtifactTypeStreaming, but only of images that
+// are there; otherwise PushManifest's error is oci.ErrManifestUnknown.
 func (r *Registry) Generator() oci.Registry { return generator{r} }
 
 type generator struct{ *Registry }
 
 // PushManifest implements oci.Writer.
 func (g generator) PushManifest(ctx context.Context, repo, reference, mediaType string, content []byte) (oci.Descriptor, error) {
-	return g.pushManifest(ctx, repo, reference, mediaType, content, true)
+	return g.pushManifest(ctx, repo, reference, mediaType, content, pushRights{streaming: true, generated: true})
 }
 
 // BlobIdentity tells stores which objects have the same content: blobs of one
