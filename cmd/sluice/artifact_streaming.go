@@ -1,21 +1,13 @@
 package main
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
-	"os"
-	"runtime/debug"
 	"strings"
-	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
-	"sluice/internal/convert"
+	"sluice/internal/acr"
 	"sluice/internal/remote"
 	"sluice/oci"
 )
@@ -23,131 +15,142 @@ import (
 func newArtifactStreamingCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "artifact-streaming",
-		Short: "Make streaming artifacts of images",
-		RunE:  group,
+		Short: "Make and manage the streaming artifacts of images",
+		Long: `Make and manage the streaming artifacts of images.
+
+IMAGE is HOST[:PORT]/REPOSITORY with :TAG or @DIGEST, REPOSITORY the same
+without them. With --registry HOST[:PORT], which may also be a URL, both are
+written without the host.
+
+Credentials are docker's ("docker login") unless --username gives others.
+Registries on the loopback interface are spoken to without TLS.`,
+		RunE: group,
 	}
-	cmd.AddCommand(newArtifactStreamingCreateCommand())
+	cmd.AddCommand(
+		newArtifactStreamingCreateCommand(), newArtifactStreamingListCommand(), newArtifactStreamingDeleteCommand(),
+		newArtifactStreamingVerifyCommand(), newArtifactStreamingInspectCommand(), newArtifactStreamingWatchCommand(),
+	)
 	return cmd
 }
 
-// softMemory is from what heap size on, in bytes, garbage is collected more
-// often: conversion of a layer with very many files shouldn't cost its
-// neighbours memory. GOMEMLIMIT in the environment has precedence.
-const softMemory = 192 << 20
-
-// createConfig is the flags of `sluice artifact-streaming create`.
-type createConfig struct {
-	registry, image string
-	platforms       []string
-	plainHTTP       bool
-	layers, workers int
-	output          string
+// streamingFlags are those of every verb beneath artifact-streaming.
+type streamingFlags struct {
+	managementFlags
+	imageFlag, repositoryFlag string
 }
 
-func newArtifactStreamingCreateCommand() *cobra.Command {
-	var c createConfig
-	cmd := &cobra.Command{
-		Use:   "create IMAGE",
-		Short: "Make the streaming artifact of an image in a registry",
-		Long: `Make the streaming artifact of an image in a registry.
-
-The image stays as it is. Its streaming form is stored in the same repository
-and linked to it as a referrer, so that nodes find it. Of a multi-platform image
-all linux platforms are converted. What exists already is not made again.
-
-IMAGE is HOST[:PORT]/REPOSITORY with :TAG or @DIGEST. It may also be given in
-two parts, by --registry and --image.
-
-Credentials are docker's ("docker login"). Registries on the loopback interface
-are spoken to without TLS.`,
-		Example: `  sluice artifact-streaming create registry.example.com/team/app:v1
-  sluice artifact-streaming create --registry 127.0.0.1:5000 --image debian:12`,
-		Args: arguments(0, 1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			ref, err := c.reference(args)
-			if err != nil {
-				return err
-			}
-			if os.Getenv("GOMEMLIMIT") == "" {
-				debug.SetMemoryLimit(softMemory)
-			}
-			return c.run(cmd.Context(), ref, cmd.OutOrStdout(), cmd.ErrOrStderr())
-		},
-	}
-	f := cmd.Flags()
-	f.StringVarP(&c.registry, "registry", "r", "", "the image's registry, `HOST[:PORT]`")
-	f.StringVarP(&c.image, "image", "t", "", "the `IMAGE`; with --registry without the host")
-	f.StringSliceVar(&c.platforms, "platform", nil, "convert only `PLATFORM`, as linux/arm64 or\nlinux/arm/v7; may be repeated (default all)")
-	f.BoolVar(&c.plainHTTP, "plain-http", false, "speak HTTP without TLS with any registry")
-	f.IntVar(&c.layers, "layers", 0, "convert `N` layers at once (default 2)")
-	f.IntVar(&c.workers, "workers", 0, "compress each layer on `N` processors (default all)")
-	f.StringVarP(&c.output, "output", "o", "table", "print a `FORMAT`: table or json")
-	return cmd
+// addImage is for a verb that takes an image as an argument or by a flag.
+func (f *streamingFlags) addImage(cmd *cobra.Command) {
+	f.add(cmd)
+	cmd.Flags().StringVarP(&f.imageFlag, "image", "t", "", "the `IMAGE`, instead of an argument")
 }
 
-// reference returns the image that the arguments and flags name.
-func (c createConfig) reference(args []string) (oci.Reference, error) {
-	name := c.image
+// addRepository is for a verb that takes a repository as an argument or by a
+// flag.
+func (f *streamingFlags) addRepository(cmd *cobra.Command) {
+	f.add(cmd)
+	cmd.Flags().StringVar(&f.repositoryFlag, "repository", "", "the `REPOSITORY`, instead of an argument")
+}
+
+// place is a registry as these verbs see it: images, and their management.
+type place struct {
+	host   string
+	images *remote.Registry
+	manage *acr.Client
+}
+
+// name returns the name that the argument or the flag gives.
+func name(args []string, flag, flagName, what string) (string, error) {
 	switch {
-	case len(args) == 1 && c.image != "":
-		return oci.Reference{}, errors.New("name the image either as an argument or by --image, not both")
+	case len(args) == 1 && flag != "":
+		return "", fmt.Errorf("name the %s either as an argument or by --%s, not both", what, flagName)
 	case len(args) == 1:
-		name = args[0]
-	case c.image == "":
-		return oci.Reference{}, errors.New("which image? Name it as an argument, HOST[:PORT]/REPOSITORY:TAG, or by --registry and --image")
+		return args[0], nil
+	case flag == "":
+		return "", fmt.Errorf("which %s? Name it as an argument, or by --registry and --%s", what, flagName)
 	}
-	if c.registry == "" {
-		host, _, found := strings.Cut(name, "/")
-		if len(args) == 0 && !(found && (strings.ContainsAny(host, ".:") || host == "localhost")) {
-			return oci.Reference{}, fmt.Errorf("--image %s names no registry: add --registry HOST[:PORT], or write --image HOST[:PORT]/%s", name, name)
-		}
-		return oci.ParseReference(name)
-	}
-	host := strings.TrimSuffix(c.registry, "/")
-	// A host without a dot is one here, unlike in a reference as docker reads it.
-	ref, err := oci.ParseReference("registry.invalid/" + strings.TrimPrefix(name, host+"/"))
-	if err != nil {
-		return ref, fmt.Errorf("image %q: write REPOSITORY:TAG or REPOSITORY@DIGEST: %w", name, err)
-	}
-	ref.Registry = host
-	return ref, nil
+	return flag, nil
 }
 
-func (c createConfig) run(ctx context.Context, ref oci.Reference, stdout, stderr io.Writer) error {
-	if c.output != "table" && c.output != "json" {
-		return fmt.Errorf("--output %q: table or json", c.output)
+// at returns the registry that --registry or the name's beginning says, and the
+// rest of the name.
+func (f *streamingFlags) at(cmd *cobra.Command, name string) (*place, string, error) {
+	if err := f.parseRegistry(); err != nil {
+		return nil, "", err
 	}
-	platforms, err := parsePlatforms(c.platforms)
+	host, rest := f.registry, name
+	if host == "" {
+		first, after, found := strings.Cut(name, "/")
+		if !found || !strings.ContainsAny(first, ".:") && first != "localhost" {
+			return nil, "", fmt.Errorf("%s names no registry: write HOST[:PORT]/%s, or add --registry HOST[:PORT]", name, name)
+		}
+		host, rest = first, after
+	}
+	p, err := f.open(cmd, host)
+	return p, strings.TrimPrefix(rest, host+"/"), err
+}
+
+// parseRegistry turns a URL in --registry into a host.
+func (f *streamingFlags) parseRegistry() error {
+	host := f.registry
+	if rest, ok := strings.CutPrefix(host, "http://"); ok {
+		host, f.plainHTTP = rest, true
+	}
+	f.registry = strings.TrimSuffix(strings.TrimPrefix(host, "https://"), "/")
+	if strings.Contains(f.registry, "/") {
+		return fmt.Errorf("--registry %s: a registry is HOST[:PORT]; write the repository's name with the image", host)
+	}
+	return nil
+}
+
+func (f *streamingFlags) open(cmd *cobra.Command, host string) (*place, error) {
+	opts, err := f.connection(cmd)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	opts := remote.Options{}
-	if c.plainHTTP {
-		opts.PlainHTTP = remote.PlainHTTPAlways
+	opts.Transport = remote.NewTransport()
+	p := &place{host: host}
+	if p.images, err = remote.New(host, opts); err != nil {
+		return nil, err
 	}
-	reg, err := remote.New(ref.Registry, opts)
+	p.manage, err = acr.NewClient(host, opts)
+	return p, err
+}
+
+// image returns the image that the verb is to deal with, and its registry.
+func (f *streamingFlags) image(cmd *cobra.Command, args []string) (*place, oci.Reference, error) {
+	name, err := name(args, f.imageFlag, "image", "image")
 	if err != nil {
-		return err
+		return nil, oci.Reference{}, err
 	}
-	show := newProgress(stderr)
-	result, err := convert.Convert(ctx, reg, ref.Repository, ref.Target(), convert.Options{
-		Platforms: platforms, Layers: c.layers, Workers: c.workers, Progress: func(p convert.Progress) { show.show(convertStep(p)) },
-		Log: slog.New(slog.NewTextHandler(show, &slog.HandlerOptions{Level: slog.LevelWarn})),
-	})
-	show.close()
-	if err != nil && ctx.Err() != nil {
-		return fmt.Errorf("interrupted: %s has no streaming artifact yet", ref)
-	}
+	p, rest, err := f.at(cmd, name)
 	if err != nil {
-		return fmt.Errorf("no streaming artifact of %s: %w", ref, withCode(err))
+		return nil, oci.Reference{}, err
 	}
-	if result.Existed() {
-		fmt.Fprintf(stderr, "The streaming artifact for image '%s' already exists. Skipping request.\n", ref)
+	// A host without a dot is one here, unlike in a reference as docker reads it.
+	ref, err := oci.ParseReference("registry.invalid/" + rest)
+	if err != nil {
+		return nil, ref, fmt.Errorf("image %q: write REPOSITORY:TAG or REPOSITORY@DIGEST: %w", name, err)
 	}
-	if c.output == "json" {
-		return printJSON(stdout, ref, result)
+	ref.Registry = p.host
+	return p, ref, nil
+}
+
+// repository returns the repository that the verb is to deal with, and its
+// registry.
+func (f *streamingFlags) repository(cmd *cobra.Command, args []string) (*place, string, error) {
+	name, err := name(args, f.repositoryFlag, "repository", "repository")
+	if err != nil {
+		return nil, "", err
 	}
-	return printTable(stdout, result)
+	p, repo, err := f.at(cmd, name)
+	if err == nil && strings.ContainsAny(repo, ":@") {
+		err = fmt.Errorf("%s: a repository has no tag and no digest; leave them away", name)
+	}
+	if err == nil {
+		err = oci.CheckRepository(repo)
+	}
+	return p, repo, err
 }
 
 // withCode puts the error's code in front, by which documentation is searched.
@@ -158,6 +161,9 @@ func withCode(err error) error {
 	}
 	return err
 }
+
+// interrupted is the exit code of a program that ended by ^C, as shells have it.
+const interrupted = 130
 
 func parsePlatforms(list []string) ([]oci.Platform, error) {
 	var platforms []oci.Platform
@@ -173,72 +179,6 @@ func parsePlatforms(list []string) ([]oci.Platform, error) {
 		platforms = append(platforms, p)
 	}
 	return platforms, nil
-}
-
-// createdArtifact is an artifact as --output json prints it.
-type createdArtifact struct {
-	Platform      string     `json:"platform"`
-	Image         oci.Digest `json:"image"`
-	Artifact      oci.Digest `json:"artifact"`
-	IndexArtifact oci.Digest `json:"indexArtifact,omitempty"`
-	Existed       bool       `json:"existed"`
-	Layers        int        `json:"layers"`
-	OriginalSize  int64      `json:"originalSize"`
-	TarSize       int64      `json:"tarSize,omitempty"`
-	LayersSize    int64      `json:"layersSize"`
-	MetadataSize  int64      `json:"metadataSize"`
-	Seconds       float64    `json:"seconds"`
-}
-
-func printJSON(w io.Writer, ref oci.Reference, result convert.Result) error {
-	type skipped struct {
-		Image  oci.Digest `json:"image"`
-		Reason string     `json:"reason"`
-	}
-	doc := struct {
-		Reference string            `json:"reference"`
-		Subject   oci.Digest        `json:"subject"`
-		Artifacts []createdArtifact `json:"artifacts"`
-		Skipped   []skipped         `json:"skipped,omitempty"`
-	}{Reference: ref.String(), Subject: result.Subject.Digest}
-	for _, a := range result.Artifacts {
-		c := createdArtifact{
-			Platform: platformName(a.Platform), Image: a.Image.Digest, Artifact: a.Descriptor.Digest, Existed: a.Existed, Layers: a.Layers,
-			OriginalSize: a.OriginalSize, TarSize: a.TarSize, LayersSize: a.LayersSize, MetadataSize: a.MetadataSize, Seconds: a.Duration.Seconds(),
-		}
-		if a.ForIndex != nil {
-			c.IndexArtifact = a.ForIndex.Digest
-		}
-		doc.Artifacts = append(doc.Artifacts, c)
-	}
-	for _, s := range result.Skipped {
-		doc.Skipped = append(doc.Skipped, skipped{s.Image.Digest, s.Reason})
-	}
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(doc)
-}
-
-func printTable(w io.Writer, result convert.Result) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "PLATFORM\tARTIFACT\tLAYERS\tIMAGE\tSTREAMED\tMETADATA\tTIME")
-	for _, a := range result.Artifacts {
-		took := a.Duration.Round(100 * time.Millisecond).String()
-		if a.Existed {
-			took = "existed"
-		}
-		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", platformName(a.Platform), shortDigest(a.Descriptor.Digest), a.Layers,
-			size(a.OriginalSize), size(a.LayersSize), size(a.MetadataSize), took)
-	}
-	if err := t.Flush(); err != nil {
-		return err
-	}
-	for _, s := range result.Skipped {
-		if _, err := fmt.Fprintf(w, "skipped %s: %s\n", shortDigest(s.Image.Digest), s.Reason); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func platformName(p oci.Platform) string {

@@ -71,10 +71,20 @@ func (f *managementFlags) client(cmd *cobra.Command) (*acr.Client, error) {
 }
 
 func (f *managementFlags) clientOf(cmd *cobra.Command, host string) (*acr.Client, error) {
-	if f.output != "table" && f.output != "json" {
-		return nil, fmt.Errorf("--output %q: table or json", f.output)
+	opts, err := f.connection(cmd)
+	if err != nil {
+		return nil, err
 	}
+	return acr.NewClient(host, opts)
+}
+
+// connection returns how to speak with the registry. It is to be called once:
+// it reads the password.
+func (f *managementFlags) connection(cmd *cobra.Command) (remote.Options, error) {
 	opts := remote.Options{WriteTimeout: f.patience}
+	if f.output != "table" && f.output != "json" {
+		return opts, fmt.Errorf("--output %q: table or json", f.output)
+	}
 	if f.plainHTTP {
 		opts.PlainHTTP = remote.PlainHTTPAlways
 	}
@@ -82,13 +92,13 @@ func (f *managementFlags) clientOf(cmd *cobra.Command, host string) (*acr.Client
 		line, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), maxPassword)).ReadString('\n')
 		password := strings.TrimRight(line, "\r\n")
 		if err != nil && !errors.Is(err, io.EOF) || password == "" {
-			return nil, errors.New("--password-stdin: there is no password on standard input")
+			return opts, errors.New("--password-stdin: there is no password on standard input")
 		}
 		opts.Credentials = func(context.Context, string) (remote.Credential, error) {
 			return remote.Credential{Username: f.username, Password: password}, nil
 		}
 	}
-	return acr.NewClient(host, opts)
+	return opts, nil
 }
 
 // at returns a client of the registry that --registry or the name's beginning
