@@ -36,6 +36,10 @@ func FuzzParseDigest(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		d, err := oci.ParseDigest(s)
+		known := strings.HasPrefix(s, "sha256:") || strings.HasPrefix(s, "sha512:")
+		if want := known && oci.Digest(s).Validate() == nil; (err == nil) != want {
+			t.Fatalf("%q: %v, want it accepted: %v", s, err, want)
+		}
 		if err != nil {
 			if !errors.Is(err, oci.ErrDigestInvalid) {
 				t.Errorf("%q: %v is not ErrDigestInvalid", s, err)

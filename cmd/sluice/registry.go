@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -133,8 +134,16 @@ func registryLog(c config.Log, w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, opts))
 }
 
+// garbagePercent is how much the heap may grow before it is collected. What a
+// registry keeps is a few megabytes, so Go's 100 would collect many times a
+// second. GOGC in the environment has precedence.
+const garbagePercent = 400
+
 // runRegistry serves until ctx ends.
 func runRegistry(ctx context.Context, c *config.Registry, stdout, stderr io.Writer) error {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(garbagePercent)
+	}
 	log := registryLog(c.Log, stderr)
 	s, err := openServer(ctx, c, log)
 	if err != nil {

@@ -61,6 +61,9 @@ func Report(r *http.Request, kind, repository string) {
 	}
 }
 
+// sniffSize is how much net/http reads of a body to find out its type.
+const sniffSize = 512
+
 // sendSize is how much is handed to the kernel before the deadline moves on.
 const sendSize = 1 << 20
 
@@ -137,6 +140,11 @@ func (c *conversation) ReadFrom(src io.Reader) (int64, error) {
 		c.WriteHeader(http.StatusOK)
 	}
 	limited, _ := src.(*io.LimitedReader)
+	if limited != nil && limited.N > sniffSize && !c.stream {
+		// With the header gone, net/http doesn't read the beginning of the
+		// file itself, to see what it is.
+		c.control.Flush()
+	}
 	var total int64
 	for {
 		piece := &io.LimitedReader{R: src, N: sendSize}
