@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"runtime/debug"
 	"strings"
@@ -121,19 +120,6 @@ value came from. Secrets are not shown. Nothing is started or changed.`,
 	}
 }
 
-// registryLog returns the log that the configuration asks for.
-func registryLog(c config.Log, w io.Writer) *slog.Logger {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
-		level = slog.LevelInfo // checked by the configuration
-	}
-	opts := &slog.HandlerOptions{Level: level}
-	if c.Format == "json" {
-		return slog.New(slog.NewJSONHandler(w, opts))
-	}
-	return slog.New(slog.NewTextHandler(w, opts))
-}
-
 // garbagePercent is how much the heap may grow before it is collected. What a
 // registry keeps is a few megabytes, so Go's 100 would collect many times a
 // second. GOGC in the environment has precedence.
@@ -144,7 +130,8 @@ func runRegistry(ctx context.Context, c *config.Registry, stdout, stderr io.Writ
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(garbagePercent)
 	}
-	log := registryLog(c.Log, stderr)
+	log, flush := openLog(c.Log, stderr)
+	defer flush()
 	s, err := openServer(ctx, c, log)
 	if err != nil {
 		return err
