@@ -10,6 +10,7 @@ const (
 	sweepInterval     = time.Hour
 	reconcileInterval = 10 * time.Minute
 	purgeInterval     = time.Hour
+	tidyInterval      = 24 * time.Hour
 )
 
 // maintain starts what keeps a registry in order, until ctx ends. Every replica
@@ -39,6 +40,10 @@ func (s *server) maintain(ctx context.Context, background *sync.WaitGroup) {
 		every(interval, "garbage collection", s.collect)
 	}
 	background.Go(func() { s.manager.RunImports(ctx) })
+	if s.streaming != nil {
+		background.Go(func() { s.streaming.Run(ctx) })
+		every(tidyInterval, "tidying converted layers", s.tidy)
+	}
 	if s.authority != nil {
 		background.Go(func() { s.authority.Run(ctx) })
 	}
@@ -70,6 +75,15 @@ func (s *server) collect(ctx context.Context) error {
 	collected, err := s.registry.Collect(ctx, s.config.GarbageCollection.Grace)
 	if collected.Blobs > 0 {
 		s.log.Info("collected garbage", "blobs", collected.Blobs, "bytes", collected.Bytes)
+	}
+	return err
+}
+
+// tidy forgets converted layers that garbage collection has removed.
+func (s *server) tidy(ctx context.Context) error {
+	forgotten, err := s.streaming.Tidy(ctx)
+	if forgotten > 0 {
+		s.log.Info("forgot converted layers", "count", forgotten)
 	}
 	return err
 }

@@ -26,6 +26,8 @@ import (
 	"sluice/internal/notify"
 	"sluice/internal/registry"
 	"sluice/internal/stored"
+	"sluice/internal/streaming"
+	"sluice/oci"
 )
 
 // shutdownTimeout is how long requests that run have when the registry stops.
@@ -40,6 +42,7 @@ type server struct {
 	registry  *stored.Registry
 	authority *auth.Authority // nil: nobody is asked for credentials
 	notifier  *notify.Notifier
+	streaming *streaming.Service // nil: images aren't converted
 	manager   *acr.Handler
 	metrics   *registry.Metrics
 	cert      *registry.Certificate // nil: without TLS
@@ -52,7 +55,7 @@ type server struct {
 // returns must be closed.
 func openServer(ctx context.Context, c *config.Registry, log *slog.Logger) (*server, error) {
 	s := &server{config: c, log: log, metrics: registry.NewMetrics()}
-	for _, open := range []func(context.Context) error{s.openRegistry, s.openAuthority, s.openNotifier, s.openCertificate, s.openHandler} {
+	for _, open := range []func(context.Context) error{s.openRegistry, s.openAuthority, s.openNotifier, s.openStreaming, s.openCertificate, s.openHandler} {
 		if err := open(ctx); err != nil {
 			s.close()
 			return nil, err
@@ -107,8 +110,8 @@ func newStored(c *config.Registry, store store, db *index.DB, log *slog.Logger) 
 		AllowSparse: c.Push.AllowSparse, AllowStreamingPush: c.Push.AllowStreaming,
 		SoftDelete: days(c.SoftDelete.Days),
 		MaxBlob:    int64(c.Limits.MaxBlob), RepositoryQuota: int64(c.Limits.RepositoryQuota),
-		Events: len(c.Webhooks) > 0,
-		Log:    log,
+		Events: len(c.Webhooks) > 0, Convert: c.Streaming.Enabled,
+		Log: log,
 	})
 }
 
@@ -183,6 +186,23 @@ func (s *server) openNotifier(context.Context) (err error) {
 	return err
 }
 
+func (s *server) openStreaming(context.Context) error {
+	c := s.config.Streaming
+	if !c.Enabled {
+		return nil
+	}
+	var platforms []oci.Platform
+	for _, p := range c.Platforms {
+		parts := append(strings.Split(p, "/"), "")
+		platforms = append(platforms, oci.Platform{OS: parts[0], Architecture: parts[1], Variant: parts[2]})
+	}
+	s.streaming = streaming.New(s.registry, s.index, streaming.Options{
+		Workers: c.Workers, Layers: c.Layers, Platforms: platforms, Store: s.store, Log: s.log,
+	})
+	s.streaming.Export(s.metrics.Gauge, s.metrics.Counter)
+	return nil
+}
+
 func (s *server) openCertificate(context.Context) (err error) {
 	if s.config.TLS.Cert != "" {
 		s.cert, err = registry.LoadCertificate(s.config.TLS.Cert, s.config.TLS.Key, s.log)
@@ -204,7 +224,7 @@ func (s *server) openHandler(ctx context.Context) error {
 	if c.BehindProxy {
 		front.ClientAddress = registry.ForwardedAddress
 	}
-	manage := acr.Options{Authority: s.authority, Service: c.Auth.Service, SoftDelete: days(c.SoftDelete.Days), CollectGrace: c.GarbageCollection.Grace, Log: s.log}
+	manage := acr.Options{Authority: s.authority, Streaming: s.streaming, Service: c.Auth.Service, SoftDelete: days(c.SoftDelete.Days), CollectGrace: c.GarbageCollection.Grace, Log: s.log}
 	images := registry.Options{MaxManifest: int64(c.Limits.MaxManifest), Redirect: c.Storage.Redirect}
 	if s.authority != nil { // not a nil *Authority in an interface
 		front.Authorizer, manage.Authorizer, images.Authorizer = s.authority, s.authority, s.authority

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"sluice/internal/convert"
 	"sluice/internal/index"
 	"sluice/internal/registry"
 	"sluice/oci"
@@ -34,7 +35,7 @@ var (
 // 0.
 func statusOf(code string) int {
 	switch code {
-	case ErrTagUnknown.Code, ErrOperationUnknown.Code, ErrTokenUnknown.Code, ErrScopeMapUnknown.Code, errNotFound.Code:
+	case ErrTagUnknown.Code, ErrOperationUnknown.Code, convert.ErrResourceNotFound.Code, ErrTokenUnknown.Code, ErrScopeMapUnknown.Code, errNotFound.Code:
 		return http.StatusNotFound
 	case ErrConflict.Code:
 		return http.StatusConflict

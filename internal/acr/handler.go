@@ -12,6 +12,7 @@ import (
 	"sluice/internal/remote"
 	"sluice/internal/storage"
 	"sluice/internal/stored"
+	"sluice/internal/streaming"
 )
 
 // Options says how a Handler works. The zero value serves everybody.
@@ -35,6 +36,9 @@ type Options struct {
 	// CollectGrace is how long a blob that nothing needs must not have been
 	// touched before POST /acr/v1/_gc removes it. Zero: a day.
 	CollectGrace time.Duration
+
+	// Streaming converts images. Nil: conversion's endpoints answer UNSUPPORTED.
+	Streaming *streaming.Service
 
 	// ImportTransport carries the requests to registries that are imported
 	// from. Nil: one of the Handler's own.

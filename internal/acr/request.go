@@ -111,14 +111,9 @@ func (r *Request) parseRegistry(s []string) {
 			"_tokens":    {"GET": {(*Handler).listTokens, administers}, "POST": {(*Handler).createToken, administers}},
 			"_scopeMaps": {"GET": {(*Handler).listScopeMaps, administers}, "POST": {(*Handler).createScopeMap, administers}},
 		}[s[0]]
-	case len(s) == 2 && s[0] == "_operations" && strings.HasSuffix(s[1], ":cancel"):
-		r.kind = "acr_operation_cancel"
-		r.Name = strings.TrimSuffix(s[1], ":cancel")
-		r.endpoints = endpoints{"POST": {(*Handler).cancelOperation, administers}}
 	case len(s) == 2 && s[0] == "_operations":
-		r.kind = "acr_operation"
-		r.Name = s[1]
-		r.endpoints = endpoints{"GET": {(*Handler).getOperation, administers}, "DELETE": {(*Handler).cancelOperation, administers}}
+		r.parseOperation(s[1], endpoints{"POST": {(*Handler).cancelOperation, administers}},
+			endpoints{"GET": {(*Handler).getOperation, administers}, "DELETE": {(*Handler).cancelOperation, administers}})
 	case len(s) == 2 && s[0] == "_tokens":
 		r.kind = "acr_token"
 		r.Name = s[1]
@@ -143,6 +138,16 @@ func (r *Request) parseRegistry(s []string) {
 		r.kind = "acr_password"
 		r.Name, r.Password = s[1], s[3]
 		r.endpoints = endpoints{"DELETE": {(*Handler).deletePassword, administers}}
+	}
+}
+
+// parseOperation recognises an operation, or its cancelation.
+func (r *Request) parseOperation(id string, cancel, other endpoints) {
+	var canceled bool
+	if r.Name, canceled = strings.CutSuffix(id, ":cancel"); canceled {
+		r.kind, r.endpoints = "acr_operation_cancel", cancel
+	} else {
+		r.kind, r.endpoints = "acr_operation", other
 	}
 }
 
@@ -179,6 +184,8 @@ func (r *Request) parseRepository(s []string) {
 			"PATCH":  {(*Handler).updateRepository, writesMetadata},
 			"DELETE": {(*Handler).deleteRepository, deletes},
 		}
+	case rest[0] == "_streaming" || rest[0] == "_operations":
+		r.parseStreaming(rest)
 	case len(rest) == 1:
 		r.kind = "acr_repository" + rest[0]
 		r.endpoints = map[string]endpoints{

@@ -314,7 +314,43 @@ type Operation struct {
 	Updated   time.Time  `json:"lastUpdateTime"`
 	Progress  string     `json:"progress,omitempty"` // "8%"
 	Details   string     `json:"details,omitempty"`
-	Digest    oci.Digest `json:"digest,omitempty"` // of what was imported
+	Digest    oci.Digest `json:"digest,omitempty"`    // of what was imported
+	ErrorCode string     `json:"errorCode,omitempty"` // of a conversion that failed, such as UNSUPPORTED_PLATFORM
+}
+
+// Streaming is the setting of GET /acr/v1/{repo}/_streaming: whether images are
+// converted when they are pushed.
+type Streaming struct {
+	ConvertPushedImages bool `json:"convertPushedImages"`
+}
+
+// conversionRequest is the body of POST /acr/v1/{repo}/_streaming/{digest}.
+type conversionRequest struct {
+	Format  string `json:"conversionFormat,omitempty"`
+	Version string `json:"conversionVersion,omitempty"`
+}
+
+// streamingRequest is the body of POST /acr/v1/{repo}/_streaming.
+type streamingRequest struct {
+	conversionRequest
+	ConvertPushedImages *bool `json:"convertPushedImages"`
+
+	// Backfill has the images converted that are there; ACR has no such thing.
+	Backfill bool `json:"backfill,omitempty"`
+}
+
+// conversionAnswer is an operation where a conversion is begun, or asked for by
+// its subject.
+type conversionAnswer struct {
+	ID     string `json:"id"`
+	Status Status `json:"status"`
+}
+
+type streamingAnswer struct {
+	Streaming
+	Format  string `json:"conversionFormat"` // what is made, whatever was asked for
+	Version string `json:"conversionVersion"`
+	conversionAnswer
 }
 
 // Status is an operation's state.

@@ -65,6 +65,7 @@ func (r *Registry) Check() error {
 		c.between("garbage_collection.interval", r.GarbageCollection.Interval, time.Minute, 365*24*time.Hour)
 	}
 	c.between("garbage_collection.grace", r.GarbageCollection.Grace, time.Minute, 365*24*time.Hour)
+	c.streaming()
 	c.webhooks()
 	c.oneOf("log.level", r.Log.Level, "debug", "info", "warn", "error")
 	c.oneOf("log.format", r.Log.Format, "text", "json")
@@ -160,6 +161,17 @@ func (c *checker) storage() {
 	}
 	c.prefix("storage.azure.prefix", s.Azure.Prefix)
 	c.prefix("storage.s3.prefix", s.S3.Prefix)
+}
+
+func (c *checker) streaming() {
+	s := c.registry.Streaming
+	c.that(s.Workers >= 1 && s.Workers <= 256, "streaming.workers", "1 to 256")
+	c.that(s.Layers >= 1 && s.Layers <= 64, "streaming.layers", "1 to 64")
+	for _, p := range s.Platforms {
+		parts := strings.Split(p, "/")
+		c.that((len(parts) == 2 || len(parts) == 3) && parts[0] == "linux" && !slices.Contains(parts, ""),
+			"streaming.platforms", `platforms of linux, such as ["linux/amd64", "linux/arm64"]`)
+	}
 }
 
 func isBucket(s string) bool {

@@ -17,6 +17,7 @@ type Registry struct {
 	Limits            Limits            `toml:"limits"`
 	SoftDelete        SoftDelete        `toml:"soft_delete"`
 	GarbageCollection GarbageCollection `toml:"garbage_collection"`
+	Streaming         Streaming         `toml:"streaming"`
 	Webhooks          []Webhook         `toml:"webhooks"`
 	Log               Log               `toml:"log"`
 	Metrics           Metrics           `toml:"metrics"`
@@ -140,6 +141,14 @@ type GarbageCollection struct {
 	Grace    time.Duration `toml:"grace"`    // since a blob was last pushed or asked for by a push
 }
 
+// Streaming says how images are converted to streaming artifacts.
+type Streaming struct {
+	Enabled   bool     `toml:"enabled"`   // by this registry, when asked to
+	Workers   int      `toml:"workers"`   // images at once
+	Layers    int      `toml:"layers"`    // layers of each at once
+	Platforms []string `toml:"platforms"` // OS/ARCHITECTURE[/VARIANT]; empty: all of linux
+}
+
 // Webhook is a URL that is told what happens.
 type Webhook struct {
 	Name         string            `toml:"name"` // in logs, and of its queue
@@ -181,6 +190,7 @@ func Default() *Registry {
 		Push:              Push{UploadAge: 24 * time.Hour},
 		Limits:            Limits{MaxManifest: 4 << 20},
 		GarbageCollection: GarbageCollection{Interval: 6 * time.Hour, Grace: 24 * time.Hour},
+		Streaming:         Streaming{Enabled: true, Workers: 2, Layers: 2, Platforms: []string{}},
 		Log:               Log{Level: "info", Format: "text"},
 	}
 }

@@ -16,13 +16,9 @@ const ConvertQueues = "convert/"
 // ConvertQueue returns the name of a repository's queue of conversions.
 func ConvertQueue(repo string) string { return ConvertQueues + repo }
 
-// Conversion says why something is converted.
+// Conversion says for whom something is converted.
 type Conversion struct {
-	// Automatic: nobody asked for it; the repository converts what is pushed.
-	Automatic bool `json:"automatic,omitempty"`
-
-	// Actor is who asked, or pushed.
-	Actor oci.Actor `json:"actor"`
+	Actor oci.Actor `json:"actor"` // who asked, or pushed
 }
 
 // Convertible reports whether a manifest may be an image that can be streamed: a
@@ -61,7 +57,7 @@ func (r *Registry) autoConvert(ctx context.Context, m index.Manifest) (func(*ind
 	if err != nil || !row.StreamingEnabled {
 		return nothing, err
 	}
-	c := Conversion{Automatic: true, Actor: oci.ActorOf(ctx)}
+	c := Conversion{Actor: oci.ActorOf(ctx)}
 	return func(tx *index.Tx) error { return EnqueueConversion(tx, m.Repo, m.Digest, c) }, nil
 }
 
