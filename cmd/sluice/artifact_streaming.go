@@ -27,7 +27,8 @@ Registries on the loopback interface are spoken to without TLS.`,
 		RunE: group,
 	}
 	cmd.AddCommand(
-		newArtifactStreamingCreateCommand(), newArtifactStreamingListCommand(), newArtifactStreamingDeleteCommand(),
+		newArtifactStreamingCreateCommand(), newArtifactStreamingShowCommand(), newArtifactStreamingUpdateCommand(),
+		newArtifactStreamingOperationCommand(), newArtifactStreamingListCommand(), newArtifactStreamingDeleteCommand(),
 		newArtifactStreamingVerifyCommand(), newArtifactStreamingInspectCommand(), newArtifactStreamingWatchCommand(),
 	)
 	return cmd
