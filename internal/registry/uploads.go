@@ -147,12 +147,21 @@ func (h *Handler) appendUpload(w http.ResponseWriter, r *http.Request, req Reque
 	if err != nil {
 		return err
 	}
-	if err := h.appendBody(r, req, u); err != nil {
+	err = h.sendBody(r, req, u, func(offset int64, body io.Reader) error { return u.Append(r.Context(), offset, body) })
+	if err != nil {
 		return err
 	}
 	describeUpload(w.Header(), req.Repository, u)
 	accepted(w)
 	return nil
+}
+
+// Finisher is an oci.Upload that can take its last bytes and end in one go,
+// which spares it to keep those bytes for a next request that won't come.
+type Finisher interface {
+	// Finish is Append and then Commit. When Append would fail, it fails
+	// with the same and keeps the same.
+	Finish(ctx context.Context, offset int64, r io.Reader, digest oci.Digest) (oci.Descriptor, error)
 }
 
 // commitUpload is end-6. Its body, if any, is the last chunk.
@@ -165,17 +174,33 @@ func (h *Handler) commitUpload(w http.ResponseWriter, r *http.Request, req Reque
 	if err != nil {
 		return err
 	}
-	if r.ContentLength != 0 || r.Header.Get("Content-Range") != "" {
-		if err := h.appendBody(r, req, u); err != nil {
-			return err
-		}
-	}
-	desc, err := u.Commit(r.Context(), digest)
+	desc, err := h.finishUpload(r, req, u, digest)
 	if err != nil {
 		return err
 	}
 	blobCreated(w, req.Repository, desc)
 	return nil
+}
+
+func (h *Handler) finishUpload(r *http.Request, req Request, u oci.Upload, digest oci.Digest) (desc oci.Descriptor, err error) {
+	if r.ContentLength == 0 && r.Header.Get("Content-Range") == "" {
+		return u.Commit(r.Context(), digest)
+	}
+	finish := func(offset int64, body io.Reader) error {
+		if err := u.Append(r.Context(), offset, body); err != nil {
+			return err
+		}
+		desc, err = u.Commit(r.Context(), digest)
+		return err
+	}
+	if f, ok := u.(Finisher); ok {
+		finish = func(offset int64, body io.Reader) error {
+			desc, err = f.Finish(r.Context(), offset, body, digest)
+			return err
+		}
+	}
+	err = h.sendBody(r, req, u, finish)
+	return desc, err
 }
 
 // uploadStatus is end-13.
@@ -206,10 +231,10 @@ func (h *Handler) resume(ctx context.Context, req Request) (oci.Upload, error) {
 	return h.registry.ResumeUpload(ctx, req.Repository, req.UploadID)
 }
 
-// appendBody appends a request's body, at its Content-Range if it has one and
+// sendBody has to append a request's body, at its Content-Range if it has one and
 // otherwise at the end. An offset that isn't the end is answered with where the
 // end is.
-func (h *Handler) appendBody(r *http.Request, req Request, u oci.Upload) error {
+func (h *Handler) sendBody(r *http.Request, req Request, u oci.Upload, to func(offset int64, body io.Reader) error) error {
 	offset, length := u.Size(), r.ContentLength
 	if header := r.Header.Get("Content-Range"); header != "" {
 		first, last, err := parseContentRange(header)
@@ -225,7 +250,7 @@ func (h *Handler) appendBody(r *http.Request, req Request, u oci.Upload) error {
 	if length >= 0 {
 		body = &exactReader{r: r.Body, left: length}
 	}
-	err := u.Append(r.Context(), offset, body)
+	err := to(offset, body)
 	if errors.Is(err, oci.ErrRangeInvalid) {
 		// The handle may be older than what another request has appended.
 		if again, rerr := h.resume(r.Context(), req); rerr == nil {

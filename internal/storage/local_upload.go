@@ -203,8 +203,7 @@ func (u *localUpload) Checkpoint(_ context.Context, state []byte) error {
 	if err != nil {
 		return err
 	}
-	// The fsync of the directory covers the name of the bytes too.
-	if err := durable.WriteFile(u.path()+checkpointSuffix, data, 0o644); err != nil {
+	if err := u.writeCheckpoint(data); err != nil {
 		return uploadError(u.id, err)
 	}
 	// Canceled in the meantime? Looking after writing leaves no gap.
@@ -214,6 +213,24 @@ func (u *localUpload) Checkpoint(_ context.Context, state []byte) error {
 	}
 	u.state = state
 	return nil
+}
+
+// writeCheckpoint replaces the file of the last checkpoint. Without bytes there
+// is nothing that a loss of power could take, so nobody waits for the disk.
+func (u *localUpload) writeCheckpoint(data []byte) error {
+	if u.size > 0 {
+		// The fsync of the directory covers the name of the bytes too.
+		return durable.WriteFile(u.path()+checkpointSuffix, data, 0o644)
+	}
+	f, err := durable.Create(filepath.Dir(u.path()), 0o644)
+	if err != nil {
+		return err
+	}
+	defer f.Discard()
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), u.path()+checkpointSuffix)
 }
 
 func (u *localUpload) Content(context.Context) (io.ReadCloser, error) {

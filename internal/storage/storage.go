@@ -141,6 +141,7 @@ type Upload interface {
 	// Checkpoint makes everything written durable, together with state: at
 	// most 4 KiB that the caller needs to go on, such as that of a running
 	// hash. It is atomic: after a crash the upload is found at a checkpoint.
+	// One without bytes may be lost with power, and the upload with it.
 	Checkpoint(ctx context.Context, state []byte) error
 
 	// Content reads back what was written so far. A Store whose service

@@ -88,21 +88,54 @@ func (u *storedUpload) Append(ctx context.Context, offset int64, r io.Reader) er
 		return err
 	}
 	defer su.Close()
+	if err := u.append(ctx, su, sum, offset, r); err != nil {
+		return err
+	}
+	return u.keep(ctx, su, sum)
+}
+
+// append adds what r yields to su and sum. When it fails midway it keeps what
+// came.
+func (u *storedUpload) append(ctx context.Context, su storage.Upload, sum hash.Hash, offset int64, r io.Reader) error {
 	size, _ := su.Position()
 	if offset != size {
 		return oci.ErrRangeInvalid.Withf("upload %s to %s: append at %d, and it has %d bytes", u.id, u.repo, offset, size)
 	}
-	_, err = copyContext(ctx, io.MultiWriter(su, sum), u.registry.bounded(u.repo, size, r))
-	// Also of a request that has ended: its client will be back for the rest.
-	if cerr := checkpoint(context.WithoutCancel(ctx), su, u.repo, sum); cerr != nil {
-		return uploadError(u.repo, u.id, cerr)
+	_, err := copyContext(ctx, io.MultiWriter(su, sum), u.registry.bounded(u.repo, size, r))
+	if err == nil {
+		return nil
+	}
+	if kerr := u.keep(ctx, su, sum); kerr != nil {
+		return kerr
+	}
+	return uploadError(u.repo, u.id, err)
+}
+
+// keep acknowledges what su has, also of a request that has ended: its client
+// will be back for the rest.
+func (u *storedUpload) keep(ctx context.Context, su storage.Upload, sum hash.Hash) error {
+	if err := checkpoint(context.WithoutCancel(ctx), su, u.repo, sum); err != nil {
+		return uploadError(u.repo, u.id, err)
 	}
 	u.size, _ = su.Position()
-	return uploadError(u.repo, u.id, err)
+	return nil
 }
 
 // Commit implements oci.Upload.
 func (u *storedUpload) Commit(ctx context.Context, want oci.Digest) (oci.Descriptor, error) {
+	return u.finish(ctx, want, func(storage.Upload, hash.Hash) error { return nil })
+}
+
+// Finish is Append and Commit in one, for registry.Finisher: what is both the
+// last of an upload and all right is made durable once, as a blob.
+func (u *storedUpload) Finish(ctx context.Context, offset int64, r io.Reader, want oci.Digest) (oci.Descriptor, error) {
+	return u.finish(ctx, want, func(su storage.Upload, sum hash.Hash) error {
+		return u.append(ctx, su, sum, offset, r)
+	})
+}
+
+// finish has last add the rest of the upload, and makes it a blob.
+func (u *storedUpload) finish(ctx context.Context, want oci.Digest, last func(storage.Upload, hash.Hash) error) (oci.Descriptor, error) {
 	if _, err := oci.ParseDigest(want.String()); err != nil {
 		return oci.Descriptor{}, err
 	}
@@ -111,6 +144,9 @@ func (u *storedUpload) Commit(ctx context.Context, want oci.Digest) (oci.Descrip
 		return oci.Descriptor{}, err
 	}
 	defer su.Close()
+	if err := last(su, sum); err != nil {
+		return oci.Descriptor{}, err
+	}
 	if want.Algorithm() != oci.SHA256 {
 		sum = want.Algorithm().Hash()
 		if err := hashContent(ctx, su, sum); err != nil {
