@@ -143,7 +143,7 @@ func (c *conversation) ReadFrom(src io.Reader) (int64, error) {
 	if limited != nil && limited.N > sniffSize && !c.stream {
 		// With the header gone, net/http doesn't read the beginning of the
 		// file itself, to see what it is.
-		c.control.Flush()
+		_ = c.control.Flush() // what goes wrong shows in the body
 	}
 	var total int64
 	for {
