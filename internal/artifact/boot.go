@@ -10,35 +10,45 @@ import (
 	"sluice/oci"
 )
 
-// bootPlan decides what of an image goes into its boot pack, by what is known
-// without running it. Everything it finds is a guess: what it misses is fetched
-// when it's read, what it has too much costs a little bandwidth.
-type bootPlan struct {
+// bootPlanner decides what of an image goes into its boot pack, by what is
+// known without running it. Everything it finds is a guess: what it misses is
+// fetched when it's read, what it has too much costs a little bandwidth.
+type bootPlanner struct {
 	*bootFiles
-	config      oci.ImageConfig
-	env         map[string]string
-	libraryPath []string
-	seen        map[*layer.Node]bool // programs and scripts that have been looked at
-	modules     map[string]bool      // python's
+	config oci.ImageConfig
+	env    map[string]string
+	loader loaderPaths
+	seen   map[*layer.Node]bool // programs, scripts and modules that have been looked at
+	once   map[string]bool      // rules that need no second time, by name
+	depth  int                  // of commands that run commands
 }
 
-// commonFiles are what the C library reads in many processes. The locale is
-// what python and others set if the environment names none.
-var commonFiles = []string{"/etc/nsswitch.conf", "/etc/localtime", "/etc/host.conf", "/etc/ssl/openssl.cnf", "/usr/lib/locale/C.utf8/LC_CTYPE"}
-
-// localeFiles are what it reads if the environment names one.
-var localeFiles = []string{"/usr/lib/locale/locale-archive", "/usr/lib/locale/C.utf8/LC_COLLATE", "/usr/lib/locale/C.utf8/LC_ADDRESS"}
-
 const (
-	maxDirs  = 64   // of a search path
-	maxFiles = 4096 // programs, libraries and modules that are followed
+	maxDirs     = 64   // of a search path
+	maxFiles    = 4096 // programs, libraries and modules that are followed
+	maxCommands = 16   // that run each other
+	maxWords    = 64   // of a command line
+	maxListed   = 128  // files that are taken of one directory
 )
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // selectBoot gathers the chunks that starting the image reads.
 func selectBoot(files *bootFiles, config oci.ImageConfig) {
-	p := &bootPlan{bootFiles: files, config: config, env: make(map[string]string), seen: make(map[*layer.Node]bool), modules: make(map[string]bool)}
+	p := newBootPlanner(files, config)
+	w := why{rule: RuleAccount} // runc looks the user up before anything else
+	p.small("/etc/passwd", w)
+	p.small("/etc/group", w)
+	if argv := slices.Concat(config.Config.Entrypoint, config.Config.Cmd); len(argv) > 0 {
+		p.command(argv, why{rule: RuleProgram})
+	}
+}
+
+func newBootPlanner(files *bootFiles, config oci.ImageConfig) *bootPlanner {
+	p := &bootPlanner{
+		bootFiles: files, config: config,
+		env: make(map[string]string), seen: make(map[*layer.Node]bool), once: make(map[string]bool),
+	}
 	for _, kv := range config.Config.Env {
 		k, v, _ := strings.Cut(kv, "=")
 		p.env[k] = v
@@ -46,164 +56,234 @@ func selectBoot(files *bootFiles, config oci.ImageConfig) {
 	if p.env["PATH"] == "" {
 		p.env["PATH"] = defaultPath
 	}
-	if l := p.env["LD_LIBRARY_PATH"]; l != "" {
-		p.libraryPath = strings.SplitN(l, ":", maxDirs)
-	}
-	p.loaderConfig("/etc/ld.so.conf", 0)
-	p.packFile("/etc/passwd") // runc looks the user up before anything else
-	p.packFile("/etc/group")
-	if argv := slices.Concat(config.Config.Entrypoint, config.Config.Cmd); len(argv) > 0 {
-		p.command(argv)
-	}
+	p.readLoaderPaths()
+	return p
 }
 
-// common packs the files that have nothing to do with the program.
-func (p *bootPlan) common() {
-	for _, name := range commonFiles {
-		p.packFile(name)
+// first reports whether a rule hasn't been asked for this yet.
+func (p *bootPlanner) first(rule string) bool {
+	if p.once[rule] {
+		return false
 	}
-	for _, dir := range p.libraryPath {
-		p.packFile(path.Join(dir, "gconv/gconv-modules.cache")) // iconv's, in UTF-8 programs such as python
+	p.once[rule] = true
+	return true
+}
+
+// maxSmall is up to what size files are planned whole that are read because of
+// their name or place alone, and not because something runs them.
+const maxSmall = 1 << 20
+
+// small plans a file that isn't large, if it exists.
+func (p *bootPlanner) small(name string, w why) bool {
+	f, ok := p.file(name)
+	if ok = ok && f.Size <= maxSmall; ok {
+		p.packAll(f, w)
 	}
-	if p.env["LANG"] != "" || p.env["LC_ALL"] != "" || p.env["LC_CTYPE"] != "" {
-		for _, name := range localeFiles {
-			p.packFile(name)
+	return ok
+}
+
+// list returns the regular files in a directory whose names have one of the
+// suffixes, by name, maxListed at most.
+func (p *bootPlanner) list(dir string, suffixes ...string) []resolved {
+	d, ok := p.lookup(dir)
+	if !ok || !d.IsDir() {
+		return nil
+	}
+	var all []resolved
+	for _, n := range d.Names() {
+		if len(all) == maxListed {
+			break
+		}
+		if !slices.ContainsFunc(suffixes, func(s string) bool { return strings.HasSuffix(n, s) }) {
+			continue
+		}
+		if f, ok := p.file(path.Join(d.path, n)); ok {
+			all = append(all, f)
 		}
 	}
+	return all
 }
 
-// maxCommonFile is up to what size such a file is worth it.
-const maxCommonFile = 1 << 20
+// glob returns the regular files whose paths match a pattern, in which only
+// elements may have wildcards (path.Match), maxListed at most. It's
+// bounded like all that is looked up.
+func (p *bootPlanner) glob(pattern string) []resolved { return p.match(pattern, layer.TypeRegular) }
 
-// packFile packs a small file, if it exists.
-func (p *bootPlan) packFile(name string) {
-	if f, ok := p.file(name); ok && f.Size <= maxCommonFile {
-		p.packAll(f.Node)
-	}
-}
-
-// loaderConfig adds the directories of an ld.so.conf to the library path.
-func (p *bootPlan) loaderConfig(name string, depth int) {
-	f, ok := p.file(name)
-	if !ok || depth > 2 {
-		return
-	}
-	for line := range strings.Lines(p.text(f.Node)) {
-		line, _, _ = strings.Cut(strings.TrimSpace(line), "#")
-		if pattern, ok := strings.CutPrefix(line, "include "); ok {
-			dir, ok := p.lookup(path.Dir(path.Join("/etc", strings.TrimPrefix(strings.TrimSpace(pattern), "/etc"))))
-			if !ok {
+// match is glob for files of a type.
+func (p *bootPlanner) match(pattern string, kind uint32) []resolved {
+	dirs := []string{"/"}
+	elements := strings.Split(strings.Trim(path.Clean(pattern), "/"), "/")
+	for i, e := range elements {
+		var next []string
+		for _, dir := range dirs {
+			if !strings.ContainsAny(e, "*?[") {
+				next = append(next, path.Join(dir, e))
 				continue
 			}
-			for _, n := range dir.Names() {
-				if strings.HasSuffix(n, ".conf") {
-					p.loaderConfig(path.Join(dir.path, n), depth+1)
+			d, ok := p.lookup(dir)
+			if !ok || !d.IsDir() {
+				continue
+			}
+			p.lookupsLeft -= int64(len(d.Children))
+			if p.lookupsLeft < 0 {
+				return nil
+			}
+			for _, n := range d.Names() {
+				if ok, err := path.Match(e, n); ok && err == nil && (i < len(elements)-1 || len(next) < maxListed) {
+					next = append(next, path.Join(dir, n))
 				}
 			}
-		} else if strings.HasPrefix(line, "/") && len(p.libraryPath) < maxDirs {
-			p.libraryPath = append(p.libraryPath, line)
+		}
+		dirs = next[:min(len(next), maxListed)]
+	}
+	var all []resolved
+	for _, name := range dirs {
+		if f, ok := p.lookup(name); ok && f.Type() == kind {
+			all = append(all, f)
 		}
 	}
+	return all
 }
 
-// command packs what a command line starts: its program, and what its arguments
-// name. Entrypoints are often programs or scripts that run their arguments.
-func (p *bootPlan) command(argv []string) {
-	f, ok := p.executable(argv[0])
-	if ok {
-		p.program(f, wholeProgram)
+// absolute returns a path as the container's process sees it.
+func (p *bootPlanner) absolute(name string) string {
+	if path.IsAbs(name) {
+		return name
 	}
-	p.common()
-	if ok {
-		if isPython(path.Base(f.path)) {
-			p.python(f, argv[1:])
-		}
-	}
-	for _, arg := range argv[1:min(len(argv), 32)] {
-		if words := strings.Fields(arg); len(words) > 1 { // such as sh -c "exec app --flag"
-			for _, w := range words[:min(len(words), 32)] {
-				p.argument(strings.Trim(w, `"';&|()`))
-			}
-		} else {
-			p.argument(arg)
-		}
-	}
-}
-
-// argument packs the file or the program that an argument names.
-func (p *bootPlan) argument(arg string) {
-	if arg == "" || strings.HasPrefix(arg, "-") || p.full() {
-		return
-	}
-	if strings.Contains(arg, "/") || strings.Contains(arg, ".") {
-		if f, ok := p.file(path.Join("/", p.config.Config.WorkingDir, arg)); ok && !path.IsAbs(arg) {
-			p.program(f, wholeProgram)
-			return
-		}
-	}
-	if f, ok := p.executable(arg); ok {
-		p.program(f, wholeProgram)
-		if isPython(path.Base(f.path)) {
-			p.python(f, nil)
-		}
-	}
+	return path.Join("/", p.config.Config.WorkingDir, name)
 }
 
 // executable finds the program that a name stands for, as execvp(3) does.
-func (p *bootPlan) executable(name string) (resolved, bool) {
+func (p *bootPlanner) executable(name string) (resolved, bool) {
 	if strings.Contains(name, "/") {
-		if !path.IsAbs(name) {
-			name = path.Join("/", p.config.Config.WorkingDir, name)
-		}
-		return p.file(name)
+		return p.file(p.absolute(name))
 	}
 	for _, dir := range strings.SplitN(p.env["PATH"], ":", maxDirs) {
-		if f, ok := p.file(path.Join("/", dir, name)); ok && f.Mode&0o111 != 0 {
+		if f, ok := p.file(path.Join(p.absolute(dir), name)); ok && f.Mode&0o111 != 0 && name != "" {
 			return f, true
 		}
 	}
 	return resolved{}, false
 }
 
-// script packs a file that isn't ELF and, if it names one, its interpreter.
-func (p *bootPlan) script(f resolved) {
-	if f.Size > maxInspected {
-		p.pack(f.Node, 0, 1)
+// command plans what a command line starts: its program, and what that does
+// with the arguments. Entrypoints are often programs or scripts that run their
+// arguments.
+func (p *bootPlanner) command(argv []string, w why) {
+	if len(argv) == 0 || p.depth >= maxCommands || p.full() {
 		return
 	}
-	p.packAll(f.Node)
-	line, _, _ := strings.Cut(p.text(f.Node), "\n")
-	line, ok := strings.CutPrefix(line, "#!")
-	words := strings.Fields(line)
-	if !ok || len(words) == 0 {
-		return
-	}
-	if path.Base(words[0]) == "env" {
-		if env, ok := p.executable(words[0]); ok {
-			p.program(env, wholeProgram)
-		}
-		for words = words[1:]; len(words) > 0 && (strings.HasPrefix(words[0], "-") || strings.Contains(words[0], "=")); {
-			words = words[1:]
-		}
-		if len(words) == 0 {
-			return
-		}
-	}
-	interpreter, ok := p.executable(words[0])
+	p.depth++
+	defer func() { p.depth-- }()
+	argv = argv[:min(len(argv), maxWords)]
+	f, ok := p.executable(argv[0])
 	if !ok {
 		return
 	}
-	p.program(interpreter, wholeProgram)
-	if isPython(path.Base(interpreter.path)) {
-		p.python(interpreter, []string{f.path})
+	if !p.program(f, w) {
+		p.script(f, argv, why{RuleScript, w.by})
+		p.wrapped(argv[1:], f)
+		return
 	}
+	p.common(f)
+	p.interpret(f, path.Base(argv[0]), argv[1:])
+}
+
+// interpret plans what an ELF program does with its arguments, by its names: its
+// file's and the one that it's called by.
+func (p *bootPlanner) interpret(f resolved, called string, args []string) {
+	for _, name := range []string{path.Base(f.path), called} {
+		if runtime := runtimeOf(name); runtime != nil {
+			runtime(p, f, args)
+			return
+		}
+	}
+	p.configuration(f, called)
+	for _, a := range args {
+		p.argument(a, f)
+	}
+	if p.depth == 1 || strings.Contains(wrappers, " "+called+" ") {
+		p.wrapped(args, f)
+	}
+}
+
+// wrappers are programs that run a command in their arguments. What an image's
+// config names is taken for one in any case.
+const wrappers = " tini dumb-init catatonit gosu su-exec setpriv runuser env nice nohup timeout stdbuf xargs find chroot sudo su "
+
+// wrapped plans the command in the arguments of a program that runs another,
+// such as tini, gosu, nice, env, or an entrypoint script.
+func (p *bootPlanner) wrapped(args []string, f resolved) {
+	for i, a := range args {
+		if a == "" || strings.HasPrefix(a, "-") || strings.Contains(a, "=") {
+			continue
+		}
+		if e, ok := p.executable(a); ok && e.Mode&0o111 != 0 {
+			p.command(args[i:], why{RuleProgram, f.path})
+			return
+		}
+	}
+}
+
+// argument plans the file that an argument names.
+func (p *bootPlanner) argument(arg string, f resolved) {
+	_, value, ok := strings.Cut(arg, "=") // --config=FILE
+	if !ok || !strings.HasPrefix(arg, "-") {
+		value = arg
+	}
+	if strings.HasPrefix(value, "-") || !strings.ContainsAny(value, "/.") {
+		return
+	}
+	if named, ok := p.file(p.absolute(value)); ok && named.Size <= maxSmall {
+		p.packAll(named, why{RuleArgument, f.path})
+	}
+}
+
+// configuration plans the files in /etc that have a program's name.
+func (p *bootPlanner) configuration(f resolved, called string) {
+	w := why{RuleConfig, f.path}
+	for _, name := range []string{called, strings.TrimSuffix(called, "-server"), strings.TrimSuffix(called, "d")} {
+		if name == "" || !p.first("configuration of "+name) {
+			continue
+		}
+		p.small("/etc/"+name+".conf", w)
+		for _, c := range p.list("/etc/"+name, ".conf", ".cnf", ".cfg", ".ini", ".toml", ".yml", ".yaml") {
+			p.small(c.path, w)
+		}
+	}
+}
+
+// runtimeOf returns the rule of an interpreter or another program that reads
+// many files by itself, or nil.
+func runtimeOf(name string) func(p *bootPlanner, f resolved, args []string) {
+	name, _, _ = strings.Cut(name, "-") // perl5.36-x86_64-linux-gnu
+	switch strings.TrimRight(name, "0123456789.") {
+	case "sh", "bash", "dash", "ash", "ksh", "zsh", "busybox":
+		return (*bootPlanner).shell
+	case "python", "pypy":
+		return (*bootPlanner).python
+	case "node", "nodejs":
+		return (*bootPlanner).node
+	case "java":
+		return (*bootPlanner).java
+	case "perl":
+		return (*bootPlanner).perl
+	case "php":
+		return (*bootPlanner).php
+	case "ruby":
+		return (*bootPlanner).ruby
+	case "nginx":
+		return (*bootPlanner).nginx
+	case "postgres", "initdb":
+		return (*bootPlanner).postgres
+	}
+	return nil
 }
 
 // buildBootPack makes the boot pack, or nil if there's nothing to put into it.
 func buildBootPack(ctx context.Context, files *bootFiles, config oci.ImageConfig, sink Sink) (*oci.Descriptor, error) {
-	selectBoot(files, config)
-	if files.err != nil {
-		return nil, files.err
+	if _, err := planBoot(files, config); err != nil {
+		return nil, err
 	}
 	if len(files.order) == 0 {
 		return nil, nil

@@ -113,6 +113,11 @@ func packedFiles(t *testing.T, config oci.ImageConfig, entries ...entry) []strin
 	if err != nil {
 		t.Fatal(err)
 	}
+	plan, err := ExplainBoot(t.Context(), built.Manifest, content, func(d oci.Descriptor) blob.Source { return sink.source(d) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkPlan(t, plan, table, sink.blobs[built.Manifest.BootPack.Digest])
 	var names []string
 	err = ReadBootPack(t.Context(), bytes.NewReader(sink.blobs[built.Manifest.BootPack.Digest]), table, func(ref ChunkRef, c Chunk, frame []byte) error {
 		if _, err := c.Decode(nil, frame); err != nil {
@@ -128,6 +133,35 @@ func packedFiles(t *testing.T, config oci.ImageConfig, entries ...entry) []strin
 		t.Fatal(err)
 	}
 	return names
+}
+
+// checkPlan holds a plan against itself and the boot pack that it explains.
+func checkPlan(t *testing.T, plan *BootPlan, table *Table, pack []byte) {
+	t.Helper()
+	refs, err := ParseBootPackHeader(bytes.NewReader(pack))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(refs, plan.Chunks) {
+		t.Errorf("the boot pack has %v, its plan says %v", refs, plan.Chunks)
+	}
+	var size, added int64
+	for _, ref := range refs {
+		c, err := table.Devices[ref.Device].Chunk(t.Context(), ref.Index)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size += int64(c.BlobLength)
+	}
+	for _, f := range plan.Files {
+		added += f.Added
+		if f.Path == "" || f.Rule == "" || f.Chunks < 1 || f.Planned < 1 || f.Planned > f.Size || f.For == "" && f.Rule != RuleAccount && f.Rule != RuleProgram && f.Rule != RuleScript {
+			t.Errorf("planned: %+v", f)
+		}
+	}
+	if plan.Size != size || added != size || size > plan.Limit {
+		t.Errorf("%d bytes of frames, the plan says %d, its files %d, %d are allowed", size, plan.Size, added, plan.Limit)
+	}
 }
 
 // fileAt returns the file whose content begins at an offset of the tar.
@@ -272,7 +306,9 @@ func TestBootPackHasALimit(t *testing.T) {
 		if _, err := random.Read(noise); err != nil {
 			t.Fatal(err)
 		}
-		entries = append(entries, program("lib/"+name, elfOf("")+string(noise)))
+		lib := []byte(elfOf("") + string(noise))
+		binary.LittleEndian.PutUint64(lib[64+32:], uint64(len(lib))) // its first segment's size
+		entries = append(entries, program("lib/"+name, string(lib)))
 	}
 	entries = append(entries, program("app", elfOf("", needed...)))
 	sink := newMemSink()
@@ -291,7 +327,7 @@ func TestBootPackHasALimit(t *testing.T) {
 	files = newBootFiles(t.Context(), l.Tree.Root, table, []*Layer{l}, []LayerSource{{Tar: sink.source(l.Tar.Blob)}})
 	files.order = make([]ChunkRef, MaxBootChunks-1)
 	for _, n := range l.Tree.Root.Children["lib"].Children {
-		files.packAll(n)
+		files.packAll(resolved{n, ""}, why{})
 	}
 	if len(files.order) != MaxBootChunks || !files.full() {
 		t.Errorf("%d chunks, full: %v; %d are allowed", len(files.order), files.full(), MaxBootChunks)
@@ -382,11 +418,10 @@ func FuzzPythonImports(f *testing.F) {
 	f.Add("import a, b.c as d\nfrom . import e\nfrom ..f.g import (h,\n i)\n    import j\nfrom ... import")
 	f.Fuzz(func(t *testing.T, text string) {
 		files, _ := fuzzImage(t, []byte(text))
-		p := &bootPlan{bootFiles: files, seen: make(map[*layer.Node]bool), modules: make(map[string]bool)}
-		m := pythonModules{p: p, tag: "cpython-311", dirs: []string{"/", "/lib"}}
+		m := pythonModules{p: newBootPlanner(files, cmd()), tag: "cpython-311", dirs: []string{"/", "/lib"}, known: make(map[string]bool)}
 		m.imports(text, "/")
-		if len(p.modules) > maxModules+1 {
-			t.Errorf("%d modules", len(p.modules))
+		if len(m.known) > maxModules+1 {
+			t.Errorf("%d modules", len(m.known))
 		}
 	})
 }

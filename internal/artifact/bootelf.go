@@ -18,20 +18,28 @@ const (
 	maxNeeded         = 256 // libraries
 	maxRunpath        = 32  // directories
 
-	// Up to what size all of a program, or of a library, is packed. Of larger
-	// ones it's what the loader reads.
-	wholeProgram = 8 << 20
-	wholeLibrary = 4 << 20
+	// How much of one segment is planned. Programs and libraries run nearly all
+	// over their code when they start, because constructors are everywhere and
+	// the kernel reads around each page that it needs; of the largest it's the
+	// front part, where compilers put what runs first.
+	maxCode   = 16 << 20
+	maxTables = 16 << 20 // before the code: symbols, relocations
+	maxData   = 16 << 20 // that is written to: relocations go there
+	maxConst  = 6 << 20  // behind the code: constants
 
-	// maxLoaded bounds what the loader reads of one segment.
-	maxLoaded = 4 << 20
+	// constRatio is how many times larger than its code the constants of a
+	// library are which is a store of data. Those are looked up, not read.
+	constRatio = 2
 )
 
 // elfFile is what starting a program depends on.
 type elfFile struct {
 	interp   string   // the loader
 	needed   []string // libraries, by name
-	runpath  []string // where it wants them looked for first
+	rpath    []string // where it wants them looked for first,
+	runpath  []string // or after LD_LIBRARY_PATH
+	class    byte     // 32 or 64 bits
+	machine  uint16
 	segments []elfSegment
 	entry    int64 // offset of the first instruction, or -1
 }
@@ -98,7 +106,7 @@ func (b *bootFiles) elf(f *layer.Node) (*elfFile, bool) {
 	if n, _ := b.readAt(f, headers, fields.number(header[fields.phoff:])); n < len(headers) {
 		return nil, false
 	}
-	e := &elfFile{entry: -1}
+	e := &elfFile{entry: -1, class: header[4], machine: fields.order.Uint16(header[18:])}
 	var dynamic elfSegment
 	for ; len(headers) > 0; headers = headers[fields.phdr:] {
 		flags := fields.order.Uint32(headers[fields.flags:])
@@ -137,8 +145,8 @@ func (e *elfFile) fileOffset(vaddr int64) int64 {
 func (b *bootFiles) elfDynamic(f *layer.Node, e *elfFile, fields elfFields, s elfSegment) {
 	entries := make([]byte, min(s.size, maxDynamicSize))
 	n, _ := b.readAt(f, entries, s.offset)
-	var needed, paths []int64
-	var table, size int64
+	var needed []int64
+	var table, size, rpath, runpath int64
 	for entries = entries[:n]; len(entries) >= 2*fields.word; entries = entries[2*fields.word:] {
 		tag, value := fields.number(entries), fields.number(entries[fields.word:])
 		if tag == 0 { // DT_NULL
@@ -151,8 +159,10 @@ func (b *bootFiles) elfDynamic(f *layer.Node, e *elfFile, fields elfFields, s el
 			table = e.fileOffset(value)
 		case 10: // DT_STRSZ
 			size = value
-		case 15, 29: // DT_RPATH, DT_RUNPATH
-			paths = append(paths, value)
+		case 15: // DT_RPATH
+			rpath = value
+		case 29: // DT_RUNPATH
+			runpath = value
 		}
 	}
 	if table <= 0 || size <= 0 || size > maxStringTable {
@@ -169,9 +179,14 @@ func (b *bootFiles) elfDynamic(f *layer.Node, e *elfFile, fields elfFields, s el
 			e.needed = append(e.needed, name)
 		}
 	}
-	if len(paths) > 0 { // DT_RUNPATH, if there, makes DT_RPATH void; linkers write one of them
-		dirs := strings.Split(at(paths[len(paths)-1]), ":")
-		e.runpath = dirs[:min(len(dirs), maxRunpath)]
+	dirs := func(off int64) []string {
+		if off == 0 { // the empty string
+			return nil
+		}
+		return strings.SplitN(at(off), ":", maxRunpath)
+	}
+	if e.runpath = dirs(runpath); e.runpath == nil {
+		e.rpath = dirs(rpath) // void if the other is there
 	}
 }
 
@@ -186,67 +201,162 @@ func (b *bootFiles) elfString(f *layer.Node, off, limit int64) string {
 	return string(s)
 }
 
-// program packs a program or library and all that the loader loads with it, in
-// about the order in which it's read. Of a file of more than whole bytes only
-// parts are packed.
-func (p *bootPlan) program(f resolved, whole int64) {
-	if p.seen[f.Node] || len(p.seen) > maxFiles || p.full() {
-		return
-	}
-	p.seen[f.Node] = true
+// loaded is a program or library that the loader loads.
+type loaded struct {
+	resolved
+	*elfFile
+	rpath []string // its own and, behind them, those of what needs it
+	why   why
+}
+
+// program plans an ELF program or library and all that the loader loads with
+// it, in about the order in which it does. It reports whether the file is ELF.
+func (p *bootPlanner) program(f resolved, w why) bool {
 	e, ok := p.elf(f.Node)
 	if !ok {
-		p.script(f)
-		return
+		return false
 	}
-	p.pack(f.Node, 0, 1) // the kernel looks at the headers first
-	var dirs []string
+	if p.seen[f.Node] {
+		return true
+	}
+	p.seen[f.Node] = true
+	p.pack(f, w, 0, 1) // the kernel looks at the headers first
+	var beside []string
 	if e.interp != "" {
-		if loader, ok := p.file(e.interp); ok {
-			p.packAll(loader.Node)
-			dirs = append(dirs, path.Dir(loader.path))
-		}
-		p.packFile("/etc/ld.so.preload")
-		p.packFile("/etc/ld.so.cache")
+		beside = p.startLoader(f, e)
 	}
-	p.loaded(f, e)
-	for _, name := range e.needed {
-		if lib, ok := p.library(name, f, e, dirs); ok {
-			p.program(lib, wholeLibrary)
+	queue := []loaded{{f, e, origin(e.rpath, f), w}}
+	for len(queue) > 0 && !p.full() {
+		at := queue[0]
+		queue = queue[1:]
+		p.segments(at)
+		for _, name := range at.needed {
+			lib, ok := p.library(name, at, beside)
+			if !ok || p.seen[lib.Node] || len(p.seen) > maxFiles {
+				continue
+			}
+			p.seen[lib.Node] = true
+			if e, ok := p.elf(lib.Node); ok {
+				p.encryption(lib)
+				queue = append(queue, loaded{lib, e, append(origin(e.rpath, lib), at.rpath...)[:min(maxDirs, len(e.rpath)+len(at.rpath))], why{RuleLibrary, at.path}})
+			}
 		}
 	}
-	if f.Size <= whole {
-		p.packAll(f.Node)
-	} else if e.entry >= 0 {
-		p.pack(f.Node, e.entry, 1)
+	return true
+}
+
+// startLoader plans the loader of a program and what that reads first. It
+// returns the directory that the loader is in.
+func (p *bootPlanner) startLoader(f resolved, e *elfFile) []string {
+	w := why{RuleLoader, f.path}
+	loader, ok := p.file(e.interp)
+	if !ok {
+		return nil
+	}
+	p.packAll(loader, w)
+	p.seen[loader.Node] = true // musl's is the C library, too
+	if strings.Contains(path.Base(e.interp), "musl") {
+		for _, conf := range p.glob("/etc/ld-musl-*.path") {
+			p.small(conf.path, w)
+		}
+	} else {
+		p.small("/etc/ld.so.preload", w)
+		p.small("/etc/ld.so.cache", w)
+	}
+	return []string{path.Dir(loader.path)}
+}
+
+// encryption plans what OpenSSL reads when it's loaded.
+func (p *bootPlanner) encryption(lib resolved) {
+	if strings.HasPrefix(path.Base(lib.path), "libcrypto.so") && p.first("libcrypto") {
+		for _, name := range []string{"/etc/ssl/openssl.cnf", "/usr/lib/ssl/openssl.cnf", "/etc/pki/tls/openssl.cnf"} {
+			p.small(name, why{RuleConfig, lib.path})
+		}
 	}
 }
 
-// loaded packs the parts of an ELF file that the loader reads: all that is
-// written to (relocations go there) and, up to the code, symbols and relocations.
-func (p *bootPlan) loaded(f resolved, e *elfFile) {
-	for _, s := range e.segments {
-		if s.write || !s.exec && s.offset == 0 {
-			p.pack(f.Node, s.offset, min(s.size, maxLoaded))
+// segments plans what of an ELF file is mapped and read.
+func (p *bootPlanner) segments(f loaded) {
+	var code int64
+	for _, s := range f.elfFile.segments {
+		if s.exec {
+			code += s.size
 		}
+	}
+	for _, s := range f.elfFile.segments {
+		limit := int64(maxConst)
+		switch {
+		case s.exec:
+			limit = maxCode
+		case s.write:
+			limit = maxData
+		case s.offset == 0:
+			limit = maxTables
+		case s.size > max(constRatio*code, MaxChunkLength):
+			limit = 1
+		}
+		p.pack(f.resolved, f.why, s.offset, min(s.size, limit))
+	}
+	if f.entry >= 0 {
+		p.pack(f.resolved, f.why, f.entry, 1)
 	}
 }
 
-// library finds a library as the loader does (ld.so(8)), roughly: its cache
-// is made of the same directories.
-func (p *bootPlan) library(name string, f resolved, e *elfFile, dirs []string) (resolved, bool) {
-	if strings.Contains(name, "/") {
-		return p.file(name)
-	}
+// origin puts an object's directory into its search path (ld.so(8), "Dynamic
+// string tokens").
+func origin(dirs []string, f resolved) []string {
 	var all []string
-	for _, d := range e.runpath {
-		all = append(all, strings.NewReplacer("$ORIGIN", path.Dir(f.path), "${ORIGIN}", path.Dir(f.path)).Replace(d))
+	for _, d := range dirs {
+		dir := path.Dir(f.path)
+		all = append(all, strings.NewReplacer("$ORIGIN", dir, "${ORIGIN}", dir, "$LIB", "lib", "${LIB}", "lib").Replace(d))
 	}
-	all = append(append(all, p.libraryPath...), dirs...)
+	return all
+}
+
+// library finds a library as the loaders do: ld.so(8), and musl's.
+func (p *bootPlanner) library(name string, f loaded, beside []string) (resolved, bool) {
+	if strings.Contains(name, "/") {
+		return p.file(p.absolute(name))
+	}
+	for _, dirs := range [][]string{f.rpath, p.loader.env, origin(f.runpath, f.resolved)} {
+		if lib, ok := p.libraryIn(dirs, name, f.elfFile); ok {
+			return lib, true
+		}
+	}
+	for _, file := range p.loader.cache[name] {
+		if lib, ok := p.libraryIn([]string{path.Dir(file)}, path.Base(file), f.elfFile); ok {
+			return lib, true
+		}
+	}
 	// Libraries lie next to each other, and their own headers name no loader.
-	all = append(all, path.Dir(f.path), "/lib", "/usr/lib", "/lib64", "/usr/lib64", "/usr/local/lib")
-	for _, d := range all {
-		if lib, ok := p.file(path.Join("/", d, name)); ok {
+	if lib, ok := p.libraryIn(p.loader.config, name, f.elfFile); ok {
+		return lib, true
+	}
+	return p.libraryIn(append(beside, "/lib", "/usr/lib", "/lib64", "/usr/lib64", "/usr/local/lib", path.Dir(f.path)), name, f.elfFile)
+}
+
+// findLibrary is library for one that a program loads by itself; like is what
+// it's for, if known.
+func (p *bootPlanner) findLibrary(name string, like *elfFile) (resolved, bool) {
+	for _, file := range p.loader.cache[name] {
+		if lib, ok := p.libraryIn([]string{path.Dir(file)}, path.Base(file), like); ok {
+			return lib, true
+		}
+	}
+	return p.libraryIn(append(p.loader.all(), "/lib", "/usr/lib", "/lib64", "/usr/lib64"), name, like)
+}
+
+// libraryIn finds a library for the same machine.
+func (p *bootPlanner) libraryIn(dirs []string, name string, like *elfFile) (resolved, bool) {
+	for _, d := range dirs {
+		lib, ok := p.file(path.Join("/", d, name))
+		if !ok {
+			continue
+		}
+		if p.seen[lib.Node] || like == nil {
+			return lib, true
+		}
+		if e, ok := p.elf(lib.Node); ok && e.class == like.class && e.machine == like.machine {
 			return lib, true
 		}
 	}

@@ -9,8 +9,6 @@ import (
 )
 
 var (
-	pythonName = regexp.MustCompile(`^python[0-9.]*$`)
-
 	// importLine finds imports that run when a module is loaded: not indented,
 	// or a little, as in try and if. Those in functions are indented, too, and
 	// are found as well: a guess that costs a little.
@@ -20,20 +18,22 @@ var (
 // maxModules bounds how many python modules are followed.
 const maxModules = 2000
 
-func isPython(name string) bool { return pythonName.MatchString(name) }
-
 // python packs what a python interpreter reads before it runs what its
 // arguments say, and the modules that this imports.
-func (p *bootPlan) python(interpreter resolved, args []string) {
+func (p *bootPlanner) python(interpreter resolved, args []string) {
 	version := strings.TrimPrefix(path.Base(interpreter.path), "python") // "3.11"
 	prefix := path.Dir(path.Dir(interpreter.path))
 	lib := path.Join(prefix, "lib", "python"+version)
 	if !strings.Contains(version, ".") {
 		return
 	}
-	m := pythonModules{p: p, tag: "cpython-" + strings.ReplaceAll(version, ".", "")}
+	m := pythonModules{p: p, tag: "cpython-" + strings.ReplaceAll(version, ".", ""), why: why{RuleModule, interpreter.path}, known: make(map[string]bool)}
 	m.dirs = []string{lib, path.Join(lib, "lib-dynload"), path.Join(lib, "site-packages"),
 		path.Join("/usr/local/lib", "python"+version, "dist-packages"), path.Join(prefix, "lib/python3/dist-packages")}
+	if p.env["LC_ALL"]+p.env["LC_CTYPE"]+p.env["LANG"] == "" {
+		p.locale("C.UTF-8", interpreter) // PEP 538
+	}
+	p.small(path.Join(prefix, "pyvenv.cfg"), why{RuleRuntime, interpreter.path})
 	// Py_Initialize and site.py; most of these are frozen into newer
 	// interpreters.
 	for _, name := range []string{"encodings", "encodings.aliases", "encodings.utf_8"} {
@@ -49,7 +49,7 @@ func (p *bootPlan) python(interpreter resolved, args []string) {
 		if dir, ok := p.lookup(d); ok && dir.IsDir() {
 			for _, n := range dir.Names() {
 				if strings.HasSuffix(n, ".pth") {
-					p.packFile(path.Join(dir.path, n))
+					p.small(path.Join(dir.path, n), why{RuleRuntime, interpreter.path})
 				}
 			}
 		}
@@ -71,7 +71,7 @@ func (p *bootPlan) python(interpreter resolved, args []string) {
 			arg = path.Join("/", p.config.Config.WorkingDir, arg)
 		}
 		if f, ok := p.file(arg); ok {
-			p.packAll(f.Node)
+			p.packAll(f, why{RuleScript, interpreter.path})
 			m.dirs = append([]string{path.Dir(f.path)}, m.dirs...)
 			m.imports(p.text(f.Node), "")
 		}
@@ -81,18 +81,20 @@ func (p *bootPlan) python(interpreter resolved, args []string) {
 
 // pythonModules follows imports.
 type pythonModules struct {
-	p    *bootPlan
-	tag  string   // "cpython-311", of compiled files
-	dirs []string // sys.path
+	p     *bootPlanner
+	tag   string   // "cpython-311", of compiled files
+	dirs  []string // sys.path
+	known map[string]bool
+	why   why
 }
 
 // load packs a module, by its dotted name, and what it imports. within is the
 // directory of the package that it's in, if that is known.
 func (m *pythonModules) load(name, within string) {
-	if m.p.modules[within+" "+name] || len(m.p.modules) > maxModules || m.p.full() {
+	if m.known[within+" "+name] || len(m.known) > maxModules || m.p.full() {
 		return
 	}
-	m.p.modules[within+" "+name] = true
+	m.known[within+" "+name] = true
 	dirs := m.dirs
 	if within != "" {
 		dirs = []string{within}
@@ -132,9 +134,9 @@ func (m *pythonModules) source(name, dir string) bool {
 	m.p.seen[f.Node] = true
 	compiled, ok := m.p.file(path.Join(path.Dir(name), "__pycache__", path.Base(name)+"."+m.tag+".pyc"))
 	if ok {
-		m.p.packAll(compiled.Node)
+		m.p.packAll(compiled, m.why)
 	} else {
-		m.p.packAll(f.Node)
+		m.p.packAll(f, m.why)
 	}
 	m.imports(m.p.text(f.Node), dir)
 	return true
@@ -149,7 +151,7 @@ func (m *pythonModules) extension(name string) bool {
 	base := path.Base(name) + "."
 	for _, n := range dir.Names() {
 		if child := dir.Children[n]; strings.HasPrefix(n, base) && strings.HasSuffix(n, ".so") && child.Type() == layer.TypeRegular {
-			m.p.program(resolved{child, path.Join(dir.path, n)}, wholeLibrary)
+			m.p.program(resolved{child, path.Join(dir.path, n)}, m.why)
 			return true
 		}
 	}

@@ -18,8 +18,8 @@ import (
 // Bounds of making a boot pack.
 const (
 	// bootBudget is how many bytes of frames a boot pack has at most. At 200
-	// Mbit/s it's 0.6 s.
-	bootBudget = 16 << 20
+	// Mbit/s it's 1.3 s. Starting Java or node reads about 22 MB.
+	bootBudget = 32 << 20
 
 	// What finding out what start-up reads may cost at most, because the image
 	// may be hostile: bytes of frames read and kept in memory, bytes decoded
@@ -37,18 +37,21 @@ const (
 // converted, and gathers the chunks of those that start-up reads. It's used by
 // one goroutine.
 type bootFiles struct {
-	ctx     context.Context // that of the one Build call it lives in
+	ctx     context.Context // that of the one call it lives in
 	root    *layer.Node
 	table   *Table
-	number  map[deviceID]int
-	sources []blob.Source // by device number
+	number  func(layer.Extent) int // an extent's device
+	sources []blob.Source          // by device number
 
 	frames                             map[ChunkRef][]byte // verified; what inspection has read
 	framesLeft, bytesLeft, lookupsLeft int64               // until inspection has cost enough
 	decoded                            map[ChunkRef][]byte // a few of them
-	order                              []ChunkRef          // the boot pack
-	packed                             map[ChunkRef]bool
-	size                               int64 // of the boot pack's frames
+
+	planned []*plannedFile
+	byNode  map[*layer.Node]*plannedFile
+	order   []ChunkRef // the boot pack
+	packed  map[ChunkRef]bool
+	size    int64 // of the boot pack's frames
 
 	// err is the first error of a source. Unlike anything odd about a file,
 	// which only means that something isn't packed, it must fail the build: the
@@ -56,21 +59,43 @@ type bootFiles struct {
 	err error
 }
 
-func newBootFiles(ctx context.Context, root *layer.Node, t *Table, layers []*Layer, sources []LayerSource) *bootFiles {
-	b := &bootFiles{
-		ctx: ctx, root: root, table: t, number: make(map[deviceID]int),
-		frames: make(map[ChunkRef][]byte), decoded: make(map[ChunkRef][]byte), packed: make(map[ChunkRef]bool),
+// plannedFile is a file of the plan that is being made.
+type plannedFile struct {
+	BootFile
+	chunks map[ChunkRef]bool
+}
+
+func openBootFiles(ctx context.Context, root *layer.Node, t *Table, number func(layer.Extent) int, sources []blob.Source) *bootFiles {
+	return &bootFiles{
+		ctx: ctx, root: root, table: t, number: number, sources: sources,
+		frames: make(map[ChunkRef][]byte), decoded: make(map[ChunkRef][]byte),
+		packed: make(map[ChunkRef]bool), byNode: make(map[*layer.Node]*plannedFile),
 		framesLeft: maxInspectedFrames, bytesLeft: maxInspectedBytes, lookupsLeft: maxLookups,
 	}
+}
+
+// newBootFiles is openBootFiles for layers that have just been converted.
+func newBootFiles(ctx context.Context, root *layer.Node, t *Table, layers []*Layer, sources []LayerSource) *bootFiles {
+	numbers := make(map[deviceID]int)
+	var all []blob.Source
 	for n, id := range imageDevices(layers) {
-		b.number[id] = n
+		numbers[id] = n
 		src := sources[id.layer].Tar
 		if id.sparse {
 			src = sources[id.layer].Sparse
 		}
-		b.sources = append(b.sources, src)
+		all = append(all, src)
 	}
-	return b
+	return openBootFiles(ctx, root, t, func(e layer.Extent) int { return numbers[deviceID{e.Layer, e.Sparse}] }, all)
+}
+
+// files returns the plan's files.
+func (b *bootFiles) files() []BootFile {
+	var all []BootFile
+	for _, f := range b.planned {
+		all = append(all, f.BootFile)
+	}
+	return all
 }
 
 // resolved is a file by its real name.
@@ -126,35 +151,64 @@ func (b *bootFiles) file(name string) (resolved, bool) {
 	return f, ok && f.Type() == layer.TypeRegular
 }
 
+// why says what a file is planned for.
+type why struct {
+	rule BootRule
+	by   string // the path of what named it
+}
+
 // pack adds the chunks of n bytes of a file at off to the boot pack, until
 // that is full.
-func (b *bootFiles) pack(f *layer.Node, off, n int64) {
+func (b *bootFiles) pack(f resolved, w why, off, n int64) {
 	for _, e := range f.Extents {
 		from, to := max(off, e.FileOffset), min(off+n, e.FileOffset+e.Length)
-		if from >= to {
-			continue
-		}
-		number := b.number[deviceID{e.Layer, e.Sparse}]
-		d := b.table.Devices[number]
-		at, end := e.Offset+from-e.FileOffset, e.Offset+to-e.FileOffset
-		for at < end {
-			i, c, ok := b.chunkAt(d, at)
+		number := b.number(e)
+		for from < to {
+			ref, c, ok := b.chunkAt(number, e.Offset+from-e.FileOffset)
 			if !ok || b.full() {
 				return
 			}
-			ref := ChunkRef{number, i}
-			if !b.packed[ref] {
-				b.packed[ref] = true
-				b.order = append(b.order, ref)
-				b.size += int64(c.BlobLength)
-			}
-			at = c.Offset + int64(c.Length)
+			b.note(f, w, ref, c, e)
+			from = e.FileOffset + c.Offset + int64(c.Length) - e.Offset
 		}
 	}
 }
 
+// note puts a chunk into the plan, for one of the extents of a file.
+func (b *bootFiles) note(f resolved, w why, ref ChunkRef, c Chunk, e layer.Extent) {
+	p := b.byNode[f.Node]
+	if p == nil {
+		p = &plannedFile{BootFile: BootFile{Path: f.path, Rule: w.rule, For: w.by, Size: f.Size}, chunks: make(map[ChunkRef]bool)}
+		b.byNode[f.Node] = p
+		b.planned = append(b.planned, p)
+	}
+	if p.chunks[ref] {
+		return
+	}
+	p.chunks[ref] = true
+	p.Chunks++
+	p.Planned += min(e.Offset+e.Length, c.Offset+int64(c.Length)) - max(e.Offset, c.Offset)
+	if !b.packed[ref] {
+		b.packed[ref] = true
+		b.order = append(b.order, ref)
+		b.size += int64(c.BlobLength)
+		p.Added += int64(c.BlobLength)
+	}
+}
+
 // packAll adds a whole file.
-func (b *bootFiles) packAll(f *layer.Node) { b.pack(f, 0, f.Size) }
+func (b *bootFiles) packAll(f resolved, w why) { b.pack(f, w, 0, f.Size) }
+
+// packEnds adds a file, or of one that is too large for that what lies at its
+// ends: where formats have their indexes.
+func (b *bootFiles) packEnds(f resolved, w why, whole, head, tail int64) {
+	if f.Size <= whole {
+		b.packAll(f, w)
+		return
+	}
+	b.pack(f, w, 0, head)
+	b.pack(f, w, f.Size-min(tail, f.Size), tail)
+}
 
 // full reports whether there may be no room for another chunk.
 func (b *bootFiles) full() bool {
@@ -162,13 +216,18 @@ func (b *bootFiles) full() bool {
 }
 
 // chunkAt returns the chunk that has a device's byte.
-func (b *bootFiles) chunkAt(d *Device, off int64) (int, Chunk, bool) {
+func (b *bootFiles) chunkAt(device int, off int64) (ChunkRef, Chunk, bool) {
+	d := b.table.Devices[device]
+	if off < 0 || off >= d.ContentSize {
+		return ChunkRef{}, Chunk{}, false // a file of a tar that was cut
+	}
 	i, err := d.Find(b.ctx, off)
 	if err != nil {
-		return 0, Chunk{}, false // beyond the device's end: a file of a tar that was cut
+		b.err = cmp.Or(b.err, err) // a page of the table can't be had
+		return ChunkRef{}, Chunk{}, false
 	}
 	c, err := d.Chunk(b.ctx, i)
-	return i, c, err == nil
+	return ChunkRef{device, i}, c, err == nil
 }
 
 // readAt reads a file's content, from the layers' blobs.
@@ -180,13 +239,12 @@ func (b *bootFiles) readAt(f *layer.Node, p []byte, off int64) (int, error) {
 	clear(p[:n]) // holes
 	for _, e := range f.Extents {
 		from, to := max(off, e.FileOffset), min(off+int64(n), e.FileOffset+e.Length)
-		number := b.number[deviceID{e.Layer, e.Sparse}]
 		for at := from; at < to; {
-			i, c, ok := b.chunkAt(b.table.Devices[number], e.Offset+at-e.FileOffset)
+			ref, c, ok := b.chunkAt(b.number(e), e.Offset+at-e.FileOffset)
 			if !ok {
 				return 0, io.ErrUnexpectedEOF
 			}
-			data, err := b.chunk(ChunkRef{number, i}, c)
+			data, err := b.chunk(ref, c)
 			if err != nil {
 				return 0, err
 			}

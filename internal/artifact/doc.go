@@ -25,7 +25,9 @@
 // The files, by what they are about: cut, compress, readahead, encode make a
 // layer's blobs; table, tableroot, tableencode, chunk are the chunk table;
 // metadata, manifest, build, verify what their names say; bootpack is the boot
-// pack's form, and boot, bootreader, bootelf, bootpython decide what is in it.
+// pack's form, bootplan its explanation (ExplainBoot), and the other boot files
+// decide what is in it: boot is commands, bootshell scripts, bootelf and bootlibc
+// what loaders and the C library read, the rest one file per runtime.
 //
 // All decoding takes its input for hostile. No size from it is allocated
 // before it has been bounded, and no byte reaches the zstd decoder before its

@@ -1,0 +1,1 @@
+<?php function greet(): string { return strtolower('World'); }
