@@ -98,7 +98,7 @@ func (db *DB) NextQueue(ctx context.Context, prefix, after string) (string, erro
 // CountJobs returns how many jobs the queues that begin with prefix have waiting
 // and running.
 func (db *DB) CountJobs(ctx context.Context, prefix string) (queued, running int, err error) {
-	counts, err := all(ctx, db, "SELECT state, COUNT(*) FROM jobs WHERE queue > $1 AND queue < $2 AND "+active+" GROUP BY state",
+	counts, err := all(ctx, db, "SELECT state, COUNT(*) FROM jobs WHERE queue >= $1 AND queue < $2 AND "+active+" GROUP BY state",
 		func(scan scan) (n struct {
 			state string
 			jobs  int
