@@ -20,6 +20,7 @@ import (
 	"sluice/internal/remote"
 	"sluice/internal/storage"
 	"sluice/internal/stored"
+	"sluice/internal/streaming"
 	"sluice/oci"
 )
 
@@ -33,6 +34,7 @@ type bench struct {
 	reg       *stored.Registry
 	authority *auth.Authority
 	handler   *acr.Handler
+	streaming *streaming.Service
 	host      string
 }
 
@@ -55,7 +57,9 @@ func newBench(t *testing.T, opts stored.Options) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.streaming = streaming.New(b.reg, b.db, streaming.Options{Store: b.store})
 	b.handler = acr.New(b.reg, b.db, b.store, acr.Options{
+		Streaming:  b.streaming,
 		Authorizer: b.authority, Authority: b.authority, SoftDelete: opts.SoftDelete, CollectGrace: -time.Hour, // as if an hour had passed
 	})
 	mux := http.NewServeMux()
