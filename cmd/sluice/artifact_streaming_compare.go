@@ -103,6 +103,9 @@ func (o *original) add(h *tar.Header, content io.Reader, number int) error {
 		if target == nil {
 			return fmt.Errorf("hard link to %q, which there isn't", h.Linkname)
 		}
+		// The entry's attributes become those of the file, as unpacking has it.
+		target.mode = target.mode.Type() | h.FileInfo().Mode()&^fs.ModeType
+		target.uid, target.gid, target.time = h.Uid, h.Gid, h.ModTime
 		dir.children[base] = target
 		return nil
 	}

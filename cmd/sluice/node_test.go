@@ -132,7 +132,7 @@ func TestWithoutContainerd(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("mounting needs root")
 	}
-	addr, _ := startRegistry(t, "--data", filepath.Join(t.TempDir(), "data"), "--allow-streaming")
+	addr, _ := startRegistry(t, "--data", filepath.Join(t.TempDir(), "data"))
 	pushShell(t, addr, "shell")
 	root, dir := t.TempDir(), t.TempDir()
 	sockets := filepath.Join(root, "run")

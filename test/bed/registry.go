@@ -30,7 +30,7 @@ func StartRegistry(ctx context.Context, sluice, dir string, env ...string) (*Reg
 
 // Restart starts the registry again, after Kill or Stop, at the same address.
 func (r *Registry) Restart(ctx context.Context) error {
-	p, err := Start(r.Dir, "registry", r.env, r.sluice, "registry", "--data", filepath.Join(r.Dir, "registry"), "--listen", r.Addr, "--allow-streaming")
+	p, err := Start(r.Dir, "registry", r.env, r.sluice, "registry", "--data", filepath.Join(r.Dir, "registry"), "--listen", r.Addr)
 	if err != nil {
 		return err
 	}
