@@ -195,7 +195,7 @@ func TestStreamingRefuses(t *testing.T) {
 	}
 	b.handler = acr.New(b.reg, b.db, b.store, acr.Options{})
 	for _, path := range []string{streams + "/" + digest, operations + "x"} {
-		req, err := http.NewRequestWithContext(t.Context(), "GET", path, nil)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, path, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

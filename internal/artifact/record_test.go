@@ -122,7 +122,7 @@ func built(t *testing.T, layers []*Layer) oci.Digest {
 
 func TestReadLayerRefuses(t *testing.T) {
 	good := record(t, encoded(t, everyKind(t))[0])
-	for i := range len(good) {
+	for i := range good {
 		if _, err := ReadLayer(bytes.NewReader(good[:i])); err == nil {
 			t.Errorf("the first %d of %d bytes were taken for all", i, len(good))
 		}

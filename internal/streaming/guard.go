@@ -2,10 +2,14 @@ package streaming
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"sluice/oci"
 )
+
+// errLost is the error for a blob that was stored, and isn't there any more.
+var errLost = errors.New("it was removed before the artifact was complete")
 
 // guard is the registry as one conversion sees it.
 type guard struct {
@@ -24,7 +28,10 @@ func (g guard) PushManifest(ctx context.Context, repo, reference, mediaType stri
 	}
 	for _, b := range info.Blobs {
 		if _, err := g.ResolveBlob(ctx, repo, b.Digest); err != nil {
-			return oci.Descriptor{}, fmt.Errorf("blob %s of the artifact was lost meanwhile: %v", b.Digest, err) // may be found by trying again
+			if errors.Is(err, oci.ErrBlobUnknown) { // another attempt makes it again
+				err = errLost
+			}
+			return oci.Descriptor{}, fmt.Errorf("blob %s of the artifact: %w", b.Digest, err)
 		}
 	}
 	if err := g.hold(ctx); err != nil {

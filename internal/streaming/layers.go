@@ -165,9 +165,7 @@ func (s *Service) keep(ctx context.Context, src convert.LayerSource, l *artifact
 	if err = artifact.WriteLayer(u, l); err == nil {
 		err = u.Commit(ctx, contentKey(src.DiffID))
 	}
-	if errors.Is(err, storage.ErrExists) {
-		err = nil // it depends on the layer alone
-	} else if err != nil {
+	if err != nil && !errors.Is(err, storage.ErrExists) { // which has the same: it depends on the layer alone
 		_ = s.opts.Store.CancelUpload(context.WithoutCancel(ctx), u.ID()) // or it is swept
 		return err
 	}
