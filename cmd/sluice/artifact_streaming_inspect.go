@@ -45,19 +45,31 @@ type inspectedBoot struct {
 
 func newArtifactStreamingInspectCommand() *cobra.Command {
 	var f streamingFlags
+	var boot bool
 	cmd := &cobra.Command{
 		Use:   "inspect IMAGE",
 		Short: "Show what the streaming artifacts of an image are made of",
 		Long: `Show what the streaming artifacts of an image are made of: layers, chunks,
-sizes, the boot pack, and which layers other images of the repository share.`,
-		Example: `  sluice artifact-streaming inspect registry.example.com/team/app:v1`,
-		Args:    arguments(0, 1),
+sizes, the boot pack, and which layers other images of the repository share.
+
+With --boot it shows the plan of the boot pack: the files that the image is
+expected to read when it starts, in that order, and why each is among them.`,
+		Example: `  sluice artifact-streaming inspect registry.example.com/team/app:v1
+  sluice artifact-streaming inspect registry.example.com/team/app:v1 --boot`,
+		Args: arguments(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, ref, err := f.image(cmd, args)
 			if err != nil {
 				return err
 			}
 			i := inspector{reg: p.images, ref: ref}
+			if boot {
+				plans, err := i.boot(cmd.Context())
+				if err != nil {
+					return err
+				}
+				return f.print(cmd.OutOrStdout(), plans, func(w io.Writer) { printPlannedBoot(w, plans) })
+			}
 			all, err := i.run(cmd.Context())
 			if err != nil {
 				return err
@@ -66,6 +78,7 @@ sizes, the boot pack, and which layers other images of the repository share.`,
 		},
 	}
 	f.addImage(cmd)
+	cmd.Flags().BoolVar(&boot, "boot", false, "show the plan of the boot pack")
 	return noFiles(cmd)
 }
 

@@ -2,6 +2,7 @@ package foreign
 
 import (
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -96,6 +97,14 @@ func (p *program) looksRight() {
 	p.must(&inspected, "inspect", p.name("team/app:v1"))
 	if len(inspected) != 1 || inspected[0].Chunks < 10 || len(inspected[0].LayerDetails) != 2 || inspected[0].BootPack == nil || inspected[0].BootPack.Chunks == 0 {
 		t.Errorf("inspect: %+v", inspected)
+	}
+	var plans []struct {
+		Packed bool
+		Files  []struct{ Path, Why string }
+	}
+	p.must(&plans, "inspect", p.name("team/app:v1"), "--boot")
+	if len(plans) != 1 || !plans[0].Packed || !slices.ContainsFunc(plans[0].Files, func(f struct{ Path, Why string }) bool { return f.Path == "/bin/sh" && f.Why == "script" }) {
+		t.Errorf("inspect --boot: %+v", plans)
 	}
 	var verified []struct {
 		Platform, Error string
