@@ -83,6 +83,9 @@ func (c *createConfig) run(ctx context.Context, p *place, ref oci.Reference, std
 		fmt.Fprintln(stderr, "the registry doesn't convert images: converting on this machine")
 	}
 	if c.noWait {
+		if _, err := p.digest(ctx, ref); err != nil {
+			return fmt.Errorf("no streaming artifact of %s: %w", ref, withCode(err))
+		}
 		return fmt.Errorf("--no-wait: %s doesn't convert images, and this machine can't go on without this program", p.host)
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
@@ -190,7 +193,7 @@ const (
 func (c *createConfig) follow(ctx context.Context, p *place, ref oci.Reference, subject oci.Digest, op acr.Operation, stderr io.Writer) (acr.Operation, error) {
 	show := newProgress(stderr)
 	defer show.close()
-	s := step{name: ref.String(), verb: "converting", ended: "converted", parts: "in the registry", label: "image"}
+	s := step{name: ref.String(), verb: "converting", ended: "converted", parts: "in the registry", label: "image", single: true}
 	if _, list, err := images(ctx, p.images, ref.Repository, subject.String()); err == nil {
 		for _, image := range list {
 			s.size += image.originalSize()

@@ -189,7 +189,7 @@ func newVerifyProgress(s *streamed, stderr io.Writer) *verifyProgress {
 	}
 	p := &verifyProgress{show: newProgress(stderr), step: step{
 		name: platformName(s.platform), verb: "verifying", ended: "verified", parts: plural(len(s.parsed.Layers), "layer"), size: layers + metadata,
-		label: "artifact", total: layers + metadata,
+		label: "artifact", single: true, total: layers + metadata,
 	}}
 	return p
 }

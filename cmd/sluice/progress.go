@@ -38,8 +38,10 @@ type step struct {
 	size        int64  // bytes of all parts
 	complete    bool   // nothing more comes of this work
 
-	// One part, unless its label is empty.
+	// One part, unless its label is empty. A single one is the whole, and gets no
+	// bar of its own.
 	label       string
+	single      bool
 	part        int
 	done, total int64 // bytes
 	finished    bool
@@ -160,6 +162,9 @@ func (b *bars) show(s step) {
 	b.tally.add(s)
 	b.total.SetTotal(max(s.size, 1), false)
 	b.total.SetCurrent(b.tally.bytes())
+	if s.single {
+		return
+	}
 	bar := b.parts[s.part]
 	switch {
 	case s.finished && bar != nil:
