@@ -90,7 +90,7 @@ func (p *bootPlanner) list(dir string, suffixes ...string) []resolved {
 		return nil
 	}
 	var all []resolved
-	for _, n := range d.Names() {
+	for _, n := range p.names(d) {
 		if len(all) == maxListed {
 			break
 		}
@@ -124,11 +124,7 @@ func (p *bootPlanner) match(pattern string, kind uint32) []resolved {
 			if !ok || !d.IsDir() {
 				continue
 			}
-			p.lookupsLeft -= int64(len(d.Children))
-			if p.lookupsLeft < 0 {
-				return nil
-			}
-			for _, n := range d.Names() {
+			for _, n := range p.names(d) {
 				if ok, err := path.Match(e, n); ok && err == nil && (i < len(elements)-1 || len(next) < maxListed) {
 					next = append(next, path.Join(dir, n))
 				}
@@ -195,6 +191,9 @@ func (p *bootPlanner) interpret(f resolved, called string, args []string) {
 	for _, name := range []string{path.Base(f.path), called} {
 		if runtime := runtimeOf(name); runtime != nil {
 			runtime(p, f, args)
+			if !strings.HasSuffix(strings.TrimRight(name, "0123456789."), "sh") {
+				p.small("/etc/host.conf", why{RuleLibc, f.path}) // servers resolve names
+			}
 			return
 		}
 	}

@@ -14,7 +14,7 @@ import (
 const (
 	maxProgramHeaders = 256
 	maxDynamicSize    = 64 << 10
-	maxStringTable    = 4 << 20
+	maxStringTable    = 64 << 20
 	maxNeeded         = 256 // libraries
 	maxRunpath        = 32  // directories
 
@@ -307,6 +307,9 @@ func (p *bootPlanner) segments(f loaded) {
 func origin(dirs []string, f resolved) []string {
 	var all []string
 	for _, d := range dirs {
+		if strings.Count(d, "$") > 8 {
+			continue
+		}
 		dir := path.Dir(f.path)
 		all = append(all, strings.NewReplacer("$ORIGIN", dir, "${ORIGIN}", dir, "$LIB", "lib", "${LIB}", "lib").Replace(d))
 	}

@@ -87,7 +87,7 @@ var perlUse = regexp.MustCompile(`(?m)^\s*(?:use|require|no|use\s+base|use\s+par
 // perl plans the modules that a perl script uses.
 func (p *bootPlanner) perl(f resolved, args []string) {
 	var dirs []string
-	for d := range strings.SplitSeq(p.env["PERL5LIB"], ":") {
+	for _, d := range strings.SplitN(p.env["PERL5LIB"], ":", maxDirs) {
 		if path.IsAbs(d) {
 			dirs = append(dirs, d)
 		}
@@ -145,7 +145,7 @@ func (p *bootPlanner) dirs(patterns ...string) []string {
 }
 
 var (
-	rubyRequire = regexp.MustCompile(`(?m)^\s*(?:(require_relative\s*\(?\s*["'][^"'#]+)["']|require\s*\(?\s*["']([^"'#]+)["']|autoload\s*\(?\s*:\w+\s*,\s*["']([^"'#]+)["'])`)
+	rubyRequire = regexp.MustCompile(`(?m)^(?:  )?(?:(require_relative\s*\(?\s*["'][^"'#]+)["']|require\s*\(?\s*["']([^"'#]+)["'])`)
 	rubyQuoted  = regexp.MustCompile(`["'](.+)`)
 )
 
@@ -194,7 +194,7 @@ var (
 // script includes.
 func (p *bootPlanner) php(f resolved, args []string) {
 	w := why{RuleConfig, f.path}
-	version := strings.TrimLeft(path.Base(f.path), "php-fmcgi") // of Debian's php8.2
+	version := strings.TrimLeft(path.Base(f.path), "-abcdefghijklmnopqrstuvwxyz") // of Debian's php8.2
 	api := "cli"
 	if strings.Contains(path.Base(f.path), "fpm") {
 		api = "fpm"
@@ -204,6 +204,7 @@ func (p *bootPlanner) php(f resolved, args []string) {
 		etc := path.Join("/etc/php", version, api)
 		dirs = append([]string{etc, path.Join(etc, "conf.d"), "/etc/php" + version, "/etc/php" + version + "/conf.d"}, dirs...)
 	}
+	p.locale("C.UTF-8", f) // its LC_CTYPE if the environment names none
 	modules := modules{p: p, pattern: phpInclude, why: why{RuleModule, f.path}}
 	for _, d := range dirs {
 		for _, ini := range p.list(d, ".ini") {

@@ -14,7 +14,7 @@ func (p *bootPlanner) common(f resolved) {
 		return
 	}
 	w := why{RuleLibc, f.path}
-	for _, name := range []string{"/etc/nsswitch.conf", "/etc/localtime", "/etc/host.conf"} {
+	for _, name := range []string{"/etc/nsswitch.conf", "/etc/localtime"} {
 		p.small(name, w)
 	}
 	if tz := strings.TrimPrefix(p.env["TZ"], ":"); tz != "" && !strings.Contains(tz, "..") {

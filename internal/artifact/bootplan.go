@@ -70,7 +70,8 @@ type BootFile struct {
 // layers as finding out takes (32 MiB at most). config is the image config's
 // content. An artifact that this version made has exactly that boot pack.
 //
-// It may be used on hostile artifacts; the metadata is checked before it's used.
+// It may be used on hostile artifacts; the metadata is checked before it's used,
+// and must not be larger than 256 MiB, because it's unpacked in memory.
 func ExplainBoot(ctx context.Context, m *Manifest, config []byte, source func(oci.Descriptor) blob.Source) (*BootPlan, error) {
 	table, err := OpenTable(ctx, m.Table, source(m.Table.Blob))
 	if err != nil {
@@ -94,6 +95,9 @@ func ExplainBoot(ctx context.Context, m *Manifest, config []byte, source func(oc
 	return planBoot(openBootFiles(ctx, root, table, func(e layer.Extent) int { return e.Layer }, sources), c)
 }
 
+// maxExplained bounds the metadata that ExplainBoot unpacks.
+const maxExplained = 256 << 20
+
 // memoryFile is a MetadataFile in memory.
 type memoryFile struct{ content []byte }
 
@@ -109,6 +113,9 @@ func (f *memoryFile) ReadAt(p []byte, off int64) (int, error) {
 // tree returns the tree that metadata describes, whose extents' Layer is a
 // device number.
 func (ref MetadataRef) tree(ctx context.Context, src blob.Source, t *Table) (*layer.Node, error) {
+	if ref.Size > maxExplained {
+		return nil, fmt.Errorf("metadata %s has %d bytes, of more than %d no boot plan is made", ref.Blob.Digest, ref.Size, maxExplained)
+	}
 	var f memoryFile
 	if err := ref.Unpack(ctx, src, &f, t.Sizes(ref.Devices)); err != nil {
 		return nil, err

@@ -47,7 +47,7 @@ func (p *bootPlanner) python(interpreter resolved, args []string) {
 	m.load("sitecustomize", "")
 	for _, d := range m.dirs[2:] {
 		if dir, ok := p.lookup(d); ok && dir.IsDir() {
-			for _, n := range dir.Names() {
+			for _, n := range p.names(dir) {
 				if strings.HasSuffix(n, ".pth") {
 					p.small(path.Join(dir.path, n), why{RuleRuntime, interpreter.path})
 				}
@@ -149,7 +149,7 @@ func (m *pythonModules) extension(name string) bool {
 		return false
 	}
 	base := path.Base(name) + "."
-	for _, n := range dir.Names() {
+	for _, n := range m.p.names(dir) {
 		if child := dir.Children[n]; strings.HasPrefix(n, base) && strings.HasSuffix(n, ".so") && child.Type() == layer.TypeRegular {
 			m.p.program(resolved{child, path.Join(dir.path, n)}, m.why)
 			return true

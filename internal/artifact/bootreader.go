@@ -23,10 +23,11 @@ const (
 
 	// What finding out what start-up reads may cost at most, because the image
 	// may be hostile: bytes of frames read and kept in memory, bytes decoded
-	// and searched, and names looked up in directories.
+	// and searched, names looked up in directories, and steps through a file.
 	maxInspectedFrames = 32 << 20
 	maxInspectedBytes  = 512 << 20
 	maxLookups         = 4 << 20
+	maxSteps           = 16 << 20 // from one extent or chunk to the next
 
 	// maxInspected bounds a file that is read whole for inspection, such as a
 	// script.
@@ -45,6 +46,7 @@ type bootFiles struct {
 
 	frames                             map[ChunkRef][]byte // verified; what inspection has read
 	framesLeft, bytesLeft, lookupsLeft int64               // until inspection has cost enough
+	stepsLeft                          int64
 	decoded                            map[ChunkRef][]byte // a few of them
 
 	planned []*plannedFile
@@ -70,7 +72,7 @@ func openBootFiles(ctx context.Context, root *layer.Node, t *Table, number func(
 		ctx: ctx, root: root, table: t, number: number, sources: sources,
 		frames: make(map[ChunkRef][]byte), decoded: make(map[ChunkRef][]byte),
 		packed: make(map[ChunkRef]bool), byNode: make(map[*layer.Node]*plannedFile),
-		framesLeft: maxInspectedFrames, bytesLeft: maxInspectedBytes, lookupsLeft: maxLookups,
+		framesLeft: maxInspectedFrames, bytesLeft: maxInspectedBytes, lookupsLeft: maxLookups, stepsLeft: maxSteps,
 	}
 }
 
@@ -145,6 +147,14 @@ func (b *bootFiles) lookup(name string) (resolved, bool) {
 	return at, true
 }
 
+// names returns the names in a directory, sorted, if that isn't too much to ask.
+func (b *bootFiles) names(dir resolved) []string {
+	if b.lookupsLeft -= int64(len(dir.Children)); b.lookupsLeft < 0 {
+		return nil
+	}
+	return dir.Names()
+}
+
 // file is lookup for regular files.
 func (b *bootFiles) file(name string) (resolved, bool) {
 	f, ok := b.lookup(name)
@@ -157,19 +167,31 @@ type why struct {
 	by   string // the path of what named it
 }
 
+// pageSize is what the kernel reads devices in: of a file's first and last page
+// it also reads what lies in the tar beside the file, which may be another chunk.
+const pageSize = 4 << 10
+
 // pack adds the chunks of n bytes of a file at off to the boot pack, until
 // that is full.
 func (b *bootFiles) pack(f resolved, w why, off, n int64) {
+	if b.stepsLeft -= int64(len(f.Extents)); b.stepsLeft < 0 {
+		return
+	}
 	for _, e := range f.Extents {
 		from, to := max(off, e.FileOffset), min(off+n, e.FileOffset+e.Length)
+		if from >= to {
+			continue
+		}
 		number := b.number(e)
-		for from < to {
-			ref, c, ok := b.chunkAt(number, e.Offset+from-e.FileOffset)
-			if !ok || b.full() {
-				return
+		at := (e.Offset + from - e.FileOffset) &^ (pageSize - 1)
+		end := (e.Offset + to - e.FileOffset + pageSize - 1) &^ (pageSize - 1)
+		for at < end {
+			ref, c, ok := b.chunkAt(number, at)
+			if b.stepsLeft--; !ok || b.full() {
+				break
 			}
 			b.note(f, w, ref, c, e)
-			from = e.FileOffset + c.Offset + int64(c.Length) - e.Offset
+			at = c.Offset + int64(c.Length)
 		}
 	}
 }
@@ -187,7 +209,7 @@ func (b *bootFiles) note(f resolved, w why, ref ChunkRef, c Chunk, e layer.Exten
 	}
 	p.chunks[ref] = true
 	p.Chunks++
-	p.Planned += min(e.Offset+e.Length, c.Offset+int64(c.Length)) - max(e.Offset, c.Offset)
+	p.Planned += max(0, min(e.Offset+e.Length, c.Offset+int64(c.Length))-max(e.Offset, c.Offset))
 	if !b.packed[ref] {
 		b.packed[ref] = true
 		b.order = append(b.order, ref)
@@ -212,7 +234,7 @@ func (b *bootFiles) packEnds(f resolved, w why, whole, head, tail int64) {
 
 // full reports whether there may be no room for another chunk.
 func (b *bootFiles) full() bool {
-	return b.size+MaxFrameLength > bootBudget || len(b.order) >= MaxBootChunks || b.err != nil
+	return b.size+MaxFrameLength > bootBudget || len(b.order) >= MaxBootChunks || b.stepsLeft < 0 || b.err != nil
 }
 
 // chunkAt returns the chunk that has a device's byte.
@@ -234,6 +256,9 @@ func (b *bootFiles) chunkAt(device int, off int64) (ChunkRef, Chunk, bool) {
 func (b *bootFiles) readAt(f *layer.Node, p []byte, off int64) (int, error) {
 	if off < 0 || off >= f.Size {
 		return 0, io.EOF
+	}
+	if b.stepsLeft -= int64(len(f.Extents)); b.stepsLeft < 0 {
+		return 0, errInspected
 	}
 	n := int(min(int64(len(p)), f.Size-off))
 	clear(p[:n]) // holes

@@ -70,6 +70,12 @@ func (p *bootPlanner) postgres(f resolved, _ []string) {
 		if server, ok := p.file(path.Join(bin, "postgres")); ok {
 			p.program(server, why{RuleProgram, f.path})
 		}
+		p.locale("C.UTF-8", f)
+		for _, name := range []string{"sh", "locale"} { // it asks which locales there are
+			if program, ok := p.executable(name); ok {
+				p.program(program, why{RuleProgram, f.path})
+			}
+		}
 	}
 	p.small("/usr/share/postgresql-common/pg_wrapper", w)
 	for _, share := range []string{path.Join("/usr/share/postgresql", version), path.Join(bin, "../share/postgresql"), path.Join(bin, "../share"), "/usr/share/postgresql"} {

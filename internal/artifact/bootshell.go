@@ -22,10 +22,9 @@ func (p *bootPlanner) script(f resolved, argv []string, w why) {
 		return
 	}
 	p.packAll(f, w)
-	if p.seen[f.Node] {
+	if !p.first("script " + f.path) {
 		return
 	}
-	p.seen[f.Node] = true
 	line, _, _ := strings.Cut(p.head(f, 512), "\n")
 	line, ok := strings.CutPrefix(line, "#!")
 	words := strings.Fields(line)
@@ -154,7 +153,7 @@ func shellCommands(text string) [][]string {
 			default:
 				var word string
 				word, rest = shellWord(rest)
-				if len(words) < maxWords {
+				if word != "" && len(words) < maxWords {
 					words = append(words, word)
 				}
 			}

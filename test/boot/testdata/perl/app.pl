@@ -6,5 +6,5 @@ use JSON::PP;
 
 $| = 1;
 my $d = HTTP::Daemon->new(LocalAddr => '127.0.0.1') or die $!;
-print 'ready ', encode_json({ url => $d->url->as_string }), "\n";
+print 'ready ', encode_json({ url => '' . $d->url }), "\n";
 while (my $c = $d->accept) { $c->close }
