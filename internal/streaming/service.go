@@ -82,7 +82,7 @@ func New(reg *stored.Registry, db *index.DB, opts Options) *Service {
 	}
 	return &Service{
 		registry: reg, generator: reg.Generator(), db: db, opts: opts,
-		timing:  timing{lease: 30 * time.Second, beat: 3 * time.Second, poll: 2 * time.Second, pause: 5 * time.Second, layer: time.Second},
+		timing:  timing{lease: 15 * time.Second, beat: 2 * time.Second, poll: 2 * time.Second, pause: 5 * time.Second, layer: time.Second},
 		wake:    make(chan struct{}, 1),
 		running: make(map[string]context.CancelCauseFunc),
 	}
