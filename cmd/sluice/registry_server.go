@@ -218,7 +218,7 @@ func (s *server) openHandler(ctx context.Context) error {
 		return err
 	}
 	front := registry.FrontOptions{
-		Log: s.log, Ready: s.ready, Metrics: s.metrics, Traces: traces,
+		Log: s.log, Ready: (&readiness{check: s.check}).ready, Metrics: s.metrics, Traces: traces,
 		Limits: registry.Limits{Reads: c.Limits.Reads, Writes: c.Limits.Writes, Referrers: c.Limits.Referrers},
 	}
 	if c.BehindProxy {
@@ -246,8 +246,8 @@ func (s *server) openHandler(ctx context.Context) error {
 	return nil
 }
 
-// ready tells whether requests can be served.
-func (s *server) ready(ctx context.Context) error {
+// check tells whether requests can be served.
+func (s *server) check(ctx context.Context) error {
 	return errors.Join(s.store.Check(ctx), s.index.Check(ctx))
 }
 
