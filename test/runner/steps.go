@@ -21,11 +21,11 @@ type step struct {
 
 // steps lists them, the quick ones first.
 func steps(src string, fuzz time.Duration) []step {
-	modules := []string{src, filepath.Join(src, "test"), filepath.Join(src, "test/conformance")}
+	modules := []string{src, filepath.Join(src, "test"), filepath.Join(src, "test/conformance"), filepath.Join(src, "test/converters")}
 	s := []step{
 		{"install: Debian packages", func(ctx context.Context) tally {
 			return outcome("apt-get install", bed.Install(ctx, "gcc", "libc6-dev", "pkg-config", "libseccomp-dev", "erofs-utils", "attr", "zstd", "debootstrap", "iproute2",
-				"postgresql", "nginx-light")) // Azurite's node comes with its first use: there are many ways to have one
+				"postgresql", "nginx-light", "isal", "pigz", "zlib1g-dev")) // Azurite's node comes with its first use: there are many ways to have one
 		}},
 		{"format: gofmt", func(ctx context.Context) tally { return gofmt(ctx, src) }},
 	}
@@ -52,6 +52,9 @@ func steps(src string, fuzz time.Duration) []step {
 		}},
 		step{"whole: real images, containerd, a shaped link", func(ctx context.Context) tally {
 			return goTest(ctx, filepath.Join(src, "test"), []string{"SLUICE_SRC=" + src}, "-timeout=30m", "-p=1", "./...")
+		}},
+		step{"converters: ours and those of others", func(ctx context.Context) tally {
+			return goTest(ctx, filepath.Join(src, "test/converters"), nil, "-timeout=10m", "./...")
 		}},
 	)
 	return s
