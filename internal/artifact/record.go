@@ -33,7 +33,7 @@ const (
 // again without its tar. The record depends on the layer alone. It takes about
 // 40 bytes per chunk and a few dozen per file.
 func WriteLayer(w io.Writer, l *Layer) error {
-	z, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
+	z, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(1<<20), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		return err
 	}
@@ -130,7 +130,7 @@ func (e *recordWriter) node(n *layer.Node) {
 // can't have written is an error, and so is damage, of which the record has a
 // checksum: not against somebody who wants to deceive.
 func ReadLayer(r io.Reader) (*Layer, error) {
-	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
+	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
 	if err != nil {
 		return nil, err
 	}

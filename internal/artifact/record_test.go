@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"testing"
 	"time"
 
@@ -151,14 +150,14 @@ func FuzzReadLayer(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	for _, l := range encoded(f, everyKind(f), tarOf(f, 3<<20), sparseTar(f)) {
+	for _, l := range encoded(f, everyKind(f), tarOf(f, 10, 0), sparseTar(f)) {
 		content, err := z.DecodeAll(record(f, l), nil)
 		if err != nil {
 			f.Fatal(err)
 		}
 		f.Add(content)
 	}
-	w, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest))
+	w, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -167,12 +166,13 @@ func FuzzReadLayer(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, err := ReadLayer(bytes.NewReader(record(t, l)))
+		content = record(t, l)
+		again, err := ReadLayer(bytes.NewReader(content))
 		if err != nil {
-			t.Fatal(fmt.Errorf("what was read can't be read again: %w", err))
+			t.Fatalf("what was read can't be read again: %v", err)
 		}
-		if diff := cmp.Diff(l, again); diff != "" {
-			t.Error(diff)
+		if !bytes.Equal(record(t, again), content) {
+			t.Error("what was read is another layer when it's read again")
 		}
 	})
 }
