@@ -51,5 +51,7 @@
 // the two is shorter than the grace never loses a blob.
 //
 // Files are named after the verbs of oci.Registry, and after what is asked of
-// this registry besides: attributes.go, deleted.go, collect.go, reindex.go.
+// this registry besides: attributes.go, deleted.go, collect.go, reindex.go. What
+// is pushed and to be converted goes into a queue for package streaming:
+// convert.go.
 package stored
