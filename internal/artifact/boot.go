@@ -21,6 +21,7 @@ type bootPlanner struct {
 	seen   map[*layer.Node]bool // programs, scripts and modules that have been looked at
 	once   map[string]bool      // rules that need no second time, by name
 	depth  int                  // of commands that run commands
+	called string               // the path of the program whose command line is looked at, with symbolic links
 }
 
 const (
@@ -151,15 +152,25 @@ func (p *bootPlanner) absolute(name string) string {
 
 // executable finds the program that a name stands for, as execvp(3) does.
 func (p *bootPlanner) executable(name string) (resolved, bool) {
+	f, _, ok := p.which(name)
+	return f, ok
+}
+
+// which is executable, and says under which path the program was found, with
+// the symbolic links in that.
+func (p *bootPlanner) which(name string) (f resolved, at string, ok bool) {
 	if strings.Contains(name, "/") {
-		return p.file(p.absolute(name))
+		at = p.absolute(name)
+		f, ok = p.file(at)
+		return f, at, ok
 	}
 	for _, dir := range strings.SplitN(p.env["PATH"], ":", maxDirs) {
-		if f, ok := p.file(path.Join(p.absolute(dir), name)); ok && f.Mode&0o111 != 0 && name != "" {
-			return f, true
+		at = path.Join(p.absolute(dir), name)
+		if f, ok := p.file(at); ok && f.Mode&0o111 != 0 && name != "" {
+			return f, at, true
 		}
 	}
-	return resolved{}, false
+	return resolved{}, "", false
 }
 
 // command plans what a command line starts: its program, and what that does
@@ -172,7 +183,7 @@ func (p *bootPlanner) command(argv []string, w why) {
 	p.depth++
 	defer func() { p.depth-- }()
 	argv = argv[:min(len(argv), maxWords)]
-	f, ok := p.executable(argv[0])
+	f, at, ok := p.which(argv[0])
 	if !ok {
 		return
 	}
@@ -182,7 +193,9 @@ func (p *bootPlanner) command(argv []string, w why) {
 		return
 	}
 	p.common(f)
-	p.interpret(f, path.Base(argv[0]), argv[1:])
+	defer func(called string) { p.called = called }(p.called)
+	p.called = at
+	p.interpret(f, path.Base(at), argv[1:])
 }
 
 // interpret plans what an ELF program does with its arguments, by its names: its
@@ -273,6 +286,8 @@ func runtimeOf(name string) func(p *bootPlanner, f resolved, args []string) {
 		return (*bootPlanner).ruby
 	case "nginx":
 		return (*bootPlanner).nginx
+	case "apache", "httpd":
+		return (*bootPlanner).apache
 	case "postgres", "initdb":
 		return (*bootPlanner).postgres
 	}

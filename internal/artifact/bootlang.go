@@ -82,7 +82,7 @@ func (p *bootPlanner) scriptOf(args []string, with string) (script resolved, ok 
 	return resolved{}, false, options
 }
 
-var perlUse = regexp.MustCompile(`(?m)^\s*(?:use|require|no|use\s+base|use\s+parent)\s+(?:base\s+|parent\s+)?(?:-norequire\s*,?\s*)?(?:qw[(/]\s*|['"])?([A-Za-z_]\w*(?:::\w+)*)`)
+var perlUse = regexp.MustCompile(`(?m)^(?:\s*(?:use|no)|require)\s+(?:base\s+|parent\s+)?(?:-norequire\s*,?\s*)?(?:qw[(/]\s*|['"])?([A-Za-z_]\w*(?:::\w+)*)`)
 
 // perl plans the modules that a perl script uses.
 func (p *bootPlanner) perl(f resolved, args []string) {

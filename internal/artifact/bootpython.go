@@ -9,9 +9,11 @@ import (
 )
 
 var (
+	applicationArgument = regexp.MustCompile(`^([A-Za-z_]\w*(?:\.\w+)*):[A-Za-z_]\w*(?:\(\))?$`)
+
 	// importLine finds imports that run when a module is loaded: not indented,
-	// or a little, as in try and if. Those in functions are indented, too, and
-	// are found as well: a guess that costs a little.
+	// or a little, as in try and if. Those in functions have been left out
+	// before (atLoading).
 	importLine = regexp.MustCompile(`(?m)^(?:    )?(?:from[ \t]+(\.*[\w.]*)[ \t]+import[ \t]+\(?([\w, \t]*)|import[ \t]+([\w., \t]+))`)
 )
 
@@ -33,7 +35,15 @@ func (p *bootPlanner) python(interpreter resolved, args []string) {
 	if p.env["LC_ALL"]+p.env["LC_CTYPE"]+p.env["LANG"] == "" {
 		p.locale("C.UTF-8", interpreter) // PEP 538
 	}
-	p.small(path.Join(prefix, "pyvenv.cfg"), why{RuleRuntime, interpreter.path})
+	for _, dir := range strings.SplitN(p.env["PYTHONPATH"], ":", maxDirs) {
+		if dir != "" {
+			m.dirs = append([]string{p.absolute(dir)}, m.dirs...)
+		}
+	}
+	venv := path.Dir(path.Dir(p.called)) // a virtual environment's bin/python is a symbolic link (PEP 405)
+	if p.small(path.Join(venv, "pyvenv.cfg"), why{RuleRuntime, interpreter.path}) {
+		m.dirs = append(m.dirs, path.Join(venv, "lib", "python"+version, "site-packages"))
+	}
 	// Py_Initialize and site.py; most of these are frozen into newer
 	// interpreters.
 	for _, name := range []string{"encodings", "encodings.aliases", "encodings.utf_8"} {
@@ -45,7 +55,7 @@ func (p *bootPlanner) python(interpreter resolved, args []string) {
 		}
 	}
 	m.load("sitecustomize", "")
-	for _, d := range m.dirs[2:] {
+	for _, d := range m.dirs {
 		if dir, ok := p.lookup(d); ok && dir.IsDir() {
 			for _, n := range p.names(dir) {
 				if strings.HasSuffix(n, ".pth") {
@@ -63,6 +73,7 @@ func (p *bootPlanner) python(interpreter resolved, args []string) {
 			m.load("runpy", "")
 			m.load(args[i+1], "")
 			m.load(args[i+1]+".__main__", "")
+			m.applications(args[i+2:])
 			return
 		case strings.HasPrefix(arg, "-"):
 			continue
@@ -74,8 +85,40 @@ func (p *bootPlanner) python(interpreter resolved, args []string) {
 			p.packAll(f, why{RuleScript, interpreter.path})
 			m.dirs = append([]string{path.Dir(f.path)}, m.dirs...)
 			m.imports(p.text(f.Node), "")
+			m.entryPoint(path.Base(arg))
+			m.applications(args[i+1:])
 		}
 		return
+	}
+}
+
+// entryPoint loads what a script of a package's own runs, which its metadata
+// says (https://packaging.python.org/specifications/entry-points/).
+func (m *pythonModules) entryPoint(script string) {
+	if strings.ContainsAny(script, "*?[\\") {
+		return
+	}
+	for _, dir := range m.dirs {
+		for _, f := range m.p.glob(path.Join(dir, script+"-*", "entry_points.txt")) {
+			m.p.small(f.path, m.why)
+			for line := range strings.Lines(m.p.text(f.Node)) {
+				name, target, ok := strings.Cut(line, "=")
+				if module, _, _ := strings.Cut(target, ":"); ok && strings.TrimSpace(name) == script {
+					m.load(strings.TrimSpace(module), "")
+				}
+			}
+		}
+	}
+}
+
+// applications loads the modules of arguments such as wsgi:app, by which servers
+// are told what to run.
+func (m *pythonModules) applications(args []string) {
+	m.dirs = append([]string{m.p.absolute(".")}, m.dirs...)
+	for _, a := range args {
+		if match := applicationArgument.FindStringSubmatch(a); match != nil {
+			m.load(match[1], "")
+		}
 	}
 }
 
@@ -158,9 +201,25 @@ func (m *pythonModules) extension(name string) bool {
 	return false
 }
 
+// atLoading returns the lines of a source that aren't in a function or a class.
+func atLoading(text string) string {
+	var b strings.Builder
+	inside := false
+	for line := range strings.Lines(text) {
+		if indented := strings.IndexByte(" \t\r\n#)", line[0]) >= 0; !indented {
+			word, _, _ := strings.Cut(line, " ")
+			inside = word == "def" || word == "class" || word == "async"
+		}
+		if !inside {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
 // imports follows the imports of a module's source.
 func (m *pythonModules) imports(text, dir string) {
-	for _, match := range importLine.FindAllStringSubmatch(text, 500) {
+	for _, match := range importLine.FindAllStringSubmatch(atLoading(text), 500) {
 		from, names, plain := match[1], match[2], match[3]
 		if plain != "" {
 			for name := range strings.SplitSeq(plain, ",") {

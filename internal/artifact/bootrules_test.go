@@ -132,6 +132,17 @@ func TestBootRules(t *testing.T) {
 			}, []string{"usr/bin/node", "app/server.js", "app/package.json", "app/lib/index.js", "app/node_modules/pkg/yes.cjs", "app/node_modules/@own/thing/main.js", "usr/lib/node/global.js"},
 			[]string{"app/lib/unused.js", "app/node_modules/pkg/no.js"},
 		},
+		"python in a virtual environment": {
+			config("/srv", []string{"PATH=/venv/bin:/bin", "PYTHONPATH=/extra"}, "serve", "--port", "1", "own.wsgi:app"), []entry{
+				elf("usr/bin/python3.11"), link("venv/bin/python", "/usr/bin/python3.11", tar.TypeSymlink), file("venv/pyvenv.cfg", "home = /usr/bin\n"),
+				program("venv/bin/serve", "#!/venv/bin/python\nimport sys\n"), file("venv/lib/python3.11/site-packages/serve-1.0.dist-info/entry_points.txt", "[console_scripts]\nserve = served.main:run\n"),
+				file("venv/lib/python3.11/site-packages/served/main.py", "import more\n"), file("venv/lib/python3.11/site-packages/served/__init__.py", "x"),
+				file("srv/own/__init__.py", "x"), file("srv/own/wsgi.py", "from . import views\n"), file("srv/own/views.py", "x"), file("srv/own/unused.py", "x"), file("extra/more.py", "x"),
+			}, []string{
+				"venv/pyvenv.cfg", "venv/bin/serve", "venv/lib/python3.11/site-packages/serve-1.0.dist-info/entry_points.txt",
+				"venv/lib/python3.11/site-packages/served/main.py", "srv/own/wsgi.py", "srv/own/views.py", "extra/more.py",
+			}, []string{"srv/own/unused.py"},
+		},
 		"java": {
 			config("/", []string{"CLASSPATH=/b.jar"}, "java", "-cp", "/opt/*", "-jar", "/a.jar"), []entry{
 				elf("jdk/bin/java"), link("bin/java", "/jdk/bin/java", tar.TypeSymlink), file("jdk/lib/jvm.cfg", "-server KNOWN"), program("jdk/lib/server/libjvm.so", elfOf("")),
@@ -162,6 +173,13 @@ func TestBootRules(t *testing.T) {
 				elf("usr/sbin/nginx"), file("etc/nginx/nginx.conf", "load_module modules/m.so;\nhttp { include mime.types; include /etc/nginx/conf.d/*.conf; ssl_certificate /etc/tls.crt; }"),
 				program("usr/share/nginx/modules/m.so", elfOf("")), file("etc/nginx/mime.types", "x"), file("etc/nginx/conf.d/a.conf", "include conf.d/*.conf;"), file("etc/nginx/conf.d/a.txt", "x"), file("etc/tls.crt", "x"),
 			}, []string{"etc/nginx/nginx.conf", "usr/share/nginx/modules/m.so", "etc/nginx/mime.types", "etc/nginx/conf.d/a.conf", "etc/tls.crt"}, []string{"etc/nginx/conf.d/a.txt"},
+		},
+		"apache": {
+			cmd("/start"), []entry{
+				program("start", "#!/bin/sh\nHTTPD=${HTTPD:-/usr/sbin/apache2}\nexec $HTTPD -D FOREGROUND\n"), elf("usr/sbin/apache2"),
+				file("etc/apache2/apache2.conf", "IncludeOptional mods/*.load\n# Include no.conf\n"), file("etc/apache2/mods/a.load", "LoadModule a_module /usr/lib/a.so\nInclude apache2.conf"),
+				program("usr/lib/a.so", elfOf("")), file("etc/apache2/no.conf", "x"),
+			}, []string{"start", "usr/sbin/apache2", "etc/apache2/apache2.conf", "etc/apache2/mods/a.load", "usr/lib/a.so"}, nil,
 		},
 		"postgres": {
 			cmd("/usr/lib/postgresql/15/bin/initdb"), []entry{

@@ -60,6 +60,53 @@ func (p *bootPlanner) nginxConfig(c resolved, dir, prefix string, depth int) {
 	}
 }
 
+// apacheFile finds the directives of Apache's configuration that name files that
+// it reads before it serves.
+var apacheFile = regexp.MustCompile(`(?mi)^\s*(Include|IncludeOptional|LoadModule|LoadFile|TypesConfig|MimeMagicFile|SSLCertificateFile|SSLCertificateKeyFile)\s+(?:\w+_module\s+)?"?([^"\s]+)`)
+
+// apache plans Apache's configuration, what that includes, and its modules.
+func (p *bootPlanner) apache(f resolved, args []string) {
+	roots := []string{"/etc/apache2", "/usr/local/apache2", "/etc/httpd"}
+	confs := []string{"/etc/apache2/apache2.conf", "/usr/local/apache2/conf/httpd.conf", "/etc/httpd/conf/httpd.conf", "/etc/apache2/httpd.conf"}
+	for i, a := range args[:max(len(args)-1, 0)] {
+		if a == "-f" {
+			confs = []string{p.absolute(args[i+1])}
+		}
+	}
+	for _, c := range p.firstOf(confs...) {
+		p.apacheConfig(c, roots, 0)
+	}
+	p.small("/etc/mime.types", why{RuleConfig, f.path})
+}
+
+func (p *bootPlanner) apacheConfig(c resolved, roots []string, depth int) {
+	if depth > 8 || c.Size > maxInspected || !p.first("apache configuration "+c.path) || p.full() {
+		return
+	}
+	p.packAll(c, why{RuleConfig, c.path})
+	for _, match := range apacheFile.FindAllStringSubmatch(p.text(c.Node), 500) {
+		names := []string{match[2]}
+		if !path.IsAbs(match[2]) {
+			names = nil
+			for _, root := range roots {
+				names = append(names, path.Join(root, match[2]))
+			}
+		}
+		for _, name := range names {
+			for _, found := range p.glob(name) {
+				switch directive := strings.ToLower(match[1]); {
+				case strings.HasPrefix(directive, "include"):
+					p.apacheConfig(found, roots, depth+1)
+				case strings.HasPrefix(directive, "load"):
+					p.program(found, why{RuleLibrary, c.path})
+				default:
+					p.small(found.path, why{RuleConfig, c.path})
+				}
+			}
+		}
+	}
+}
+
 // postgres plans what a PostgreSQL server reads at its start, and what initdb
 // makes a database from.
 func (p *bootPlanner) postgres(f resolved, _ []string) {

@@ -2,6 +2,7 @@ package artifact
 
 import (
 	"path"
+	"regexp"
 	"strings"
 )
 
@@ -12,6 +13,7 @@ const builtins = " [ : alias bg break cd continue echo exit export false fg geto
 const (
 	maxScriptCommands = 256 // commands that are looked for in one script
 	maxScripts        = 64  // that a script runs because they are in a directory
+	maxPrograms       = 64  // that a script names by their paths
 )
 
 // script plans a file that isn't ELF and, if it names one, its interpreter.
@@ -108,7 +110,15 @@ func (p *bootPlanner) shellText(text string, f resolved) {
 			p.scriptsIn(w, f)
 		}
 	}
+	for _, program := range programPath.FindAllString(text, maxPrograms) { // such as HTTPD=${HTTPD:-/usr/sbin/httpd}
+		if e, ok := p.file(program); ok && e.Mode&0o111 != 0 && p.first("program in a script "+e.path) {
+			p.command([]string{program}, why{RuleProgram, f.path})
+		}
+	}
 }
+
+// programPath finds the paths of programs.
+var programPath = regexp.MustCompile(`(?:/usr|/usr/local|/opt/[\w.+-]+)?/s?bin/[\w.+-]+`)
 
 // scriptsIn plans the scripts in a directory such as /docker-entrypoint.d.
 func (p *bootPlanner) scriptsIn(dir string, f resolved) {

@@ -14,7 +14,16 @@ import (
 	"sluice/internal/erofs"
 )
 
-// TestBootPacks measures each image.
+// What a boot pack may be worth in percent before the test fails: well beside what
+// is measured, because timing decides a little of what is touched.
+const (
+	leastCovered = 70
+	mostInVain   = 45
+)
+
+// TestBootPacks measures each image: which chunks the kernel asked for up to
+// readiness, and which of them the boot pack had brought or was about to bring.
+// What it has beyond those is in vain. SLUICE_BOOT_IMAGE names a single image.
 func TestBootPacks(t *testing.T) {
 	s := newStage(t)
 	only := os.Getenv("SLUICE_BOOT_IMAGE")
@@ -33,10 +42,10 @@ func TestBootPacks(t *testing.T) {
 			w := worthOf(t, im, with.reads)
 			t.Logf("FIGURE boot pack of %s: covers %.1f %% of the %.2f MB that start-up touched, brings %.1f %% of its own %.2f MB in vain; ready after %.2f s and %.1f MB, without it %.2f s and %.1f MB",
 				r.name, percent(w.covered, w.touched), mb(w.touched), percent(w.pack-w.covered, w.pack), mb(w.pack), with.took.Seconds(), mb(with.bytes), without.took.Seconds(), mb(without.bytes))
-			if percent(w.covered, w.touched) < 75 {
-				t.Errorf("the boot pack covers only %.1f %%", percent(w.covered, w.touched))
+			if percent(w.covered, w.touched) < leastCovered {
+				t.Errorf("the boot pack covers only %.1f %% of what start-up touches", percent(w.covered, w.touched))
 			}
-			if percent(w.pack-w.covered, w.pack) > 45 {
+			if percent(w.pack-w.covered, w.pack) > mostInVain {
 				t.Errorf("%.1f %% of the boot pack is of no use", percent(w.pack-w.covered, w.pack))
 			}
 			touchedAll, coveredAll, packAll, vainAll = touchedAll+w.touched, coveredAll+w.covered, packAll+w.pack, vainAll+w.pack-w.covered
@@ -45,6 +54,9 @@ func TestBootPacks(t *testing.T) {
 	}
 	t.Logf("FIGURE boot packs together: cover %.1f %% of %.1f MB, bring %.1f %% of %.1f MB in vain",
 		percent(coveredAll, touchedAll), mb(touchedAll), percent(vainAll, packAll), mb(packAll))
+	if only == "" && (percent(coveredAll, touchedAll) < 85 || percent(vainAll, packAll) > 20) {
+		t.Error("boot packs are worth less than they were: 90 % and more covered, 10 % and less in vain")
+	}
 }
 
 func percent(part, whole int64) float64 { return 100 * float64(part) / float64(max(whole, 1)) }

@@ -29,8 +29,9 @@ func with(c oci.ImageConfig, user, dir string, env ...string) oci.ImageConfig {
 }
 
 // recipes are the images: what people run most, in the manner in which the
-// images that they run are made. The last three were not looked at when the rules
-// of boot plans were made: they tell what those are worth elsewhere.
+// images that they run are made. The last four were not looked at when most of
+// the rules of boot plans were made, so that they tell what those are worth
+// elsewhere; nothing in the rules knows of MariaDB or HAProxy.
 func recipes() []recipe {
 	entry := []string{"docker-entrypoint.sh"}
 	return []recipe{
@@ -105,17 +106,17 @@ func recipes() []recipe {
 		},
 		{
 			name: "gunicorn", packages: "gunicorn python3-numpy tini", files: map[string]string{"srv/wsgi.py": "gunicorn/wsgi.py"},
-			config: with(command([]string{"tini", "--"}, "gunicorn", "--bind", "unix:/tmp/g.sock", "wsgi:app"), "nobody", "/srv"), ready: "booting worker",
+			config: with(command([]string{"tini", "--"}, "gunicorn", "--preload", "--bind", "unix:/tmp/g.sock", "wsgi:app"), "nobody", "/srv"), ready: "booting worker",
 		},
 		{
 			name: "apache", packages: "apache2",
 			setup:  `sed -i 's/^Listen 80$/Listen 127.0.0.1:18089/' /etc/apache2/ports.conf; ln -sf /dev/stderr /var/log/apache2/error.log`,
-			config: command(nil, "apache2ctl", "-D", "FOREGROUND"), ready: "resuming normal operations",
+			config: with(command([]string{"/bin/sh", "-c", "mkdir -p /run/lock && exec apache2ctl -D FOREGROUND"}), "", "", "APACHE_ULIMIT_MAX_FILES=true"), ready: "resuming normal operations",
 		},
 		{
 			name: "mariadb", packages: "mariadb-server", files: map[string]string{"usr/local/bin/docker-entrypoint.sh": "mariadb/docker-entrypoint.sh"},
 			setup:  `rm -rf /var/lib/mysql/*; mkdir -p /run/mysqld; chown mysql /run/mysqld`,
-			config: with(command(entry, "mariadbd", "--skip-networking", "--socket=/tmp/m.sock"), "mysql", ""), ready: "ready for connections",
+			config: with(command(entry, "mariadbd", "--skip-networking", "--socket=/tmp/m.sock", "--pid-file=/tmp/m.pid"), "mysql", ""), ready: "ready for connections",
 		},
 	}
 }
