@@ -78,7 +78,7 @@ func OpenLocal(dir string, opts LocalOptions) (*Local, error) {
 	if err != nil {
 		return nil, fmt.Errorf("data directory %s can't be used: %w", dir, err)
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := lockFor(lock, lockPatience); err != nil {
 		lock.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("data directory %s: %w", dir, ErrLocked)
@@ -87,6 +87,21 @@ func OpenLocal(dir string, opts LocalOptions) (*Local, error) {
 	}
 	s.lock = lock
 	return s, nil
+}
+
+// lockPatience is how long OpenLocal waits for another process. One that was
+// killed while it was starting a program is survived by that, which has the lock
+// too until it has begun (between fork and exec).
+const lockPatience = time.Second
+
+// lockFor locks a file, and waits at most that long for who has it.
+func lockFor(file *os.File, patience time.Duration) error {
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // Close lets other processes open the directory. No method may be called
