@@ -142,7 +142,7 @@ func (o *original) set(h *tar.Header, number int) {
 			o.children = map[string]*original{}
 		}
 	case tar.TypeSymlink:
-		o.link = h.Linkname
+		o.link, o.mode = h.Linkname, o.mode.Type()|fs.ModePerm // as all symbolic links of Linux
 	case tar.TypeReg:
 		o.size = h.Size
 	}

@@ -31,7 +31,7 @@ func (c *createConfig) convertHere(ctx context.Context, p *place, ref oci.Refere
 		return &codedError{fmt.Errorf("interrupted: %s has no streaming artifact yet", ref), interrupted}
 	}
 	if ask && errors.Is(err, oci.ErrDenied) {
-		return fmt.Errorf("no streaming artifact of %s: %w. It converts by itself: leave --local away", ref, withCode(err))
+		return fmt.Errorf("no streaming artifact of %s: %w. It converts by itself: leave --local, --platform, --layers and --workers away", ref, withCode(err))
 	}
 	if err != nil {
 		return fmt.Errorf("no streaming artifact of %s: %w", ref, withCode(err))

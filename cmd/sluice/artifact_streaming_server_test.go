@@ -64,7 +64,7 @@ func TestTheRegistryConverts(t *testing.T) {
 
 	// The type is the registry's own; who converts by himself learns so at once.
 	pushImage(t, reg, "team/app", "v2", "linux", "three")
-	if _, _, err := streamingVerb(t, "create", "--local", addr+"/team/app:v2"); err == nil || !strings.Contains(err.Error(), "leave --local away") {
+	if _, _, err := streamingVerb(t, "create", "--local", addr+"/team/app:v2"); err == nil || !strings.Contains(err.Error(), "leave --local, --platform") {
 		t.Errorf("--local: %v", err)
 	}
 	for want, args := range map[string][]string{
