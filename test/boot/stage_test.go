@@ -88,7 +88,8 @@ func newStage(t *testing.T) *stage {
 	t.Cleanup(func() { s.images.Close() })
 	sluice, err := bed.BuildSluice(ctx, src, work)
 	must(t, err)
-	s.server, err = bed.StartRegistry(ctx, sluice, work)
+	// The test converts and strips artifacts itself.
+	s.server, err = bed.StartRegistry(ctx, sluice, work, "SLUICE_REGISTRY_PUSH_ALLOW_STREAMING=true")
 	must(t, err)
 	t.Cleanup(s.server.Stop)
 	s.link, err = bed.NewLink(ctx, s.server.Addr, 200e6, 10*time.Millisecond)
