@@ -40,7 +40,7 @@ func TestConversion(t *testing.T) {
 	if again.ID == op.ID || !strings.Contains(again.Details, "converted before") {
 		t.Errorf("again: %+v", again)
 	}
-	if counted(2, s) != 2 || s.converted.Load() != 2 {
+	if succeededIn(2, s) != 2 || s.converted.Load() != 2 {
 		t.Errorf("counted %d conversions, %d layers", s.succeeded.Load(), s.converted.Load())
 	}
 	for what, err := range map[string]error{
@@ -308,7 +308,7 @@ func TestReplicasShareTheWork(t *testing.T) {
 	if n := one.converted.Load() + two.converted.Load(); n != 13 {
 		t.Errorf("%d layers were converted, of 13", n)
 	}
-	if n := counted(12, one, two); n != 12 {
+	if n := succeededIn(12, one, two); n != 12 {
 		t.Errorf("%d conversions of 12", n)
 	}
 }
@@ -343,7 +343,7 @@ func TestLeaseLost(t *testing.T) {
 	op = end(t, other, op)
 	close(free)
 	stop()
-	if op.Status != StatusSucceeded || pushed != 0 || counted(1, other) != 1 || s.succeeded.Load() != 0 {
+	if op.Status != StatusSucceeded || pushed != 0 || succeededIn(1, other) != 1 || s.succeeded.Load() != 0 {
 		t.Errorf("%+v; the worker without a lease pushed %d", op, pushed)
 	}
 	if n := len(b.artifacts(repo, desc.Digest)); n != 1 {
@@ -506,10 +506,10 @@ func TestBackfill(t *testing.T) {
 	}
 }
 
-// counted returns how many conversions of services succeeded, when it is want or
+// succeededIn returns how many conversions of services succeeded, when it is want or
 // has had time to become that: they are counted after they are seen to have
 // ended.
-func counted(want int64, services ...*Service) (n int64) {
+func succeededIn(want int64, services ...*Service) (n int64) {
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 		n = 0
 		for _, s := range services {
