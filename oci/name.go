@@ -62,6 +62,9 @@ func ParseReference(s string) (Reference, error) {
 	}
 	// ParseDockerRef drops the tag where there's a digest, as docker does.
 	r := Reference{Registry: reference.Domain(named), Repository: reference.Path(named)}
+	if r.Registry == "" { // as of "d_cker.io/x": read as a host, which it can't be
+		return Reference{}, fmt.Errorf("image reference %q: what is before the first slash is not a host name", s)
+	}
 	if t, ok := named.(reference.Tagged); ok {
 		r.Tag = t.Tag()
 	}

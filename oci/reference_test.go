@@ -30,7 +30,7 @@ func TestParseReference(t *testing.T) {
 	for _, in := range []string{
 		"", "A", "a:", "a@", "a@sha256:00", "a:b:c", "a//b", "/a", "a/", "http://a/b", "a b", "a@md5:d41d8cd98f00b204e9800998ecf8427e",
 		strings.Repeat("a", 300), "a:" + strings.Repeat("t", 129), someDigest[len("sha256:"):],
-		"a@sha384:" + strings.Repeat("a", 96),
+		"a@sha384:" + strings.Repeat("a", 96), "d_cker.io/x", "_.io/x:y",
 	} {
 		if got, err := oci.ParseReference(in); err == nil {
 			t.Errorf("ParseReference(%q) = %+v, want an error", in, got)
