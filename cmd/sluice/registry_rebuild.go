@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sluice/internal/config"
+	"sluice/internal/durable"
 	"sluice/internal/index"
 )
 
@@ -41,6 +42,9 @@ func rebuildIndex(ctx context.Context, c *config.Registry, stdout, stderr io.Wri
 		return err
 	}
 	defer opened.Close()
+	if err := durable.MkdirAll(c.Data, 0o700); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
 	opts := index.Options{URL: c.DatabaseURL(), Log: log}
 	db, err := index.Open(ctx, opts)
 	if errors.Is(err, index.ErrCorrupt) {

@@ -90,6 +90,10 @@ func (s *server) openRegistry(ctx context.Context) (err error) {
 	if err := s.store.Check(ctx); err != nil {
 		return err
 	}
+	// With local storage it is there; with any other it has the index alone.
+	if err := durable.MkdirAll(s.config.Data, 0o700); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
 	if s.index, err = index.Open(ctx, index.Options{URL: s.config.DatabaseURL(), Log: s.log}); err != nil {
 		return err
 	}

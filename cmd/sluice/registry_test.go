@@ -14,11 +14,15 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/johannesboyne/gofakes3"
+	"github.com/johannesboyne/gofakes3/backend/s3mem"
 
 	"sluice/oci"
 )
@@ -299,5 +303,35 @@ func TestCheckConfig(t *testing.T) {
 	}
 	if strings.Contains(out.String(), "geheim") {
 		t.Error("check-config prints a secret")
+	}
+}
+
+// With an object store the data directory has the index alone, and is made like
+// any other.
+func TestRegistryOnAnObjectStore(t *testing.T) {
+	backend := s3mem.New()
+	if err := backend.CreateBucket("images"); err != nil {
+		t.Fatal(err)
+	}
+	objects := httptest.NewServer(gofakes3.New(backend).Server())
+	defer objects.Close()
+	t.Setenv("SLUICE_REGISTRY_STORAGE_S3_SECRET_KEY", "secret")
+	args := []string{
+		"--data", filepath.Join(t.TempDir(), "new", "data"), "--set", "storage.kind=s3", "--set", "storage.s3.bucket=images",
+		"--set", "storage.s3.endpoint=" + strings.TrimPrefix(objects.URL, "http://"), "--set", "storage.s3.insecure=true",
+		"--set", "storage.s3.access_key=me", "--set", "storage.s3.region=us-east-1",
+	}
+	addr, stop := startRegistry(t, args...)
+	blob := oci.DigestOf([]byte("layer"))
+	send(t, http.MethodPost, "http://"+addr+"/v2/a/blobs/uploads/?digest="+blob.String(), "application/octet-stream", "layer", http.StatusCreated)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	addr, stop = startRegistry(t, args...)
+	if got := send(t, http.MethodGet, "http://"+addr+"/v2/a/blobs/"+blob.String(), "", "", http.StatusOK); got != "layer" {
+		t.Errorf("the blob is %q", got)
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
 	}
 }
