@@ -204,6 +204,7 @@ func TestColdStarts(t *testing.T) {
 	defer link.Close()
 	type key struct{ tag, snapshotter string }
 	times := map[key][]float64{}
+	mounts := map[key]int{}
 	cold := func(tag, snapshotter string) {
 		c, err := bed.Cold(t.Context(), s.tools, s.sluice, s.work, link, snapshotter, link.Addr()+"/debian:"+tag, "python3", "-c", `print("hi")`)
 		if err != nil {
@@ -214,6 +215,7 @@ func TestColdStarts(t *testing.T) {
 		}
 		k := key{tag, snapshotter}
 		times[k] = append(times[k], c.Total().Seconds())
+		mounts[k] = max(mounts[k], c.Mounts)
 		if len(times[k]) == 1 {
 			t.Logf("FIGURE debian:%s by %s: %.2f s (pull %.2f, run %.2f), %.1f MB, %d connections, %d mounts", tag, snapshotter,
 				c.Total().Seconds(), c.Pull.Seconds(), c.FirstOutput.Seconds(), float64(c.Bytes)/1e6, c.Connections, c.Mounts)
@@ -225,11 +227,17 @@ func TestColdStarts(t *testing.T) {
 	}
 	cold("1", bed.Overlayfs)
 	cold("28", bed.Overlayfs)
-	one, many := median(times[key{"1", bed.Sluice}]), median(times[key{"28", bed.Sluice}])
+	ones, manies := times[key{"1", bed.Sluice}], times[key{"28", bed.Sluice}]
+	one, many := median(ones), median(manies)
 	pulled := median(times[key{"28", bed.Overlayfs}])
 	t.Logf("FIGURE streamed start: %.3f s with one layer, %.3f s with 28 (ratio %.2f); the ordinary pull takes %.1f times as long", one, many, many/one, pulled/many)
-	if many > 1.25*one { // medians of a shared machine; the goal, 1.05, is printed above
-		t.Errorf("28 layers start in %.3f s, one in %.3f s: layers must not cost", many, one)
+	if a, b := mounts[key{"1", bed.Sluice}], mounts[key{"28", bed.Sluice}]; a != b {
+		t.Errorf("%d mounts with one layer, %d with 28: an image is one mount", a, b)
+	}
+	// Of a shared machine, whose medians wander by a third; the goal, 1.05, is
+	// printed above. Mounting layer by layer would take four times as long.
+	if slices.Min(manies) > 1.5*slices.Min(ones) {
+		t.Errorf("28 layers start in %.3f s at best, one in %.3f s: layers must not cost", slices.Min(manies), slices.Min(ones))
 	}
 	if many*4 > pulled {
 		t.Errorf("streaming takes %.2f s, the ordinary pull %.2f s", many, pulled)
