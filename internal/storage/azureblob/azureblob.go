@@ -20,7 +20,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -73,7 +72,7 @@ func Open(_ context.Context, opts Options) (*storage.Objects, error) {
 		return nil, errors.New("azure blob storage: give either the URL of the account or a connection string")
 	}
 	common := policy.ClientOptions{
-		Transport: &http.Client{Transport: transport()},
+		Transport: &http.Client{Transport: storage.NewTransport()},
 		Retry:     policy.RetryOptions{MaxRetries: retries, RetryDelay: 200 * time.Millisecond, MaxRetryDelay: 5 * time.Second},
 	}
 	b := &bucket{}
@@ -101,21 +100,6 @@ func Open(_ context.Context, opts Options) (*storage.Objects, error) {
 	b.name = opts.Container
 	b.where, _, _ = strings.Cut(b.container.URL(), "?") // what follows may be a signature
 	return storage.NewObjects(b, storage.ObjectsOptions{Prefix: opts.Prefix, Identity: opts.Identity})
-}
-
-// transport gives up on a service that doesn't answer, not on a long answer.
-func transport() *http.Transport {
-	return &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
-		TLSHandshakeTimeout:   10 * time.Second,
-		ResponseHeaderTimeout: time.Minute,
-		ExpectContinueTimeout: 10 * time.Second,
-		IdleConnTimeout:       time.Minute,
-		MaxIdleConnsPerHost:   64,
-		DisableCompression:    true, // what is stored is what is wanted
-		ForceAttemptHTTP2:     true,
-	}
 }
 
 type bucket struct {

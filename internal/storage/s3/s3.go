@@ -18,8 +18,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"net"
-	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
@@ -70,28 +68,13 @@ func Open(_ context.Context, opts Options) (*storage.Objects, error) {
 		creds = credentials.NewChainCredentials([]credentials.Provider{&credentials.EnvAWS{}, &credentials.IAM{}})
 	}
 	client, err := minio.NewCore(opts.Endpoint, &minio.Options{
-		Creds: creds, Secure: !opts.Insecure, Region: opts.Region, Transport: transport(), MaxRetries: retries,
+		Creds: creds, Secure: !opts.Insecure, Region: opts.Region, Transport: storage.NewTransport(), MaxRetries: retries,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("s3: endpoint %s: %w", opts.Endpoint, err)
 	}
 	b := &bucket{client: client, name: opts.Bucket, where: fmt.Sprintf("s3://%s at %s", opts.Bucket, opts.Endpoint)}
 	return storage.NewObjects(b, storage.ObjectsOptions{Prefix: opts.Prefix, Identity: opts.Identity})
-}
-
-// transport gives up on a service that doesn't answer, not on a long answer.
-func transport() *http.Transport {
-	return &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
-		TLSHandshakeTimeout:   10 * time.Second,
-		ResponseHeaderTimeout: time.Minute,
-		ExpectContinueTimeout: 10 * time.Second,
-		IdleConnTimeout:       time.Minute,
-		MaxIdleConnsPerHost:   64,
-		DisableCompression:    true, // what is stored is what is wanted
-		ForceAttemptHTTP2:     true,
-	}
 }
 
 type bucket struct {
