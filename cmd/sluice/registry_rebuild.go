@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"sluice/internal/config"
-	"sluice/internal/durable"
 	"sluice/internal/index"
 )
 
@@ -42,16 +41,12 @@ func rebuildIndex(ctx context.Context, c *config.Registry, stdout, stderr io.Wri
 		return err
 	}
 	defer opened.Close()
-	if err := durable.MkdirAll(c.Data, 0o700); err != nil {
-		return fmt.Errorf("data directory: %w", err)
-	}
-	opts := index.Options{URL: c.DatabaseURL(), Log: log}
-	db, err := index.Open(ctx, opts)
+	db, err := openIndex(ctx, c, log)
 	if errors.Is(err, index.ErrCorrupt) {
-		if err := index.Reset(ctx, opts); err != nil {
+		if err := index.Reset(ctx, index.Options{URL: c.DatabaseURL(), Log: log}); err != nil {
 			return err
 		}
-		db, err = index.Open(ctx, opts)
+		db, err = openIndex(ctx, c, log)
 	}
 	if err != nil {
 		return err

@@ -90,11 +90,7 @@ func (s *server) openRegistry(ctx context.Context) (err error) {
 	if err := s.store.Check(ctx); err != nil {
 		return err
 	}
-	// With local storage it is there; with any other it has the index alone.
-	if err := durable.MkdirAll(s.config.Data, 0o700); err != nil {
-		return fmt.Errorf("data directory: %w", err)
-	}
-	if s.index, err = index.Open(ctx, index.Options{URL: s.config.DatabaseURL(), Log: s.log}); err != nil {
+	if s.index, err = openIndex(ctx, s.config, s.log); err != nil {
 		return err
 	}
 	s.onClose(s.index.Close, "index")
@@ -107,6 +103,15 @@ func (s *server) openRegistry(ctx context.Context) (err error) {
 		err = s.registry.Reconcile(ctx)
 	}
 	return err
+}
+
+// openIndex opens the index, in a data directory that is made if it isn't there:
+// with object storage nothing else is in it.
+func openIndex(ctx context.Context, c *config.Registry, log *slog.Logger) (*index.DB, error) {
+	if err := durable.MkdirAll(c.Data, 0o700); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	return index.Open(ctx, index.Options{URL: c.DatabaseURL(), Log: log})
 }
 
 func newStored(c *config.Registry, store store, db *index.DB, log *slog.Logger) *stored.Registry {
