@@ -41,41 +41,21 @@ const (
 // them: what the registry has already isn't copied again. Every replica may
 // run it.
 func (h *Handler) RunImports(ctx context.Context) {
-	var running sync.WaitGroup
-	defer running.Wait()
-	slots := make(chan struct{}, importsAtOnce)
 	var pruned time.Time
-	for {
-		if time.Since(pruned) > time.Hour {
-			pruned = time.Now()
-			if err := h.index.PruneJobs(ctx, pruned.Add(-importMemory)); err != nil && ctx.Err() == nil {
-				h.opts.Log.Error("forget old imports", "error", err)
+	index.Worker{
+		Slots: importsAtOnce, Poll: importPoll, Wake: h.wake,
+		Next: func(ctx context.Context) ([]index.Job, error) {
+			if time.Since(pruned) > time.Hour {
+				pruned = time.Now()
+				if err := h.index.PruneJobs(ctx, pruned.Add(-importMemory)); err != nil && ctx.Err() == nil {
+					h.opts.Log.Error("forget old imports", "error", err)
+				}
 			}
-		}
-		select {
-		case slots <- struct{}{}:
-		case <-ctx.Done():
-			return
-		}
-		jobs, err := h.index.Lease(ctx, importQueue, 1, importLease)
-		if err == nil && len(jobs) > 0 {
-			running.Go(func() {
-				defer func() { <-slots }()
-				h.runImport(ctx, jobs[0])
-			})
-			continue
-		}
-		<-slots
-		if err != nil && ctx.Err() == nil {
-			h.opts.Log.Error("look for imports", "error", err)
-		}
-		select {
-		case <-h.wake:
-		case <-time.After(importPoll):
-		case <-ctx.Done():
-			return
-		}
-	}
+			return h.index.Lease(ctx, importQueue, 1, importLease)
+		},
+		Do:     h.runImport,
+		Failed: func(err error) { h.opts.Log.Error("look for imports", "error", err) },
+	}.Run(ctx)
 }
 
 // runImport does one import and records what became of it.

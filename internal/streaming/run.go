@@ -28,35 +28,13 @@ const (
 // conversions under way have stopped; another process, or the next one, takes
 // them up again.
 func (s *Service) Run(ctx context.Context) {
-	var running sync.WaitGroup
-	defer running.Wait()
-	slots := make(chan struct{}, s.opts.Workers)
 	last := ""
-	for {
-		select {
-		case slots <- struct{}{}:
-		case <-ctx.Done():
-			return
-		}
-		jobs, err := s.next(ctx, &last)
-		if err == nil && len(jobs) > 0 {
-			running.Go(func() {
-				defer func() { <-slots }()
-				s.run(ctx, jobs[0])
-			})
-			continue
-		}
-		<-slots
-		if err != nil && ctx.Err() == nil {
-			s.opts.Log.Error("look for conversions", "error", err)
-		}
-		select {
-		case <-s.wake:
-		case <-time.After(s.timing.poll):
-		case <-ctx.Done():
-			return
-		}
-	}
+	index.Worker{
+		Slots: s.opts.Workers, Poll: s.timing.poll, Wake: s.wake,
+		Next:   func(ctx context.Context) ([]index.Job, error) { return s.next(ctx, &last) },
+		Do:     s.run,
+		Failed: func(err error) { s.opts.Log.Error("look for conversions", "error", err) },
+	}.Run(ctx)
 }
 
 // next leases a job of the first queue behind the last one that has any.
