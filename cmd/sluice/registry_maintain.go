@@ -10,7 +10,11 @@ const (
 	sweepInterval     = time.Hour
 	reconcileInterval = 10 * time.Minute
 	purgeInterval     = time.Hour
-	tidyInterval      = 24 * time.Hour
+	forgetInterval    = time.Hour
+
+	// jobMemory is how long what became of a job can be asked for.
+	jobMemory    = 7 * 24 * time.Hour
+	tidyInterval = 24 * time.Hour
 )
 
 // maintain starts what keeps a registry in order, until ctx ends. Every replica
@@ -36,6 +40,7 @@ func (s *server) maintain(ctx context.Context, background *sync.WaitGroup) {
 	every(sweepInterval, "sweeping", s.sweep)
 	every(reconcileInterval, "reconciling the index", s.registry.Reconcile)
 	every(purgeInterval, "purging", s.purge)
+	every(forgetInterval, "forgetting old jobs", s.forget)
 	if interval := s.config.GarbageCollection.Interval; interval > 0 {
 		every(interval, "garbage collection", s.collect)
 	}
@@ -68,6 +73,11 @@ func (s *server) purge(ctx context.Context) error {
 		s.log.Info("purged deleted manifests", "count", purged)
 	}
 	return err
+}
+
+// forget forgets imports, conversions and deliveries that ended long ago.
+func (s *server) forget(ctx context.Context) error {
+	return s.index.PruneJobs(ctx, time.Now().Add(-jobMemory))
 }
 
 // collect removes blobs that nothing needs.

@@ -31,9 +31,6 @@ const (
 	// The connection to the source is tried more often in each.
 	importAttempts = 3
 	importPause    = 5 * time.Second // after the first failure, and then longer
-
-	// importMemory is how long what became of an import can be asked for.
-	importMemory = 7 * 24 * time.Hour
 )
 
 // RunImports does the imports of the queue until ctx ends, and returns when
@@ -41,16 +38,9 @@ const (
 // them: what the registry has already isn't copied again. Every replica may
 // run it.
 func (h *Handler) RunImports(ctx context.Context) {
-	var pruned time.Time
 	index.Worker{
 		Slots: importsAtOnce, Poll: importPoll, Wake: h.wake,
 		Next: func(ctx context.Context) ([]index.Job, error) {
-			if time.Since(pruned) > time.Hour {
-				pruned = time.Now()
-				if err := h.index.PruneJobs(ctx, pruned.Add(-importMemory)); err != nil && ctx.Err() == nil {
-					h.opts.Log.Error("forget old imports", "error", err)
-				}
-			}
 			return h.index.Lease(ctx, importQueue, 1, importLease)
 		},
 		Do:     h.runImport,
