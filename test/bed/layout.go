@@ -114,3 +114,32 @@ func jsonBlob(blobs, mediaType string, v any) (oci.Descriptor, error) {
 	return oci.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(b))},
 		os.WriteFile(filepath.Join(blobs, d.Encoded()), b, 0o644)
 }
+
+// layerFiles returns the blobs of the layers of a layout's only image.
+func layerFiles(layout string) ([]string, error) {
+	blob := func(d oci.Digest) string { return filepath.Join(layout, "blobs", d.Algorithm().String(), d.Encoded()) }
+	var index oci.Index
+	if err := readJSON(filepath.Join(layout, "index.json"), &index); err != nil {
+		return nil, err
+	}
+	if len(index.Manifests) != 1 {
+		return nil, fmt.Errorf("%s has %d images, want one", layout, len(index.Manifests))
+	}
+	var manifest oci.ImageManifest
+	if err := readJSON(blob(index.Manifests[0].Digest), &manifest); err != nil {
+		return nil, err
+	}
+	var files []string
+	for _, l := range manifest.Layers {
+		files = append(files, blob(l.Digest))
+	}
+	return files, nil
+}
+
+func readJSON(name string, v any) error {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(b, v)
+}

@@ -34,6 +34,25 @@ func Cold(ctx context.Context, t Tools, sluice, work string, link *Link, snapsho
 	if err != nil {
 		return ColdStart{}, err
 	}
+	return n.coldOnce(ctx, link, snapshotter, ref, command)
+}
+
+// ColdStargz is Cold with the peer's snapshotter.
+func ColdStargz(ctx context.Context, t Tools, stargz StargzTools, work string, link *Link, ref string, command ...string) (ColdStart, error) {
+	dir, err := os.MkdirTemp(work, "node-")
+	if err != nil {
+		return ColdStart{}, err
+	}
+	defer os.RemoveAll(dir)
+	n, err := StartStargzNode(ctx, t, stargz, link.Addr(), dir)
+	if err != nil {
+		return ColdStart{}, err
+	}
+	return n.coldOnce(ctx, link, Stargz, ref, command)
+}
+
+// coldOnce measures one cold start and takes the node down.
+func (n *Node) coldOnce(ctx context.Context, link *Link, snapshotter, ref string, command []string) (ColdStart, error) {
 	c, err := n.cold(ctx, link, snapshotter, ref, command)
 	if stopErr := n.Stop(); err == nil {
 		err = stopErr

@@ -14,12 +14,15 @@ import (
 const (
 	Overlayfs = "overlayfs" // containerd's own: the traditional pull
 	Sluice    = "sluice"    // streaming
+	Stargz    = "stargz"    // the peer's streaming
 )
 
-// Node is a private containerd with a private `sluice node`, both below Dir.
+// Node is a private containerd with a private snapshotter, both below Dir:
+// `sluice node`, or the peer's.
 type Node struct {
 	Dir        string
 	Sluice     *Process
+	Stargz     *Process
 	Containerd *Process
 	tools      Tools
 	bin        string // sluice
@@ -35,11 +38,43 @@ func StartNode(ctx context.Context, t Tools, sluice, dir string) (*Node, error) 
 	if err := n.StartSluice(ctx); err != nil {
 		return nil, err
 	}
-	if err := n.StartContainerd(ctx); err != nil {
-		n.Stop()
+	return n, n.finish(ctx)
+}
+
+// StartStargzNode is StartNode with the peer's snapshotter, which is told that
+// registry, as HOST:PORT, speaks plain HTTP.
+func StartStargzNode(ctx context.Context, t Tools, stargz StargzTools, registry, dir string) (*Node, error) {
+	n := &Node{Dir: dir, tools: t}
+	if err := os.MkdirAll(filepath.Dir(n.socket()), 0o711); err != nil {
 		return nil, err
 	}
-	return n, nil
+	p, err := Start(dir, "stargz", nil, stargz.Node(), n.socket(), filepath.Join(dir, "stargz"), registry)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.AwaitSocket(ctx, "unix", n.socket()); err != nil {
+		p.Kill()
+		return nil, err
+	}
+	n.Stargz = p
+	return n, n.finish(ctx)
+}
+
+// finish starts containerd, or takes down what was started before it.
+func (n *Node) finish(ctx context.Context) error {
+	err := n.StartContainerd(ctx)
+	if err != nil {
+		n.Stop()
+	}
+	return err
+}
+
+// snapshotter is the one that isn't containerd's.
+func (n *Node) snapshotter() string {
+	if n.Stargz != nil {
+		return Stargz
+	}
+	return Sluice
 }
 
 // StartSluice starts the node daemon, again after it was stopped or killed.
@@ -91,27 +126,27 @@ func (n *Node) StartContainerd(ctx context.Context) error {
 // what docs/containerd.md tells people to write, in private directories.
 func (n *Node) containerdConfig() string {
 	return fmt.Sprintf(`version = 3
-root = %q
-state = %q
+root = %[1]q
+state = %[2]q
 disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp", "io.containerd.nri.v1.nri"]
 [grpc]
-  address = %q
+  address = %[3]q
 [ttrpc]
-  address = %q
-[proxy_plugins.sluice]
+  address = "%[3]s.ttrpc"
+[proxy_plugins.%[6]s]
   type = "snapshot"
-  address = %q
-  [proxy_plugins.sluice.exports]
-    root = %q
+  address = %[4]q
+  [proxy_plugins.%[6]s.exports]
+    root = %[5]q
     enable_remote_snapshot_annotations = "true"
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
   platform = "linux"
   snapshotter = "overlayfs"
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
   platform = "linux"
-  snapshotter = "sluice"
-`, filepath.Join(n.Dir, "containerd"), filepath.Join(n.Dir, "state"), n.containerdSocket(), n.containerdSocket()+".ttrpc",
-		n.socket(), filepath.Join(n.Dir, "sluice"))
+  snapshotter = %[6]q
+`, filepath.Join(n.Dir, "containerd"), filepath.Join(n.Dir, "state"), n.containerdSocket(),
+		n.socket(), filepath.Join(n.Dir, n.snapshotter()), n.snapshotter())
 }
 
 func (n *Node) containerdSocket() string { return filepath.Join(n.Dir, "containerd.sock") }
@@ -226,7 +261,7 @@ func (n *Node) endTasks() {
 // stay.
 func (n *Node) Stop() error {
 	n.endTasks()
-	for _, p := range []*Process{n.Containerd, n.Sluice} {
+	for _, p := range []*Process{n.Containerd, n.Sluice, n.Stargz} {
 		if p != nil {
 			p.Stop()
 		}

@@ -1,0 +1,149 @@
+package starts
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"sluice/test/bed"
+)
+
+// rounds is how often each is measured.
+const rounds = 5
+
+// contender is a snapshotter with an image.
+type contender struct{ snapshotter, image string }
+
+func (c contender) String() string { return c.snapshotter + " " + c.image }
+
+// TestColdStartsBesideStargz measures cold starts to the first output on two
+// links.
+func TestColdStartsBesideStargz(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting images and running containers needs root")
+	}
+	s := newStage(t)
+	for _, l := range []struct {
+		name string
+		rate float64
+		rtt  time.Duration
+	}{
+		{"200 Mbit/s, 10 ms", 200e6, 10 * time.Millisecond},
+		{"1 Gbit/s, 1 ms", 1e9, time.Millisecond},
+	} {
+		t.Run(l.name, func(t *testing.T) {
+			link, err := bed.NewLink(t.Context(), s.reg.Addr, l.rate, l.rtt)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer link.Close()
+			starts := map[contender][]bed.ColdStart{}
+			for range rounds {
+				for _, c := range []contender{{bed.Sluice, "debian:1"}, {bed.Stargz, "debian:1"}, {bed.Sluice, "debian:28"}, {bed.Stargz, "debian:28"}} {
+					starts[c] = append(starts[c], s.cold(t, link, c))
+				}
+			}
+			report(t, l.name, starts)
+		})
+	}
+}
+
+// report prints medians and ratios.
+func report(t *testing.T, link string, starts map[contender][]bed.ColdStart) {
+	t.Helper()
+	medians := map[contender]float64{}
+	for _, c := range slices.SortedFunc(maps.Keys(starts), func(a, b contender) int { return compare(a.String(), b.String()) }) {
+		all := starts[c]
+		slices.SortFunc(all, func(a, b bed.ColdStart) int { return compare(a.Total(), b.Total()) })
+		m := all[len(all)/2]
+		medians[c] = m.Total().Seconds()
+		t.Logf("FIGURE %s, %s: %.3f s (pull %.3f, run %.3f), %.1f MB, %d connections, %d mounts", link, c,
+			m.Total().Seconds(), m.Pull.Seconds(), m.FirstOutput.Seconds(), float64(m.Bytes)/1e6, m.Connections, m.Mounts)
+	}
+	for _, image := range []string{"debian:1", "debian:28"} {
+		t.Logf("FIGURE %s, %s: sluice takes %.2f of the time of stargz at its best", link, image,
+			medians[contender{bed.Sluice, image}]/medians[contender{bed.Stargz, image}])
+	}
+}
+
+func compare[T ~int64 | ~string](a, b T) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// stage is a registry with the images in both forms.
+type stage struct {
+	tools  bed.Tools
+	stargz bed.StargzTools
+	sluice string
+	work   string
+	reg    *bed.Registry
+}
+
+func newStage(t *testing.T) *stage {
+	t.Helper()
+	say := func(s string) { t.Log(s) }
+	src, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &stage{work: t.TempDir()}
+	var plain, optimized bed.Images
+	for _, step := range []func() error{
+		func() (err error) { s.tools, err = bed.BuildTools(t.Context(), src, say); return },
+		func() (err error) { s.stargz, err = bed.BuildStargz(t.Context(), src, say); return },
+		func() (err error) { plain, err = bed.Debian(t.Context(), say); return },
+		func() (err error) { optimized, err = bed.DebianStargz(t.Context(), s.stargz, plain, say); return },
+		func() (err error) { s.sluice, err = bed.BuildSluice(t.Context(), src, s.work); return },
+		func() (err error) { s.reg, err = bed.StartRegistry(t.Context(), s.sluice, s.work); return },
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(s.reg.Stop)
+	for name, layout := range map[string]string{
+		"sluice/debian:1": plain.OneLayer, "sluice/debian:28": plain.ManyLayers,
+		"stargz/debian:1": optimized.OneLayer, "stargz/debian:28": optimized.ManyLayers,
+	} {
+		if err := s.reg.Push(t.Context(), s.tools, layout, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"debian:1", "debian:28"} {
+		if out, err := exec.CommandContext(t.Context(), s.sluice, "artifact-streaming", "create", s.reg.Addr+"/sluice/"+name).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	return s
+}
+
+// cold measures one cold start.
+func (s *stage) cold(t *testing.T, link *bed.Link, c contender) bed.ColdStart {
+	t.Helper()
+	ref := fmt.Sprintf("%s/%s/%s", link.Addr(), c.snapshotter, c.image)
+	var got bed.ColdStart
+	var err error
+	if c.snapshotter == bed.Stargz {
+		got, err = bed.ColdStargz(t.Context(), s.tools, s.stargz, s.work, link, ref, bed.StargzCommand()...)
+	} else {
+		got, err = bed.Cold(t.Context(), s.tools, s.sluice, s.work, link, c.snapshotter, ref, bed.StargzCommand()...)
+	}
+	if err != nil {
+		t.Fatalf("%s: %v", c, err)
+	}
+	if got.Output != "hi\n" {
+		t.Fatalf("%s printed %q", c, got.Output)
+	}
+	return got
+}
