@@ -35,7 +35,7 @@ func TestRealArtifact(t *testing.T) {
 		t.Fatal(err)
 	}
 	dev := table.Devices[0]
-	l, err := openCache(t, Options{}).Acquire(t.Context(), dev, blob.FromBytes(sink.blobs[dev.Blob.Digest]))
+	l, err := openCache(t, Options{}).Acquire(t.Context(), dev, blob.FromBytes(sink.blobs[dev.Blob.Digest]), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

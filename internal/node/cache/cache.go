@@ -252,12 +252,13 @@ func keyOf(name string) (oci.Digest, bool) {
 // Acquire opens the layer that dev describes, for reading through src, which
 // must be its blob (dev.Blob). The layer stays in the cache at least until
 // the Layer is released. Several Layers of one key share everything but dev
-// and src, and each fetches through its own.
+// and src, and each fetches through its own. meter, unless it's nil, counts
+// what that costs.
 //
 // An *IntegrityError means that the layer was quarantined. src should be
 // patient by itself (blob.Retry): the cache asks again only for content that
 // arrived damaged, or that it was waiting for through another Layer's source.
-func (c *Cache) Acquire(ctx context.Context, dev *artifact.Device, src blob.Source) (*Layer, error) {
+func (c *Cache) Acquire(ctx context.Context, dev *artifact.Device, src blob.Source, meter *Meter) (*Layer, error) {
 	shape, err := shapeOf(dev)
 	if err != nil {
 		return nil, err
@@ -283,7 +284,7 @@ func (c *Cache) Acquire(ctx context.Context, dev *artifact.Device, src blob.Sour
 		c.release(s)
 		return nil, err
 	}
-	return newLayer(ctx, c, s, content, dev, src), nil
+	return newLayer(ctx, c, s, content, dev, src, meter), nil
 }
 
 // open returns the slot's content, opening its files if they aren't.

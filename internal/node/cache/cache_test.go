@@ -341,7 +341,7 @@ func TestLazyChunkTable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := openCache(t, Options{}).Acquire(t.Context(), table.Devices[0], f.source())
+	l, err := openCache(t, Options{}).Acquire(t.Context(), table.Devices[0], f.source(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

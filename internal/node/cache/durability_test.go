@@ -165,7 +165,7 @@ func TestQuarantine(t *testing.T) {
 }
 
 func acquireError(t *testing.T, c *Cache, f *fixture) error {
-	l, err := c.Acquire(t.Context(), f.device(t), f.source())
+	l, err := c.Acquire(t.Context(), f.device(t), f.source(), nil)
 	if err == nil {
 		l.Release()
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"sluice/internal/artifact"
 )
@@ -21,6 +22,7 @@ const (
 // want is a chunk that somebody needs.
 type want struct {
 	chunk   int
+	origin  Origin // why it's fetched, if it is
 	ch      artifact.Chunk
 	flight  *flight // nil: present
 	started bool    // the flight is ours to end
@@ -31,19 +33,28 @@ func (l *Layer) fault(ctx context.Context, p []byte, off int64) (int, error) {
 	patience := l.cache.opts.FaultTimeout
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("%w (%v)", ErrTimeout, patience))
 	defer cancel()
+	began, waited := time.Now(), false
 	n := 0
-	for n < len(p) {
-		m, err := l.window(ctx, p[n:], off+int64(n))
+	var err error
+	for n < len(p) && err == nil {
+		var m int
+		m, err = l.window(ctx, p[n:], off+int64(n), &waited)
 		n += m
-		if err != nil {
-			return n, fmt.Errorf("layer %s: reading %d bytes at %d: %w", l.dev.Key, len(p), off, err)
-		}
+	}
+	if waited {
+		l.cache.stats.faults.Add(1)
+		l.meter.waited(time.Since(began))
+	}
+	if err != nil {
+		l.meter.failures.Add(1)
+		return n, fmt.Errorf("layer %s: reading %d bytes at %d: %w", l.dev.Key, len(p), off, err)
 	}
 	return n, nil
 }
 
-// window reads some bytes that p begins with, at least one.
-func (l *Layer) window(ctx context.Context, p []byte, off int64) (int, error) {
+// window reads some bytes that p begins with, at least one. waited is set if
+// that takes waiting.
+func (l *Layer) window(ctx context.Context, p []byte, off int64, waited *bool) (int, error) {
 	c := l.content
 	if bad := c.bad.Load(); bad != nil {
 		return 0, bad
@@ -59,7 +70,7 @@ func (l *Layer) window(ctx context.Context, p []byte, off int64) (int, error) {
 	}
 	for range maxRounds {
 		var again bool
-		if again, err = l.gather(ctx, wants, p, off); !again {
+		if again, err = l.gather(ctx, wants, p, off, waited); !again {
 			break
 		}
 	}
@@ -91,13 +102,13 @@ func (l *Layer) cover(ctx context.Context, off, n int64) ([]want, error) {
 // gather fills p with the wanted chunks, starting fetches for what is
 // missing. again asks the caller to try once more, should it have a turn left:
 // what failed wasn't this call's doing.
-func (l *Layer) gather(ctx context.Context, wants []want, p []byte, off int64) (again bool, _ error) {
+func (l *Layer) gather(ctx context.Context, wants []want, p []byte, off int64, waited *bool) (again bool, _ error) {
 	c := l.content
 	for _, w := range wants {
 		c.check(w.chunk, w.ch)
 	}
 	if l.enlist(ctx, wants) {
-		l.cache.stats.faults.Add(1)
+		*waited = true
 	}
 	var failed error
 	for _, w := range wants {
@@ -277,6 +288,7 @@ func (l *Layer) streamOnce(ctx context.Context, src frames, run []want, before f
 		if _, err := io.ReadFull(body, frame); err != nil {
 			return bad, canceled(ctx, err)
 		}
+		l.meter.arrived(w.origin, len(frame))
 		err := l.content.put(w.chunk, w.ch, frame)
 		var ie *IntegrityError
 		switch {

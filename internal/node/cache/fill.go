@@ -123,7 +123,7 @@ func (l *Layer) missing(ctx context.Context, i int) ([]want, error) {
 		if size += int64(ch.BlobLength); size > most && len(run) > 0 {
 			break
 		}
-		run = append(run, want{chunk: i, ch: ch})
+		run = append(run, want{chunk: i, ch: ch, origin: Background})
 	}
 	return run, nil
 }

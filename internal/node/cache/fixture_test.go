@@ -133,7 +133,7 @@ func openCache(tb testing.TB, opts Options) *Cache {
 // acquire acquires a layer that is released when the test ends.
 func acquire(tb testing.TB, c *Cache, f *fixture, src blob.Source) *Layer {
 	tb.Helper()
-	l, err := c.Acquire(tb.Context(), f.device(tb), src)
+	l, err := c.Acquire(tb.Context(), f.device(tb), src, nil)
 	if err != nil {
 		tb.Fatal(err)
 	}

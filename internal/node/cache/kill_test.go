@@ -33,7 +33,7 @@ func TestKill(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l, err := c.Acquire(t.Context(), f.device(t), f.source())
+		l, err := c.Acquire(t.Context(), f.device(t), f.source(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -21,6 +21,7 @@ type Layer struct {
 	content *content
 	dev     *artifact.Device
 	src     blob.Source
+	meter   *Meter
 
 	// find and chunk ask dev without ever waiting: an error means that a page
 	// of the chunk table isn't loaded.
@@ -35,13 +36,16 @@ type Layer struct {
 	running  sync.WaitGroup // that work; Release waits for it
 }
 
-func newLayer(ctx context.Context, c *Cache, s *slot, content *content, dev *artifact.Device, src blob.Source) *Layer {
+func newLayer(ctx context.Context, c *Cache, s *slot, content *content, dev *artifact.Device, src blob.Source, meter *Meter) *Layer {
+	if meter == nil {
+		meter = &Meter{} // that nobody reads
+	}
 	// A device answers from what it has loaded whatever the context, and
 	// can't load anything with one that is canceled.
 	never, cancel := context.WithCancel(ctx)
 	cancel()
 	return &Layer{
-		cache: c, slot: s, content: content, dev: dev, src: src,
+		cache: c, slot: s, content: content, dev: dev, src: src, meter: meter,
 		find:    func(off int64) (int, error) { return dev.Find(never, off) },
 		chunk:   func(i int) (artifact.Chunk, error) { return dev.Chunk(never, i) },
 		cancels: map[int]context.CancelCauseFunc{},
@@ -153,6 +157,7 @@ func (l *Layer) PutFrame(ctx context.Context, chunk int, frame []byte) error {
 	if err != nil {
 		return err
 	}
+	l.meter.arrived(BootPack, len(frame))
 	if l.content.check(chunk, ch) {
 		return nil
 	}

@@ -52,7 +52,7 @@ func TestAcquireReleaseRace(t *testing.T) {
 		wg.Go(func() {
 			rng := rand.New(rand.NewPCG(uint64(i), 7))
 			for range 40 {
-				l, err := c.Acquire(t.Context(), f.device(t), f.source())
+				l, err := c.Acquire(t.Context(), f.device(t), f.source(), nil)
 				if err != nil {
 					t.Error(err)
 					return
@@ -133,13 +133,13 @@ func TestOneProcessAtATime(t *testing.T) {
 func TestAcquireChecks(t *testing.T) {
 	f, other := newFixture(t, 1, 100_000, 20_000), newFixture(t, 2, 50_000, 20_000)
 	c := openCache(t, Options{})
-	if _, err := c.Acquire(t.Context(), f.device(t), other.source()); err == nil {
+	if _, err := c.Acquire(t.Context(), f.device(t), other.source(), nil); err == nil {
 		t.Error("a source of another size was accepted")
 	}
 	for _, key := range []oci.Digest{"", "sha256:../../etc", "sha256:abc"} {
 		d := *f.device(t)
 		d.Key = key
-		if _, err := c.Acquire(t.Context(), &d, f.source()); err == nil {
+		if _, err := c.Acquire(t.Context(), &d, f.source(), nil); err == nil {
 			t.Errorf("device key %q was accepted", key)
 		}
 	}
@@ -151,7 +151,7 @@ func TestAcquireChecks(t *testing.T) {
 	} {
 		d := *f.device(t)
 		change(&d)
-		if _, err := c.Acquire(t.Context(), &d, f.source()); err == nil {
+		if _, err := c.Acquire(t.Context(), &d, f.source(), nil); err == nil {
 			t.Errorf("impossible device %+v was accepted", d)
 		}
 	}
@@ -210,7 +210,7 @@ func TestCloseWhileAcquired(t *testing.T) {
 	if err == nil || errors.Is(err, errWrongBytes) {
 		t.Errorf("reading after Close: %v, want an error", err)
 	}
-	if _, err := c.Acquire(t.Context(), f.device(t), f.source()); !errors.Is(err, ErrClosed) {
+	if _, err := c.Acquire(t.Context(), f.device(t), f.source(), nil); !errors.Is(err, ErrClosed) {
 		t.Errorf("acquiring after Close: %v, want ErrClosed", err)
 	}
 }

@@ -104,7 +104,7 @@ func (l *Layer) ahead(run []want, i int, window int64) []want {
 		if err != nil {
 			break // its page isn't loaded; reading on will load it
 		}
-		w := want{chunk: i, ch: ch, started: true}
+		w := want{chunk: i, ch: ch, origin: ReadAhead, started: true}
 		if c.chunks[i].Load()&(present|claimed) != 0 || c.flights[i] != nil || (len(run) > 0 && !l.fits(run, w)) {
 			break
 		}

@@ -99,7 +99,7 @@ func afterCrash(t *testing.T, f *fixture, dir string, n int) {
 			_ = flip(filepath.Join(c.dirOf(key), name), 0, n) // which may not be there yet
 		}
 	}
-	l, err := c.Acquire(t.Context(), f.device(t), f.source())
+	l, err := c.Acquire(t.Context(), f.device(t), f.source(), nil)
 	if err != nil {
 		t.Error(err)
 		return

@@ -184,7 +184,7 @@ func (m *Manager) acquire(ctx context.Context, img *image, table *artifact.Table
 	for i, n := range devices {
 		group.Go(func() (err error) {
 			dev := table.Devices[n]
-			if layers[i], err = m.opts.Cache.Acquire(ctx, dev, m.source(img, dev.Blob)); err != nil {
+			if layers[i], err = m.opts.Cache.Acquire(ctx, dev, m.source(img, dev.Blob), nil); err != nil {
 				return cacheError(fmt.Errorf("content of layer %s: %w", dev.DiffID, err))
 			}
 			return nil

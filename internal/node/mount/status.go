@@ -163,7 +163,7 @@ func (m *Manager) stored(ctx context.Context, img *image, device int) (int64, er
 	}
 	dev := table.Devices[device]
 	var l *cache.Layer
-	if l, err = m.opts.Cache.Acquire(ctx, dev, m.source(img, dev.Blob)); err != nil {
+	if l, err = m.opts.Cache.Acquire(ctx, dev, m.source(img, dev.Blob), nil); err != nil {
 		return 0, err
 	}
 	defer l.Release()
