@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"sluice/internal/blob"
 	"sluice/internal/node/cache"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
@@ -38,6 +39,7 @@ type nodeConfig struct {
 	standalone    bool
 	verbose       bool
 	decide, fetch time.Duration
+	read, recheck time.Duration
 }
 
 // The directories of the machine's node daemon, and of the one that `sluice
@@ -85,6 +87,8 @@ reads wait for the next one.`,
 	f.BoolVar(&c.remapIDs, "remap-ids", false, "map IDs of user namespaces; give containerd's\nproxy plugin the capability \"remap-ids\", too")
 	f.DurationVar(&c.decide, "decide-timeout", 10*time.Second, "look `TIME` long for a streaming artifact, then\npull the ordinary way")
 	f.DurationVar(&c.fetch, "fetch-timeout", time.Minute, "`TIME` that an artifact's metadata may take\n")
+	f.DurationVar(&c.read, "read-timeout", time.Minute, "`TIME` that a read of a container waits for content\nbefore it fails with EIO")
+	f.DurationVar(&c.recheck, "recheck", time.Minute, "`TIME` after which an image that didn't stream is\nlooked up again")
 	f.BoolVar(&c.verbose, "verbose", false, "log what goes well, too")
 	f.BoolVar(&c.standalone, "standalone", false, "no snapshotter; end with the last mount")
 	cmd.Flag("standalone").Hidden = true
@@ -166,6 +170,13 @@ func runDaemon(ctx context.Context, c nodeConfig, log *slog.Logger) (err error) 
 	return d.serve(ctx)
 }
 
+// retry is the patience with a registry: there must be time for another attempt
+// before a read gives up.
+func (c *nodeConfig) retry() blob.RetryOptions {
+	stall := min(c.read/4, 10*time.Second)
+	return blob.RetryOptions{FirstByte: stall, Idle: stall}
+}
+
 // makeDirs makes the daemon's directories.
 func (c *nodeConfig) makeDirs() (err error) {
 	if c.root, err = filepath.Abs(c.root); err != nil {
@@ -200,7 +211,7 @@ func openDaemon(ctx context.Context, c nodeConfig, log *slog.Logger) (_ *daemon,
 			err = errors.Join(err, d.close())
 		}
 	}()
-	d.cache, err = cache.Open(ctx, cache.Options{Dir: filepath.Join(c.root, "cache"), Quota: c.quota, FillBandwidth: c.fill, Log: log})
+	d.cache, err = cache.Open(ctx, cache.Options{Dir: filepath.Join(c.root, "cache"), Quota: c.quota, FillBandwidth: c.fill, FaultTimeout: c.read, Log: log})
 	if err != nil {
 		return nil, err
 	}
@@ -210,7 +221,7 @@ func openDaemon(ctx context.Context, c nodeConfig, log *slog.Logger) (_ *daemon,
 	}
 	options := mount.Options{
 		Root: c.root, Cache: d.cache, Plane: images, Registry: registries(c.plainHTTP, log),
-		Decide: c.decide, Fetch: c.fetch, Disabled: c.disabled, From: c.from, NoFill: c.noFill, Log: log,
+		Decide: c.decide, Fetch: c.fetch, Remember: c.recheck, Retry: c.retry(), Disabled: c.disabled, From: c.from, NoFill: c.noFill, Log: log,
 	}
 	if c.standalone {
 		options.Linger = 30 * 24 * time.Hour // nobody else remembers which images are wanted
@@ -226,7 +237,7 @@ func (d *daemon) openPlane(ctx context.Context) (plane.Plane, error) {
 		return nil, fmt.Errorf("find my own program, which keeps the FUSE connection: %w", err)
 	}
 	d.fuse, err = fuse.Open(ctx, fuse.Options{
-		Dir: filepath.Join(d.config.run, "plane"), HolderCommand: []string{self, "node", "holder"}, Log: d.log,
+		Dir: filepath.Join(d.config.run, "plane"), HolderCommand: []string{self, "node", "holder"}, ReadTimeout: d.config.read, Log: d.log,
 	})
 	var unsupported *plane.UnsupportedError
 	if errors.As(err, &unsupported) {
