@@ -74,7 +74,7 @@ func makeDebian(ctx context.Context, dir string, say func(string)) error {
 		return err
 	}
 	for name, tars := range map[string][]string{"1": {one}, "28": many} {
-		if err := writeLayout(filepath.Join(dir, name), tars); err != nil {
+		if err := WriteLayout(filepath.Join(dir, name), []string{"python3"}, tars); err != nil {
 			return err
 		}
 	}

@@ -15,9 +15,10 @@ import (
 	"sluice/oci"
 )
 
-// writeLayout writes an OCI image layout with one image for linux on this
-// machine's architecture, whose layers are the tars compressed by gzip -6.
-func writeLayout(dir string, tars []string) error {
+// WriteLayout writes an OCI image layout with one image for linux on this
+// machine's architecture, which runs command by default and whose layers are
+// the tars compressed by gzip -6.
+func WriteLayout(dir string, command []string, tars []string) error {
 	blobs := filepath.Join(dir, "blobs", "sha256")
 	if err := os.MkdirAll(blobs, 0o755); err != nil {
 		return err
@@ -43,7 +44,7 @@ func writeLayout(dir string, tars []string) error {
 	made := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 	config := oci.ImageConfig{Created: &made, Platform: oci.Platform{OS: "linux", Architecture: runtime.GOARCH}}
 	config.Config.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-	config.Config.Cmd = []string{"python3"}
+	config.Config.Cmd = command
 	config.RootFS.Type = "layers"
 	config.RootFS.DiffIDs = diffIDs
 	configDesc, err := jsonBlob(blobs, oci.MediaTypeImageConfig, config)

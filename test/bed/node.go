@@ -25,14 +25,21 @@ type Node struct {
 	Stargz     *Process
 	Containerd *Process
 	tools      Tools
-	bin        string // sluice
+	bin        string   // sluice
+	flags      []string // of sluice node
+}
+
+// NewNode returns a node with its state in dir, which must not lie on
+// overlayfs; nothing runs yet. flags are further ones of sluice node.
+func NewNode(t Tools, sluice, dir string, flags ...string) (*Node, error) {
+	return &Node{Dir: dir, tools: t, bin: sluice, flags: flags}, os.MkdirAll(dir, 0o711)
 }
 
 // StartNode starts both with empty state in dir, which must not lie on
 // overlayfs.
 func StartNode(ctx context.Context, t Tools, sluice, dir string) (*Node, error) {
-	n := &Node{Dir: dir, tools: t, bin: sluice}
-	if err := os.MkdirAll(dir, 0o711); err != nil {
+	n, err := NewNode(t, sluice, dir)
+	if err != nil {
 		return nil, err
 	}
 	if err := n.StartSluice(ctx); err != nil {
@@ -79,7 +86,7 @@ func (n *Node) snapshotter() string {
 
 // StartSluice starts the node daemon, again after it was stopped or killed.
 func (n *Node) StartSluice(ctx context.Context) error {
-	p, err := Start(n.Dir, "sluice", nil, n.bin, n.nodeArgs("node")...)
+	p, err := Start(n.Dir, "sluice", nil, n.bin, append(n.nodeArgs("node"), n.flags...)...)
 	if err != nil {
 		return err
 	}
