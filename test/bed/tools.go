@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 )
 
 // Tools are the programs of others, by path.
@@ -34,15 +35,39 @@ type tool struct {
 	apt      []string // Debian packages that the build needs
 }
 
-var containerdTool = tool{
-	module: "containerd",
-	packages: []string{
-		"github.com/containerd/containerd/v2/cmd/containerd",
-		"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
-		"github.com/containerd/containerd/v2/cmd/ctr",
-	},
-	env:   []string{"CGO_ENABLED=0"},
-	flags: []string{"-tags", "no_btrfs no_devmapper no_zfs no_aufs"},
+// containerdModules are the versions of containerd there are, the usual one
+// first.
+var containerdModules = []string{"containerd", "containerd-2.1", "containerd-2.2", "containerd-2.4"}
+
+// containerdTool is the containerd of one of containerdModules.
+func containerdTool(module string) tool {
+	return tool{
+		module: module,
+		packages: []string{
+			"github.com/containerd/containerd/v2/cmd/containerd",
+			"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+			"github.com/containerd/containerd/v2/cmd/ctr",
+		},
+		env:   []string{"CGO_ENABLED=0"},
+		flags: []string{"-tags", "no_btrfs no_devmapper no_zfs no_aufs"},
+	}
+}
+
+// BuildOlderAndNewer returns t with every other version of containerd that is
+// supported, built from their modules unless they are cached: by version,
+// "2.1".
+func BuildOlderAndNewer(ctx context.Context, t Tools, src string, say func(string)) (map[string]Tools, error) {
+	all := map[string]Tools{}
+	for _, module := range containerdModules[1:] {
+		dir, err := containerdTool(module).build(ctx, src, say)
+		if err != nil {
+			return nil, err
+		}
+		other := t
+		other.ContainerdDir = dir
+		all[strings.TrimPrefix(module, "containerd-")] = other
+	}
+	return all, nil
 }
 
 var runcTool = tool{
@@ -67,7 +92,7 @@ func BuildTools(ctx context.Context, src string, say func(string)) (Tools, error
 		bin  string // file below the tool's directory; empty: the directory
 		into *string
 	}{
-		{containerdTool, "", &t.ContainerdDir},
+		{containerdTool(containerdModules[0]), "", &t.ContainerdDir},
 		{runcTool, "runc", &t.Runc},
 		{craneTool, "crane", &t.Crane},
 	} {
