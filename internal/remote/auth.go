@@ -37,6 +37,13 @@ func (c Credential) GoString() string { return c.String() }
 // as in image references ("docker.io", "127.0.0.1:5000"). It is asked only when
 // a server demands authentication, and again whenever a token has run out; so it
 // should return what is valid now. It may be called concurrently.
+//
+// When the server refuses a credential (401 or 403, of the server or of where it
+// sends us for tokens), the function is asked once more, with a context of which
+// RefusalOf returns what was refused. If it then returns another credential, the
+// request is tried again and the function asked again, which should now return
+// the other one; if it returns the same, the refusal is the answer; and so it is
+// if it returns an error, whose text is added.
 type CredentialFunc func(ctx context.Context, host string) (Credential, error)
 
 // Anonymous is a CredentialFunc without credentials.
@@ -64,12 +71,20 @@ func DockerCredentials(ctx context.Context, host string) (Credential, error) {
 // forOras returns f as the auth client wants it.
 func (f CredentialFunc) forOras() auth.CredentialFunc {
 	return func(ctx context.Context, host string) (auth.Credential, error) {
-		if host == "registry-1.docker.io" {
-			host = "docker.io"
+		c, err := f(ctx, credentialHost(host))
+		if err == nil {
+			gotWith(ctx, c)
 		}
-		c, err := f(ctx, host)
 		return auth.Credential(c), err
 	}
+}
+
+// credentialHost returns the name in references of the registry at an address.
+func credentialHost(host string) string {
+	if host == "registry-1.docker.io" {
+		return "docker.io"
+	}
+	return host
 }
 
 // The scopes of tokens (https://distribution.github.io/distribution/spec/auth/scope/).

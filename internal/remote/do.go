@@ -51,8 +51,24 @@ type call struct {
 // do sends a request and returns the answer, whatever its status. Its body ends
 // with an error when ctx does or nothing comes for too long, and must be closed.
 func (r *Registry) do(ctx context.Context, c call) (*http.Response, error) {
+	refusals := 0
 	for attempt := 0; ; attempt++ {
-		resp, err := r.attempt(ctx, c)
+		l := new(login)
+		resp, err := r.attempt(context.WithValue(ctx, loginKey{}, l), c)
+		if code, reason := r.refused(c, resp, err); code != nil && !c.once && refusals < maxRefusals {
+			again, cerr := r.another(ctx, l, reason)
+			if (again || cerr != nil) && resp != nil {
+				drain(resp)
+			}
+			if cerr != nil {
+				return nil, r.ociErrorf(code, c, "%s (%v)", reason, redact(cerr))
+			}
+			if again {
+				refusals++
+				attempt--
+				continue
+			}
+		}
 		if !c.again || c.once || attempt >= r.opts.Retries || !canRetry(resp, err) {
 			return resp, err
 		}

@@ -40,13 +40,25 @@ func (r *Registry) transportError(c call, err error) error {
 	case errors.Is(err, auth.ErrBasicCredentialNotFound):
 		return r.ociErrorf(oci.ErrUnauthorized, c, "the registry wants a user name and a password, and there are none for it")
 	case errors.As(err, &token) && token.StatusCode == http.StatusUnauthorized:
-		return r.ociErrorf(oci.ErrUnauthorized, c, "no token: %v", redact(err))
+		return r.ociErrorf(oci.ErrUnauthorized, c, "no token: %s", tokenAnswer(token))
 	case errors.As(err, &token) && token.StatusCode == http.StatusForbidden:
-		return r.ociErrorf(oci.ErrDenied, c, "no token: %v", redact(err))
+		return r.ociErrorf(oci.ErrDenied, c, "no token: %s", tokenAnswer(token))
 	case errors.As(err, &token) && token.StatusCode == http.StatusTooManyRequests:
-		return r.ociErrorf(oci.ErrTooManyRequests, c, "no token: %v", redact(err))
+		return r.ociErrorf(oci.ErrTooManyRequests, c, "no token: %s", tokenAnswer(token))
 	}
 	return r.errorf(c, "%w", redact(err))
+}
+
+// tokenAnswer says what a token server answered.
+func tokenAnswer(e *errcode.ErrorResponse) string {
+	answer := fmt.Sprintf("HTTP %d", e.StatusCode)
+	if e.URL != nil {
+		answer += " of " + e.URL.Host
+	}
+	if len(e.Errors) > 0 {
+		answer += ": " + snippet([]byte(e.Errors.Error()))
+	}
+	return answer
 }
 
 // redact hides the queries of URLs in an error's text: those of redirects to

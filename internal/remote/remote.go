@@ -100,6 +100,7 @@ type Registry struct {
 	base   *url.URL // https://registry-1.docker.io
 	opts   Options  // defaults filled in
 	client *auth.Client
+	tokens *tokens // the client's
 
 	// tagIndexes is held, by sending to it, while an index of the referrers
 	// tag schema is read, changed and written.
@@ -139,15 +140,17 @@ func New(host string, opts Options) (*Registry, error) {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
+	kept := newTokens(opts.ReadTimeout)
 	return &Registry{
-		host: host,
-		base: base,
-		opts: opts,
+		host:   host,
+		base:   base,
+		opts:   opts,
+		tokens: kept,
 		client: &auth.Client{
 			Client:     &http.Client{Transport: opts.Transport},
 			Header:     http.Header{"User-Agent": {opts.UserAgent}},
 			Credential: opts.Credentials.forOras(),
-			Cache:      auth.NewCache(),
+			Cache:      kept,
 			ClientID:   opts.UserAgent,
 		},
 		tagIndexes: make(chan struct{}, 1),
