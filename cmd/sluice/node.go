@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -23,7 +22,6 @@ import (
 	"sluice/internal/node/plane"
 	"sluice/internal/node/plane/fuse"
 	"sluice/internal/node/snapshot"
-	"sluice/internal/remote"
 )
 
 // nodeConfig is the flags of `sluice node`.
@@ -340,29 +338,4 @@ func (d *daemon) serveControl(ctx context.Context, l net.Listener) error {
 		return errors.Join(err, server.Close())
 	}
 	return nil
-}
-
-// registries returns the function that finds registries by host. They share
-// connections.
-func registries(plain []string, log *slog.Logger) func(string) (mount.Registry, error) {
-	var mu sync.Mutex
-	known := make(map[string]*remote.Registry)
-	transport := remote.NewTransport()
-	return func(host string) (mount.Registry, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		if r := known[host]; r != nil {
-			return r, nil
-		}
-		opts := remote.Options{Transport: transport, Log: log}
-		if slices.Contains(plain, host) {
-			opts.PlainHTTP = remote.PlainHTTPAlways
-		}
-		r, err := remote.New(host, opts)
-		if err != nil {
-			return nil, err
-		}
-		known[host] = r
-		return r, nil
-	}
 }

@@ -216,7 +216,7 @@ func (s *stage) start(t *testing.T, im streamable, ready string) started {
 	rec := &recorder{Plane: images}
 	m, err := mount.Open(t.Context(), mount.Options{
 		Root: filepath.Join(dir, "node"), Cache: content, Plane: rec, NoFill: true, Log: log,
-		Registry: func(host string) (mount.Registry, error) { return remote.New(host, remote.Options{}) },
+		Registry: func(host, _ string) (mount.Registry, error) { return remote.New(host, remote.Options{}) },
 	})
 	must(t, err)
 	m.Settled()

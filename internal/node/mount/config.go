@@ -63,7 +63,7 @@ func (m *Manager) local(ctx context.Context, r oci.Reference) (Image, error) {
 }
 
 func (m *Manager) pullChecked(ctx context.Context, r oci.Reference) (Image, []byte, error) {
-	reg, err := m.opts.Registry(r.Registry)
+	reg, err := m.opts.Registry(r.Registry, r.Repository)
 	if err != nil {
 		return Image{}, nil, notStreaming(RegistryUnavailable, "registry %s: %w", r.Registry, err)
 	}

@@ -215,7 +215,7 @@ func (n *node) start() *mount.Manager {
 		opts.Root = filepath.Join(n.root, "node")
 	}
 	opts.Cache, opts.Plane, opts.Log = n.cache, n.plane, log
-	opts.Registry = func(host string) (mount.Registry, error) {
+	opts.Registry = func(host, _ string) (mount.Registry, error) {
 		if host != testHost {
 			return nil, fmt.Errorf("no such host %s", host)
 		}

@@ -36,9 +36,11 @@ type Options struct {
 	Cache *cache.Cache
 	Plane plane.Plane
 
-	// Registry returns the registry of a host as in references: "docker.io",
-	// "127.0.0.1:5000". It is called for every use, so it should be quick.
-	Registry func(host string) (Registry, error)
+	// Registry returns where to read a repository of a registry, whose host is
+	// spelled as in references: "docker.io", "127.0.0.1:5000". Credentials and
+	// mirrors are per repository. It is called for every use, so it should be
+	// quick.
+	Registry func(host, repository string) (Registry, error)
 
 	// Platform is what images must be for; the zero value is this machine's.
 	Platform oci.Platform

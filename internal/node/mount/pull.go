@@ -168,7 +168,7 @@ func (m *Manager) run(ctx context.Context, c *call, ref oci.Reference, s subject
 
 // pull finds an image's artifact and brings home what a mount needs.
 func (m *Manager) pull(ctx context.Context, ref oci.Reference, s subject) (*image, error) {
-	reg, err := m.opts.Registry(s.registry)
+	reg, err := m.opts.Registry(s.registry, s.repository)
 	if err != nil {
 		return nil, notStreaming(RegistryUnavailable, "registry %s: %w", s.registry, err)
 	}

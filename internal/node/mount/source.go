@@ -58,7 +58,7 @@ func (m *Manager) source(img *image, desc oci.Descriptor) blob.Source {
 			return append([]origin(nil), img.origins...)
 		},
 		open: func(o origin) (blob.Source, error) {
-			reg, err := m.opts.Registry(o.Registry)
+			reg, err := m.opts.Registry(o.Registry, o.Repository)
 			if err != nil {
 				return nil, err
 			}

@@ -101,7 +101,7 @@ func manager(t *testing.T, reg mount.Registry) *mount.Manager {
 	p := local.New(devices)
 	m, err := mount.Open(t.Context(), mount.Options{
 		Root: filepath.Join(dir, "node"), Cache: c, Plane: p, Log: slog.New(slog.DiscardHandler),
-		Registry: func(string) (mount.Registry, error) { return reg, nil },
+		Registry: func(_, _ string) (mount.Registry, error) { return reg, nil },
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -28,7 +28,7 @@ func serve(t *testing.T) string {
 	m, err := mount.Open(t.Context(), mount.Options{
 		Root: filepath.Join(dir, "node"), Cache: c,
 		Plane:    mount.NoPlane(&plane.UnsupportedError{Reasons: []string{"a test has no kernel"}}),
-		Registry: func(string) (mount.Registry, error) { return nil, errors.New("no network") },
+		Registry: func(_, _ string) (mount.Registry, error) { return nil, errors.New("no network") },
 	})
 	if err != nil {
 		t.Fatal(err)
