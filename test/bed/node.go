@@ -27,6 +27,7 @@ type Node struct {
 	tools      Tools
 	bin        string   // sluice
 	flags      []string // of sluice node
+	cri        *CRI     // nil: without
 }
 
 // NewNode returns a node with its state in dir, which must not lie on
@@ -132,10 +133,14 @@ func (n *Node) StartContainerd(ctx context.Context) error {
 // containerdConfig is the least that pulls and runs with both snapshotters:
 // what docs/containerd.md tells people to write, in private directories.
 func (n *Node) containerdConfig() string {
+	disabled, capabilities, cri := criPlugins, "", ""
+	if n.cri != nil {
+		disabled, capabilities, cri = "", n.cri.capabilities(), n.cri.config(n)
+	}
 	return fmt.Sprintf(`version = 3
 root = %[1]q
 state = %[2]q
-disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp", "io.containerd.nri.v1.nri"]
+disabled_plugins = [%[7]s"io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp", "io.containerd.nri.v1.nri"]
 [grpc]
   address = %[3]q
 [ttrpc]
@@ -143,6 +148,7 @@ disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime
 [proxy_plugins.%[6]s]
   type = "snapshot"
   address = %[4]q
+  %[8]s
   [proxy_plugins.%[6]s.exports]
     root = %[5]q
     enable_remote_snapshot_annotations = "true"
@@ -152,8 +158,8 @@ disabled_plugins = ["io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime
 [[plugins."io.containerd.transfer.v1.local".unpack_config]]
   platform = "linux"
   snapshotter = %[6]q
-`, filepath.Join(n.Dir, "containerd"), filepath.Join(n.Dir, "state"), n.containerdSocket(),
-		n.socket(), filepath.Join(n.Dir, n.snapshotter()), n.snapshotter())
+%[9]s`, filepath.Join(n.Dir, "containerd"), filepath.Join(n.Dir, "state"), n.containerdSocket(),
+		n.socket(), filepath.Join(n.Dir, n.snapshotter()), n.snapshotter(), disabled, capabilities, cri)
 }
 
 func (n *Node) containerdSocket() string { return filepath.Join(n.Dir, "containerd.sock") }
