@@ -27,7 +27,9 @@ import (
 // nodeConfig is the flags of `sluice node`.
 type nodeConfig struct {
 	root, run     string
-	quota, fill   int64
+	quota, free   cache.Space
+	low           float64
+	fill          int64
 	noFill        bool
 	disabled      bool
 	from          []string
@@ -75,7 +77,7 @@ reads wait for the next one.`,
 	f := cmd.Flags()
 	f.StringVar(&c.root, "root", nodeRoot, "`DIR` of images and content; not on overlayfs\n")
 	f.StringVar(&c.run, "run", "", "`DIR` of sockets, on a tmpfs (default\n"+nodeRun+"; for another --root one beneath it)")
-	f.Int64Var(&c.quota, "cache-quota", 0, "`BYTES` of disk for content; 0: no limit")
+	c.registerCache(f)
 	f.Int64Var(&c.fill, "fill-bandwidth", 0, "`BYTES` per second for content that nobody waits\nfor; 0: no limit")
 	f.BoolVar(&c.noFill, "no-fill", false, "fetch content only when it is read")
 	f.StringArrayVar(&c.from, "from", nil, "registry to stream from, as HOST or HOST:PORT; may be repeated; images of others are pulled the ordinary way (default: any)")
@@ -209,7 +211,7 @@ func openDaemon(ctx context.Context, c nodeConfig, log *slog.Logger) (_ *daemon,
 			err = errors.Join(err, d.close())
 		}
 	}()
-	d.cache, err = cache.Open(ctx, cache.Options{Dir: filepath.Join(c.root, "cache"), Quota: c.quota, FillBandwidth: c.fill, FaultTimeout: c.read, Log: log})
+	d.cache, err = cache.Open(ctx, cache.Options{Dir: filepath.Join(c.root, "cache"), Quota: c.quota, Free: c.free, Low: c.low, FillBandwidth: c.fill, FaultTimeout: c.read, Log: log})
 	if err != nil {
 		return nil, err
 	}

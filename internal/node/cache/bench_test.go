@@ -76,6 +76,6 @@ func BenchmarkFill(b *testing.B) {
 			b.Fatal(err)
 		}
 		l.Release()
-		c.Prune()
+		prune(b, c)
 	}
 }

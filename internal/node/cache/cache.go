@@ -49,11 +49,17 @@ type Options struct {
 	// has it.
 	Dir string
 
-	// Quota is how many bytes of disk the cache may have; 0 is no bound.
-	// Layers that nobody has acquired are evicted for it, least recently used
-	// first, and Fill stops at it. What running containers read is stored
-	// even so: it has to be read anyway.
-	Quota int64
+	// Quota is how much disk the cache may have; 0 is no bound. Free is how
+	// much of the file system it leaves to others. From the lesser of both
+	// follows the high mark: when it is passed, layers are evicted, from
+	// Settled on, until the cache is down to Low percent of it (default 90).
+	// First go the layers that no image has, then the least recently used,
+	// never pinned ones nor those that somebody has acquired. Fill stops at
+	// the high mark, or for layers that only it has acquired at the low one.
+	// What running containers read is stored even so: an ordinary pull would
+	// have needed the disk for it before they started.
+	Quota, Free Space
+	Low         float64
 
 	// FaultTimeout bounds how long a ReadAt waits for content; default 60 s.
 	FaultTimeout time.Duration
@@ -87,6 +93,9 @@ func (o Options) withDefaults() Options {
 	case o.ReadAhead < 0:
 		o.ReadAhead = 0
 	}
+	if o.Low <= 0 || o.Low > 100 {
+		o.Low = 90
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -108,8 +117,15 @@ const (
 	// logged.
 	logInterval = 30 * time.Second
 
+	// complainInterval is likewise for complaints about the disk as a whole.
+	complainInterval = 10 * time.Minute
+
 	// lockPatience is how long Open waits for an earlier process to end.
 	lockPatience = 10 * time.Second
+
+	// lookInterval is how often the disk is looked at while nothing is
+	// written here, because others write to it too. It is kubelet's interval.
+	lookInterval = 10 * time.Second
 )
 
 // Cache is a directory of cached layers. It may be used concurrently.
@@ -121,7 +137,11 @@ type Cache struct {
 	traffic *traffic
 	limiter *rate.Limiter // of all Fills
 	stats   *stats
-	full    atomic.Bool // a write found no space since the flusher last looked
+	full    atomic.Bool                                // a write found no space since the flusher last looked
+	needs   atomic.Pointer[func() map[oci.Digest]Need] // nil before Settled
+
+	// These keep a disk that is full for days from filling the log.
+	writeErrors, diskErrors, inUse rate.Sometimes
 
 	// mu guards slots, the fields of each slot that say so, and closed.
 	// Nothing blocks while it is held. Order: slot.mu, content.flushing,
@@ -130,6 +150,7 @@ type Cache struct {
 	slots  map[oci.Digest]*slot
 	closed bool
 
+	dirty   chan struct{} // there is something to flush, in a while
 	kick    chan struct{} // wakes the flusher early
 	stop    chan struct{} // closed by Close
 	boot    string        // see bootID
@@ -146,7 +167,7 @@ type slot struct {
 	// Guarded by Cache.mu. content changes only with slot.mu held too.
 	content *content // nil unless open
 	refs    int      // Layers, and calls of Acquire under way
-	bytes   int64    // on disk, when it was last closed
+	disk    onDisk   // when it was last closed
 	used    time.Time
 }
 
@@ -167,9 +188,14 @@ func Open(ctx context.Context, opts Options) (*Cache, error) {
 		limiter: blob.Bandwidth(opts.FillBandwidth),
 		stats:   &stats{},
 		slots:   map[oci.Digest]*slot{},
+		dirty:   make(chan struct{}, 1),
 		kick:    make(chan struct{}, 1),
 		stop:    make(chan struct{}),
 		boot:    bootID(),
+
+		writeErrors: rate.Sometimes{First: 1, Interval: logInterval},
+		diskErrors:  rate.Sometimes{First: 1, Interval: complainInterval},
+		inUse:       rate.Sometimes{First: 1, Interval: complainInterval},
 	}
 	if err := c.scan(); err != nil {
 		lock.Close()
@@ -224,7 +250,7 @@ func (c *Cache) scan() error {
 		if !ok || !e.IsDir() {
 			continue // not ours
 		}
-		s := &slot{key: key, bytes: diskUsage(path)}
+		s := &slot{key: key, disk: inspect(path)}
 		if info, err := e.Info(); err == nil {
 			s.used = info.ModTime()
 		}
@@ -273,7 +299,7 @@ func (c *Cache) Acquire(ctx context.Context, dev *artifact.Device, src blob.Sour
 	}
 	s := c.slots[dev.Key]
 	if s == nil {
-		s = &slot{key: dev.Key}
+		s = &slot{key: dev.Key, used: time.Now()}
 		c.slots[dev.Key] = s
 	}
 	s.refs++
@@ -281,7 +307,7 @@ func (c *Cache) Acquire(ctx context.Context, dev *artifact.Device, src blob.Sour
 
 	content, err := c.open(s, shape)
 	if err != nil {
-		c.release(s)
+		c.release(s, false)
 		return nil, err
 	}
 	return newLayer(ctx, c, s, content, dev, src, meter), nil
@@ -301,15 +327,14 @@ func (c *Cache) open(s *slot, shape shape) (*content, error) {
 		return have, nil
 	}
 	dir := c.dirOf(s.key)
-	env := environment{buffers: c.buffers, stats: c.stats, log: c.log.With("layer", s.key), wake: c.wake, boot: c.boot}
-	opened, err := openContent(dir, shape, env)
-	if errors.Is(err, unix.ENOSPC) && c.evict(0) > 0 {
-		opened, err = openContent(dir, shape, env)
+	env := environment{
+		buffers: c.buffers, stats: c.stats, log: c.log.With("layer", s.key), boot: c.boot,
+		dirtied: c.dirtied, wake: c.wake, writeErrors: &c.writeErrors,
 	}
+	opened, err := openContent(dir, shape, env)
 	if err != nil {
 		return nil, err
 	}
-	touch(dir)
 	c.mu.Lock()
 	closed := c.closed // and then Close doesn't know of opened
 	if !closed {
@@ -328,21 +353,16 @@ func (c *Cache) contentOf(s *slot) *content {
 	return s.content
 }
 
-// touch records that a layer was used, for eviction after a restart. It may
-// get lost: it's a hint.
-func touch(dir string) {
-	now := time.Now()
-	_ = os.Chtimes(dir, now, now)
-}
-
 // release gives up one reference to the slot, and with the last one its
-// files.
-func (c *Cache) release(s *slot) {
+// files. used tells that the layer was wanted, not merely filled.
+func (c *Cache) release(s *slot, used bool) {
 	c.mu.Lock()
 	s.refs--
-	s.used = time.Now()
+	if used {
+		s.used = time.Now()
+	}
 	last := s.refs == 0
-	if last && s.content == nil && s.bytes == 0 {
+	if last && s.content == nil && s.disk == (onDisk{}) {
 		delete(c.slots, s.key) // an Acquire that failed
 	}
 	c.mu.Unlock()
@@ -370,10 +390,15 @@ func (c *Cache) closeIdle(s *slot) {
 	if err := open.close(); err != nil {
 		c.log.Warn("closing a cached layer", "error", err)
 	}
-	touch(open.dir)
+	found := inspect(open.dir)
 	c.mu.Lock()
-	s.bytes = diskUsage(open.dir)
+	s.disk = found
+	used := s.used
+	if s.refs == 0 && found == (onDisk{}) {
+		delete(c.slots, s.key) // the disk has taken nothing of it
+	}
 	c.mu.Unlock()
+	touch(open.dir, used)
 }
 
 // Close makes everything durable that can be, and gives up the directory.
@@ -396,6 +421,14 @@ func (c *Cache) Close() error {
 	return errors.Join(append(errs, c.lock.Close())...)
 }
 
+// dirtied makes the flusher look in a while.
+func (c *Cache) dirtied() {
+	select {
+	case c.dirty <- struct{}{}:
+	default:
+	}
+}
+
 // wake makes the flusher look now. full tells that the disk is.
 func (c *Cache) wake(full bool) {
 	if full {
@@ -407,33 +440,42 @@ func (c *Cache) wake(full bool) {
 	}
 }
 
-// flusher makes new content durable, and makes room where the quota or the
-// disk asks for it.
+// flusher makes new content durable, some time after a wake, and makes room
+// where the marks or the disk ask for it. It sleeps while there is nothing new.
 func (c *Cache) flusher() {
-	tick := time.NewTicker(c.opts.FlushInterval)
-	defer tick.Stop()
+	look := time.NewTicker(lookInterval)
+	defer look.Stop()
+	due, armed := time.NewTimer(c.opts.FlushInterval), true
+	defer due.Stop()
 	for {
 		select {
 		case <-c.stop:
 			return
-		case <-tick.C:
+		case <-look.C:
+			if c.opts.Free != (Space{}) {
+				c.makeRoom()
+			}
+			continue
+		case <-c.dirty:
+			if !armed {
+				due.Reset(c.opts.FlushInterval)
+				armed = true
+			}
+			continue
+		case <-due.C:
 		case <-c.kick:
+			due.Stop()
 		}
-		// Nothing new, no need for room: in particular not while a restarted
-		// node is still acquiring what its mounts use.
-		grown := c.full.Load()
+		armed = false
 		for _, o := range c.opened() {
 			if !o.dirty() {
 				continue
 			}
-			grown = true
 			if err := o.flush(); err != nil {
-				c.log.Error("making cached content durable", "error", err)
+				c.writeErrors.Do(func() { c.log.Error("making cached content durable", "error", err) })
 			}
 		}
-		if grown {
-			c.makeRoom()
-		}
+		c.makeRoom()
 	}
 }
 

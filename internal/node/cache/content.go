@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
@@ -57,10 +58,16 @@ const (
 type content struct {
 	shape
 	environment
-	dir    string
+	dir string
+
+	// The files, set before homeless turns false, and not changed later.
 	data   *os.File
 	state  *os.File
 	recent *os.File // nil: nothing is recorded before it is on disk
+
+	// homeless: the files couldn't be made yet. Content is served from memory
+	// until they can be.
+	homeless atomic.Bool
 
 	// chunks has a chunk's bits, crcs the CRC-32C of its decoded bytes, valid
 	// while it is present or claimed. Written before the bit is set.
@@ -83,10 +90,10 @@ type content struct {
 	// flushing serialises flush and close. Taken before mu.
 	flushing sync.Mutex
 	closed   bool          // guarded by flushing
+	tried    time.Time     // guarded by flushing: when the files were last tried to be made
 	filling  chan struct{} // holds a token while nobody fills
 
-	// These keep a disk or a source that is broken from filling the log.
-	writeErrors, damage rate.Sometimes
+	damage rate.Sometimes // keeps a disk or a source that is broken from filling the log
 }
 
 // environment is what a content has from its Cache.
@@ -94,9 +101,15 @@ type environment struct {
 	buffers *buffers
 	stats   *stats
 	log     *slog.Logger
-	wake    func(full bool) // asks for a flush, or for room
-	boot    string          // see bootID
+	boot    string // see bootID
+
+	dirtied     func()          // asks for a flush in a while
+	wake        func(full bool) // asks for a flush now, or for room
+	writeErrors *rate.Sometimes // of the whole cache: it has one disk
 }
+
+// homeInterval is how often a layer that has no files tries to make them.
+const homeInterval = time.Second
 
 // maxUnstored bounds the chunks of a layer that stay in memory because the
 // disk doesn't take them.
@@ -107,12 +120,11 @@ const maxUnstored = 8
 func openContent(dir string, s shape, env environment) (*content, error) {
 	c := &content{
 		shape: s, dir: dir, environment: env,
-		chunks:      make([]atomic.Uint32, s.count),
-		crcs:        make([]atomic.Uint32, s.count),
-		flights:     map[int]*flight{},
-		filling:     make(chan struct{}, 1),
-		writeErrors: rate.Sometimes{First: 1, Interval: logInterval},
-		damage:      rate.Sometimes{First: 5, Interval: logInterval},
+		chunks:  make([]atomic.Uint32, s.count),
+		crcs:    make([]atomic.Uint32, s.count),
+		flights: map[int]*flight{},
+		filling: make(chan struct{}, 1),
+		damage:  rate.Sometimes{First: 5, Interval: logInterval},
 	}
 	c.filling <- struct{}{}
 	if reason, err := os.ReadFile(filepath.Join(dir, quarantineFile)); err == nil {
@@ -123,14 +135,62 @@ func openContent(dir string, s shape, env environment) (*content, error) {
 		if !errors.Is(err, os.ErrNotExist) {
 			c.log.Warn("discarding a cached layer whose files are damaged", "dir", dir, "error", err)
 		}
-		err = c.create()
+		c.closeFiles()
+		c.homeless.Store(true)
+		// A disk that doesn't take the layer only costs speed.
+		if c.provide() != nil {
+			return c, nil
+		}
+		err = nil
 	}
 	if err != nil {
 		c.closeFiles()
 		return nil, fmt.Errorf("cache of layer %s: %w", s.key, err)
 	}
 	c.openRecent()
+	if len(c.pending) > 0 {
+		c.dirtied()
+	}
 	return c, nil
+}
+
+// provide makes the files of a layer that has none, if it's time to try. They
+// have no file recent then, which only costs.
+func (c *content) provide() error {
+	c.flushing.Lock()
+	defer c.flushing.Unlock()
+	if !c.homeless.Load() {
+		return nil
+	}
+	if c.closed {
+		return os.ErrClosed
+	}
+	if time.Since(c.tried) < homeInterval {
+		return errHomeless
+	}
+	c.tried = time.Now()
+	if err := c.create(); err != nil {
+		c.closeFiles()
+		c.failed(err)
+		return err
+	}
+	c.homeless.Store(false)
+	return nil
+}
+
+// errHomeless is the error of writing what has no file to be written to.
+var errHomeless = errors.New("the layer's files can't be made")
+
+// failed takes note that the disk did not take something.
+func (c *content) failed(err error) {
+	c.stats.writeErrors.Add(1)
+	c.failing.Store(true)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		c.wake(true)
+	}
+	c.writeErrors.Do(func() {
+		c.log.Warn("cannot write to the cache; content is served from memory and fetched again when needed", "error", err)
+	})
 }
 
 // passing reports whether an error of opening files says nothing about them.
@@ -146,10 +206,10 @@ func passing(err error) bool {
 // open opens what an earlier process left. An error that isn't passing means
 // that it is to be discarded.
 func (c *content) open() (err error) {
-	if c.state, err = os.OpenFile(filepath.Join(c.dir, stateFile), os.O_RDWR, 0); err != nil {
+	if c.state, err = openFile(filepath.Join(c.dir, stateFile)); err != nil {
 		return err
 	}
-	if c.data, err = os.OpenFile(filepath.Join(c.dir, dataFile), os.O_RDWR, 0); err != nil {
+	if c.data, err = openFile(filepath.Join(c.dir, dataFile)); err != nil {
 		return err
 	}
 	info, err := c.data.Stat()
@@ -187,6 +247,16 @@ func (c *content) open() (err error) {
 	}
 	c.stored.Store(allocated(c.data))
 	return nil
+}
+
+// openFile opens a file for reading and writing; only for reading where the
+// file system has become read-only, as ext4 does after errors.
+func openFile(name string) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if errors.Is(err, unix.EROFS) {
+		return os.Open(name)
+	}
+	return f, err
 }
 
 // readComplete reports whether the marker of a complete layer is there, and
@@ -287,6 +357,7 @@ func (c *content) distrust(i int, err error) {
 	if errors.Is(err, os.ErrClosed) {
 		return // nothing is wrong with the disk
 	}
+	c.checkSize()
 	c.damage.Do(func() {
 		c.log.Warn("a cached chunk is damaged on disk; it will be fetched again", "chunk", i, "error", err)
 	})
@@ -342,15 +413,14 @@ func (c *content) store(i int, ch artifact.Chunk, b []byte) error {
 	if bad := c.bad.Load(); bad != nil {
 		return bad
 	}
-	if _, err := c.data.WriteAt(b, ch.Offset); err != nil {
-		c.stats.writeErrors.Add(1)
-		c.failing.Store(true)
-		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-			c.wake(true)
+	if c.homeless.Load() {
+		if err := c.provide(); err != nil {
+			return fmt.Errorf("cache of layer %s: %w", c.key, err)
 		}
-		c.writeErrors.Do(func() {
-			c.log.Warn("cannot write to the cache; content is served from memory and fetched again when needed", "error", err)
-		})
+	}
+	c.checkSize()
+	if _, err := c.data.WriteAt(b, ch.Offset); err != nil {
+		c.failed(err)
 		return fmt.Errorf("cache of layer %s: %w", c.key, err)
 	}
 	if c.failing.Load() {
@@ -363,14 +433,38 @@ func (c *content) store(i int, ch artifact.Chunk, b []byte) error {
 	c.remember(i)
 	c.stored.Add(int64(len(b)))
 	c.mu.Lock()
+	first := len(c.pending) == 0
 	c.pending = append(c.pending, i)
 	c.unsynced += int64(len(b))
 	much := c.unsynced >= flushAt
 	c.mu.Unlock()
 	if much {
 		c.wake(false)
+	} else if first {
+		c.dirtied()
 	}
 	return nil
+}
+
+// checkSize notices when somebody has truncated the data file, before a write
+// makes it long again, with a hole: then no chunk counts as present until its
+// CRC has been checked again.
+func (c *content) checkSize() {
+	info, err := c.data.Stat()
+	if err != nil || info.Size() == c.size {
+		return
+	}
+	c.damage.Do(func() {
+		c.log.Warn("a cached layer's file has been truncated; what is missing will be fetched again", "size", info.Size(), "want", c.size)
+	})
+	for i := range c.chunks {
+		if c.has(i) {
+			c.chunks[i].Or(claimed)
+			c.chunks[i].And(^uint32(present))
+		}
+	}
+	c.stored.Store(allocated(c.data))
+	_ = c.data.Truncate(c.size) // or else the next process discards the file
 }
 
 // flush makes what is present durable: data first, then the record of it. If

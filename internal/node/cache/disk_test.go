@@ -30,6 +30,7 @@ func TestDiskFull(t *testing.T) {
 	f := newFixture(t, 1, 4<<20, 64<<10)
 	idle := newFixture(t, 2, 300_000, 64<<10)
 	c := openCache(t, Options{Dir: filepath.Join(dir, "cache"), FlushInterval: 5 * time.Millisecond})
+	c.Settled(nil)
 	li := acquire(t, c, idle, idle.source())
 	mustRead(t, li, idle, 0, 300_000)
 	li.Release()

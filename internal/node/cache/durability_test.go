@@ -158,7 +158,7 @@ func TestQuarantine(t *testing.T) {
 	if err := acquireError(t, c, f); !errors.As(err, &ie) {
 		t.Errorf("Acquire after a restart: %v, want an IntegrityError", err)
 	}
-	c.Prune()
+	prune(t, c)
 	if err := acquireError(t, c, f); err != nil {
 		t.Errorf("Acquire after Prune: %v", err)
 	}

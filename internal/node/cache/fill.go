@@ -42,6 +42,7 @@ func (l *Layer) Fill(ctx context.Context) error {
 		return err
 	}
 	defer done()
+	l.filled.Store(true)
 	c := l.content
 	select {
 	case <-c.filling:
@@ -136,7 +137,7 @@ func (l *Layer) fillRun(ctx context.Context, src frames, run []want) error {
 	for _, w := range run {
 		decoded += int64(w.ch.Length)
 	}
-	if err := l.cache.room(decoded); err != nil {
+	if err := l.cache.room(l.slot, decoded); err != nil {
 		return err
 	}
 	if err := l.cache.traffic.fill(ctx); err != nil {
@@ -213,6 +214,9 @@ func (c *content) setComplete() error {
 	defer c.flushing.Unlock()
 	if c.closed {
 		return ErrClosed
+	}
+	if c.homeless.Load() {
+		return fmt.Errorf("recording that it is complete: %w", errHomeless)
 	}
 	b := c.emptyState()
 	for i := range c.count {

@@ -130,6 +130,17 @@ func openCache(tb testing.TB, opts Options) *Cache {
 	return c
 }
 
+// prune removes what nobody has acquired.
+func prune(tb testing.TB, c *Cache) Pruned {
+	tb.Helper()
+	c.Settled(nil)
+	p, err := c.Prune(tb.Context(), PruneOptions{})
+	if err != nil {
+		tb.Error(err)
+	}
+	return p
+}
+
 // acquire acquires a layer that is released when the test ends.
 func acquire(tb testing.TB, c *Cache, f *fixture, src blob.Source) *Layer {
 	tb.Helper()

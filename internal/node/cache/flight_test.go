@@ -88,7 +88,7 @@ func TestRemoveInUse(t *testing.T) {
 	f := newFixture(t, 1, 100_000, 20_000)
 	c := openCache(t, Options{})
 	l := acquire(t, c, f, f.source())
-	for _, s := range []*slot{l.slot, {key: l.slot.key, bytes: 1}} { // the second: of an earlier life
+	for _, s := range []*slot{l.slot, {key: l.slot.key, disk: onDisk{bytes: 1}}} { // the second: of an earlier life
 		if n := c.remove(s); n != 0 {
 			t.Errorf("removed %d bytes of a layer in use", n)
 		}

@@ -51,7 +51,7 @@ func TestKill(t *testing.T) {
 		}
 		l.Release()
 		if n < kills/2 {
-			c.Prune() // begin anew, to catch the creation, too
+			prune(t, c) // begin anew, to catch the creation, too
 		}
 		if err := c.Close(); err != nil {
 			t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -27,6 +28,8 @@ type Layer struct {
 	// of the chunk table isn't loaded.
 	find  func(off int64) (int, error)
 	chunk func(i int) (artifact.Chunk, error)
+
+	filled atomic.Bool // Fill was called: it was not acquired to be read
 
 	// mu guards what follows. It's a leaf lock.
 	mu       sync.Mutex
@@ -183,7 +186,7 @@ func (l *Layer) Release() {
 	}
 	l.mu.Unlock()
 	l.running.Wait()
-	l.cache.release(l.slot)
+	l.cache.release(l.slot, !l.filled.Load())
 }
 
 // begin registers work that Release has to stop and to wait for. The work

@@ -62,20 +62,21 @@ func TestAcquireReleaseRace(t *testing.T) {
 				}
 				l.Release()
 				if rng.IntN(3) == 0 {
-					c.Prune()
+					prune(t, c)
 				}
 			}
 		})
 	}
 	wg.Wait()
-	c.Prune()
+	prune(t, c)
 	if u := c.Usage(); u.Bytes != 0 || u.Layers != 0 || u.Acquired != 0 {
 		t.Errorf("after Prune: %+v, want nothing", u)
 	}
 }
 
 func TestEviction(t *testing.T) {
-	c := openCache(t, Options{Quota: 7 << 19, FlushInterval: time.Hour})
+	c := openCache(t, Options{Quota: Space{Bytes: 7 << 19}, FlushInterval: time.Hour})
+	c.Settled(nil)
 	var fs []*fixture
 	for i := range 4 {
 		fs = append(fs, newFixture(t, uint64(i), 1<<20, 64<<10))
@@ -100,7 +101,7 @@ func TestEviction(t *testing.T) {
 			t.Errorf("layer %d in the cache: %v, want %v", i, err == nil, want)
 		}
 	}
-	if u := c.Usage(); u.Bytes > u.Quota || u.Acquired != 2 {
+	if u := c.Usage(); u.Bytes > u.High || u.Acquired != 2 {
 		t.Errorf("usage %+v, want at most the quota and two acquired", u)
 	}
 	big := newFixture(t, 9, 2<<20, 64<<10)

@@ -226,8 +226,9 @@ func (m *Manager) Close() error {
 // From then on it collects what nobody owns.
 func (m *Manager) Settled() {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	m.settled = true
+	m.mu.Unlock()
+	m.opts.Cache.Settled(m.needs)
 }
 
 func (m *Manager) imagesDir() string { return filepath.Join(m.opts.Root, "images") }

@@ -75,7 +75,7 @@ func (m *Manager) Status(ctx context.Context) Status {
 		Pulls:   pulls,
 		Claims:  m.Claims(),
 		Traffic: Traffic{Requests: m.counter.Requests.Load(), Failures: m.counter.Failures.Load(), Bytes: m.counter.Bytes.Load()},
-		Cache:   CacheStatus{Bytes: usage.Bytes, Quota: usage.Quota, Layers: usage.Layers, Faults: stats.Faults, Corrupt: stats.Corrupt},
+		Cache:   CacheStatus{Bytes: usage.Bytes, Quota: usage.High, Layers: usage.Layers, Faults: stats.Faults, Corrupt: stats.Corrupt},
 	}
 	for _, img := range list {
 		s.Images = append(s.Images, m.imageStatus(ctx, img))

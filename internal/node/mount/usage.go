@@ -1,0 +1,54 @@
+package mount
+
+import (
+	"context"
+	"path/filepath"
+
+	"sluice/internal/node/cache"
+	"sluice/oci"
+)
+
+// filePinned, in an image's directory, exists while the image is pinned.
+const filePinned = "pinned"
+
+func (img *image) pinned() bool { return exists(filepath.Join(img.dir, filePinned)) }
+
+// needs returns what this node's images want of the cache's layers.
+func (m *Manager) needs() map[oci.Digest]cache.Need {
+	needs := make(map[oci.Digest]cache.Need)
+	for _, img := range m.list() {
+		need := cache.Needed
+		if img.pinned() {
+			need = cache.Pinned
+		}
+		for _, key := range m.keys(context.Background(), img) {
+			needs[key] = max(needs[key], need)
+		}
+	}
+	return needs
+}
+
+// list returns all images.
+func (m *Manager) list() []*image {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := make([]*image, 0, len(m.images))
+	for _, img := range m.images {
+		all = append(all, img)
+	}
+	return all
+}
+
+// keys returns the keys of an image's devices, none if its chunk table can't be
+// read.
+func (m *Manager) keys(ctx context.Context, img *image) []oci.Digest {
+	table, err := m.openTable(ctx, img)
+	if err != nil {
+		return nil
+	}
+	keys := make([]oci.Digest, len(table.Devices))
+	for i, dev := range table.Devices {
+		keys[i] = dev.Key
+	}
+	return keys
+}
