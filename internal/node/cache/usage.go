@@ -52,6 +52,7 @@ func (c *Cache) Usage() Usage {
 type LayerUsage struct {
 	Key         oci.Digest
 	Bytes       int64 // of disk
+	Content     int64 // of Bytes: of the device's own content, about
 	Size        int64 // of the whole device; 0: not known, or quarantined
 	Complete    bool  // all of it is here
 	Quarantined bool  // it isn't what its digest says, and kept only as a warning
@@ -85,11 +86,12 @@ func (c *Cache) Layer(key oci.Digest) (u LayerUsage, found bool) {
 // usage describes the slot. Cache.mu is held.
 func (s *slot) usage() LayerUsage {
 	u := LayerUsage{
-		Key: s.key, Bytes: s.size(), Size: s.disk.size, Complete: s.disk.complete, Quarantined: s.disk.quarantined,
+		Key: s.key, Bytes: s.size(), Content: s.disk.content, Size: s.disk.size, Complete: s.disk.complete, Quarantined: s.disk.quarantined,
 		InUse: s.refs > 0, Used: s.used,
 	}
 	if c := s.content; c != nil {
-		u.Size, u.Complete, u.Quarantined = c.size, c.complete.Load(), c.bad.Load() != nil
+		u.Content, u.Size = c.stored.Load(), c.size
+		u.Complete, u.Quarantined = c.complete.Load(), c.bad.Load() != nil
 	}
 	if u.InUse {
 		u.Used = time.Now()
@@ -107,7 +109,7 @@ func (s *slot) size() int64 {
 
 // onDisk is what the files of a layer say without being opened.
 type onDisk struct {
-	bytes                 int64 // of disk that they have
+	bytes, content        int64 // of disk that all of them have, and data
 	size                  int64 // of the device
 	complete, quarantined bool
 }
@@ -128,7 +130,7 @@ func inspect(dir string) (d onDisk) {
 		d.bytes += st.Blocks * 512
 		switch name {
 		case dataFile:
-			d.size = st.Size
+			d.size, d.content = st.Size, st.Blocks*512
 		case completeFile:
 			d.complete = true
 		case quarantineFile:

@@ -111,16 +111,16 @@ func (m *Manager) queueFill(id oci.Digest) {
 	}
 }
 
-// resumeFills queues what an earlier process didn't finish.
-func (m *Manager) resumeFills() {
-	m.mu.Lock()
-	ids := make([]oci.Digest, 0, len(m.images))
-	for id := range m.images {
-		ids = append(ids, id)
-	}
-	m.mu.Unlock()
-	for _, id := range ids {
-		m.queueFill(id)
+// resumeFills queues what an earlier process didn't finish, but not images that
+// lost content to the cache's bounds: they wait until they are mounted again.
+func (m *Manager) resumeFills(ctx context.Context) {
+	for _, img := range m.list() {
+		m.mu.Lock()
+		mounted := img.mounted()
+		m.mu.Unlock()
+		if _, evicted := m.here(ctx, img); mounted || !evicted {
+			m.queueFill(img.id)
+		}
 	}
 }
 

@@ -183,7 +183,7 @@ func Open(ctx context.Context, opts Options) (*Manager, error) {
 	m.loadClaims(ctx)
 	m.background(m.fillLoop)
 	m.background(m.sweepLoop)
-	m.resumeFills()
+	m.resumeFills(ctx)
 	return m, nil
 }
 

@@ -35,9 +35,8 @@ type image struct {
 	points  map[Part]*point
 	used    time.Time // the last Pull, Attach or Release
 	filling bool
-	filled  bool    // all content is here
-	problem error   // why background work stopped, nil when it didn't
-	stored  []int64 // bytes on disk by device, when last looked at
+	filled  bool  // all content is here
+	problem error // why background work stopped, nil when it didn't
 }
 
 // origin is where an image was found.

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"sluice/internal/node/cache"
 	"sluice/oci"
 )
 
@@ -89,13 +88,15 @@ func (m *Manager) Status(ctx context.Context) Status {
 
 func (m *Manager) imageStatus(ctx context.Context, img *image) ImageStatus {
 	s := ImageStatus{Artifact: img.id, Layers: len(img.manifest.Layers), Mounts: []PartStatus{}}
+	whole := false
 	if table, err := m.openTable(ctx, img); err == nil {
-		for n, dev := range table.Devices {
+		whole = true
+		for _, dev := range table.Devices {
+			u, _ := m.opts.Cache.Layer(dev.Key)
 			s.Size += dev.ContentSize
-			if stored, err := m.stored(ctx, img, n); err == nil {
-				// A sparse file's blocks can be a little more than its content.
-				s.Cached += min(stored, dev.ContentSize)
-			}
+			// A sparse file's blocks can be a little more than its content.
+			s.Cached += min(u.Content, dev.ContentSize)
+			whole = whole && u.Complete
 		}
 	} else {
 		s.Problem = err.Error()
@@ -104,7 +105,7 @@ func (m *Manager) imageStatus(ctx context.Context, img *image) ImageStatus {
 	defer m.mu.Unlock()
 	p := img.public()
 	s.Reference, s.Manifest, s.Created = p.Reference, p.Manifest, img.created
-	s.Complete, s.Holders = img.filled, len(img.holders)
+	s.Complete, s.Holders = img.filled && whole, len(img.holders)
 	if img.problem != nil {
 		s.Problem = img.problem.Error()
 	}
@@ -142,46 +143,12 @@ func (m *Manager) Usage(ctx context.Context, id oci.Digest, layer int) (int64, e
 	return total, err
 }
 
-// stored returns how much of a device is on the disk. That of a device which
-// isn't mounted is remembered, because containerd asks for all, all the time.
+// stored returns how much of a device is on the disk.
 func (m *Manager) stored(ctx context.Context, img *image, device int) (int64, error) {
-	m.mu.Lock()
-	if p := img.points[Merged]; p != nil && device < len(p.layers) {
-		n := p.layers[device].Stored() // the merged part has all devices in order
-		m.remembered(img)[device] = n
-		m.mu.Unlock()
-		return n, nil
-	}
-	if n := m.remembered(img)[device]; n >= 0 && !img.filling {
-		m.mu.Unlock()
-		return n, nil
-	}
-	m.mu.Unlock()
 	table, err := m.openTable(ctx, img)
 	if err != nil {
 		return 0, err
 	}
-	dev := table.Devices[device]
-	var l *cache.Layer
-	if l, err = m.opts.Cache.Acquire(ctx, dev, m.source(img, dev.Blob), nil); err != nil {
-		return 0, err
-	}
-	defer l.Release()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	n := l.Stored()
-	m.remembered(img)[device] = n
-	return n, nil
-}
-
-// remembered returns the image's sizes on disk by device, -1 for unknown. The
-// caller has m.mu.
-func (m *Manager) remembered(img *image) []int64 {
-	if img.stored == nil {
-		img.stored = make([]int64, img.manifest.Devices())
-		for i := range img.stored {
-			img.stored[i] = -1
-		}
-	}
-	return img.stored
+	u, _ := m.opts.Cache.Layer(table.Devices[device].Key)
+	return u.Content, nil
 }

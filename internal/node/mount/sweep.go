@@ -29,7 +29,8 @@ func (m *Manager) sweepLoop(ctx context.Context) {
 		case <-tick.C:
 			m.sweepClaims(ctx)
 			m.Sweep(ctx, time.Now().Add(-m.opts.Linger))
-			m.resumeFills()
+			m.noteEvicted(ctx)
+			m.resumeFills(ctx)
 		}
 	}
 }

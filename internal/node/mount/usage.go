@@ -52,3 +52,27 @@ func (m *Manager) keys(ctx context.Context, img *image) []oci.Digest {
 	}
 	return keys
 }
+
+// here looks up an image's layers in the cache: whether all are complete, and
+// whether one isn't there at all, as it always is after the first mount until
+// it's evicted.
+func (m *Manager) here(ctx context.Context, img *image) (complete, evicted bool) {
+	complete = true
+	for _, key := range m.keys(ctx, img) {
+		u, found := m.opts.Cache.Layer(key)
+		complete = complete && u.Complete
+		evicted = evicted || !found
+	}
+	return complete, evicted
+}
+
+// noteEvicted lets images be filled again that have lost content since they
+// were.
+func (m *Manager) noteEvicted(ctx context.Context) {
+	for _, img := range m.list() {
+		complete, _ := m.here(ctx, img)
+		m.mu.Lock()
+		img.filled = img.filled && complete
+		m.mu.Unlock()
+	}
+}
