@@ -2,11 +2,14 @@ package bed
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -60,7 +63,7 @@ func StartStargzNode(ctx context.Context, t Tools, stargz StargzTools, registry,
 	if err != nil {
 		return nil, err
 	}
-	if err := p.AwaitSocket(ctx, "unix", n.socket()); err != nil {
+	if err := p.AwaitSocket(ctx, "unix", filepath.Join(n.Dir, "run", "control.sock")); err != nil { // the last that it listens on
 		p.Kill()
 		return nil, err
 	}
@@ -91,7 +94,7 @@ func (n *Node) StartSluice(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := p.AwaitSocket(ctx, "unix", n.socket()); err != nil {
+	if err := p.AwaitSocket(ctx, "unix", filepath.Join(n.Dir, "run", "control.sock")); err != nil { // the last that it listens on
 		p.Kill()
 		return err
 	}
@@ -162,12 +165,18 @@ disabled_plugins = [%[7]s"io.containerd.internal.v1.tracing", "io.containerd.tra
 		n.socket(), filepath.Join(n.Dir, n.snapshotter()), n.snapshotter(), disabled, capabilities, cri)
 }
 
+// ContainerdSocket is where containerd answers.
+func (n *Node) ContainerdSocket() string { return n.containerdSocket() }
+
 func (n *Node) containerdSocket() string { return filepath.Join(n.Dir, "containerd.sock") }
 
 // ctr returns a command of containerd's client.
 func (n *Node) ctr(ctx context.Context, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, n.tools.Ctr(), append([]string{"--address", n.containerdSocket()}, args...)...)
 }
+
+// CtrCommand returns a command of containerd's client.
+func (n *Node) CtrCommand(ctx context.Context, args ...string) *exec.Cmd { return n.ctr(ctx, args...) }
 
 // Ctr runs containerd's client and returns what it printed.
 func (n *Node) Ctr(ctx context.Context, args ...string) (string, error) {
@@ -268,6 +277,65 @@ func (n *Node) endTasks() {
 	for id := range strings.FieldsSeq(tasks) {
 		_, _ = n.Ctr(ctx, "tasks", "rm", "--force", id) // it may have ended by itself
 	}
+}
+
+// PowerOff ends everything on the node at once and leaves what a reboot leaves:
+// the disk, but no process, no mount and nothing of what lies on tmpfs.
+func (n *Node) PowerOff(ctx context.Context) error {
+	for _, p := range []*Process{n.Sluice, n.Containerd} {
+		if p != nil && !p.Ended() {
+			p.Kill()
+		}
+	}
+	if err := n.killBelow(ctx); err != nil {
+		return err
+	}
+	if err := UnmountAll(n.Dir); err != nil {
+		return err
+	}
+	return errors.Join(os.RemoveAll(filepath.Join(n.Dir, "run")), os.RemoveAll(filepath.Join(n.Dir, "state")))
+}
+
+// killBelow kills the processes that the node's daemons left: those whose
+// command line names its directory, and their children.
+func (n *Node) killBelow(ctx context.Context) error {
+	for ctx.Err() == nil {
+		entries, err := os.ReadDir("/proc")
+		if err != nil {
+			return err
+		}
+		ours := map[int]bool{}
+		parents := map[int]int{}
+		for _, e := range entries {
+			pid, err := strconv.Atoi(e.Name())
+			if err != nil || pid == os.Getpid() {
+				continue
+			}
+			line, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+			stat, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "stat"))
+			if _, rest, ok := strings.Cut(string(stat), ") "); ok {
+				if f := strings.Fields(rest); len(f) > 1 && f[0] != "Z" {
+					parents[pid], _ = strconv.Atoi(f[1])
+					ours[pid] = strings.Contains(string(line), n.Dir+"/")
+				}
+			}
+		}
+		left := 0
+		for pid := range parents {
+			for p := pid; p > 1; p = parents[p] {
+				if ours[p] {
+					left++
+					_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended
+					break
+				}
+			}
+		}
+		if left == 0 {
+			return nil
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return ctx.Err()
 }
 
 // Stop ends the node, its containers too, and removes its mounts; its files

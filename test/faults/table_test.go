@@ -1,0 +1,183 @@
+package faults
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"sluice/test/bed"
+)
+
+// ranged are the requests for ranges of blobs.
+var ranged = []Kind{Metadata, Table, Boot, Layer}
+
+// essential are the requests without whose answer an image can't be mounted.
+var essential = []Kind{Token, Manifest, Config, Referrers, Artifact, Metadata, Table}
+
+// requests are all that mounting an image and reading it at once need.
+var requests = []Kind{Token, Resolve, Manifest, Config, Referrers, Artifact, Metadata, Table, Boot, Layer}
+
+// happens reports whether a fault can happen to a kind of request.
+func (f Fault) happens(k Kind) bool {
+	switch {
+	case f.Range:
+		return slices.Contains(ranged, k)
+	case f.Body:
+		return k != Resolve
+	}
+	return true
+}
+
+// usual reports whether a case is among those of every run: all faults to
+// layers, whose bytes a container reads; and of the others each with every
+// third fault, another third for each.
+func usual(i int, k Kind, times int) bool {
+	if k == Layer {
+		return true
+	}
+	at := slices.Index(requests, k)
+	return times < 0 && (i+at)%4 == 0
+}
+
+// TestFaults is the table: each fault happens to each request of the protocol,
+// once, and until it is over.
+func TestFaults(t *testing.T) {
+	s := theStage(t)
+	for i, f := range Catalog() {
+		t.Run(f.Name, func(t *testing.T) {
+			t.Parallel()
+			for _, k := range requests {
+				if !f.happens(k) {
+					continue
+				}
+				for name, times := range map[string]int{"once": 1, "always": -1} {
+					if !everything() && !usual(i, k, times) {
+						continue
+					}
+					t.Run(string(k)+"/"+name, func(t *testing.T) {
+						t.Parallel()
+						runCase(t, s, f, k, times)
+					})
+				}
+			}
+		})
+	}
+}
+
+// runCase is the check that is the same for all.
+func runCase(t *testing.T, s *stage, f Fault, k Kind, times int) {
+	n := s.node(t)
+	dir := filepath.Join(n.Dir, "mnt")
+	n.proxy.Arm(f, k, times)
+	harmless := f.Mild || k == Resolve || k == Boot || times > 0 && !f.Final
+
+	began := time.Now()
+	merr := n.mount(t, s.app, dir)
+	took := time.Since(began)
+	var readErrs []seen
+	switch {
+	case errors.Is(merr, errHangs):
+		t.Fatalf("mounting doesn't end within %v", mountBound)
+	case merr != nil && (harmless || !slices.Contains(essential, k)):
+		t.Errorf("mounting failed after %v, which it should not: %v", took, merr)
+	case merr != nil:
+		checkReason(t, n, s, f, k, merr)
+	default:
+		wrong, failed, slowest := s.app.files.readAll(dir, readBound)
+		readErrs = failed
+		checkReads(t, wrong, failed, slowest)
+		if len(failed) > 0 && (harmless || k != Layer) {
+			t.Errorf("%d reads failed, the first, of %s: %v", len(failed), failed[0].name, failed[0].err)
+		}
+	}
+	if hits := n.proxy.Disarm(); hits == 0 {
+		t.Fatalf("nothing was tested: no %s request came; there were %v", k, n.proxy.Seen())
+	}
+
+	// The fault is gone.
+	if merr != nil {
+		eventually(t, 2*recheck+mountBound, "mounting after the fault", func() error { return n.mount(t, s.app, dir) })
+	}
+	if t.Failed() {
+		return
+	}
+	wrong, failed, slowest := s.app.files.readAll(dir, readBound)
+	checkReads(t, wrong, failed, slowest)
+	if len(failed) > 0 {
+		t.Errorf("after the fault (when mounting: %v, reads failed: %d) reads fail, the first, of %s: %v", merr, len(readErrs), failed[0].name, failed[0].err)
+	}
+	checkClean(t, n, dir)
+}
+
+// checkReads holds what must be true of all reads.
+func checkReads(t *testing.T, wrong, failed []seen, slowest time.Duration) {
+	t.Helper()
+	if len(wrong) > 0 {
+		t.Errorf("WRONG BYTES in %d files, the first is %s", len(wrong), wrong[0].name)
+	}
+	for _, f := range failed {
+		if errors.Is(f.err, errHangs) {
+			t.Errorf("reads hang: no end within %v", readBound)
+		} else if !errors.Is(f.err, syscall.EIO) {
+			t.Errorf("%s: %v, want EIO", f.name, f.err)
+		}
+	}
+	if slowest > readBound {
+		t.Errorf("a read took %v, more than %v", slowest, readBound)
+	}
+}
+
+// checkReason checks that the reason can be seen, and that it is the right one.
+func checkReason(t *testing.T, n *node, s *stage, f Fault, k Kind, err error) {
+	t.Helper()
+	var r *refusal
+	if !errors.As(err, &r) {
+		t.Errorf("mounting failed with %v, which is no answer", err)
+		return
+	}
+	if k == Manifest || k == Config || k == Token {
+		return // it isn't about streaming: the ordinary pull needs them, too
+	}
+	if r.Reason == "" {
+		t.Errorf("mounting failed without a reason: %s", r.Message)
+	}
+	reason, message := n.status(t).whyNot(n.ref(s.app))
+	if reason == "" {
+		t.Errorf("sluice node status has no reason; the error was %v", err)
+	}
+	if f.Reason != "" && reason != f.Reason {
+		t.Errorf("sluice node status says %s (%s), want %s", reason, message, f.Reason)
+	}
+}
+
+// checkClean unmounts and looks for what is left.
+func checkClean(t *testing.T, n *node, dir string) {
+	t.Helper()
+	if err := n.umount(t, dir); err != nil {
+		t.Errorf("umount: %v", err)
+	}
+	left, err := bed.Mounts(filepath.Dir(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slices.Contains(left, dir) {
+		t.Errorf("%s is still mounted", dir)
+	}
+	eventually(t, slack, "the end of all requests", func() error {
+		if a := n.proxy.Active(); a > 0 {
+			return fmt.Errorf("%d requests are under way", a)
+		}
+		return nil
+	})
+	eventually(t, slack, "the removal of temporary files", func() error {
+		if l := leftovers(n.Dir); len(l) > 0 {
+			return fmt.Errorf("%d are left: %s", len(l), strings.Join(l, ", "))
+		}
+		return nil
+	})
+}
