@@ -91,13 +91,17 @@ func (r *Registry) getRange(ctx context.Context, c call, repo string, digest oci
 }
 
 func (r *Registry) blobCall(method, doing, repo string, digest oci.Digest) call {
-	return call{
+	c := call{
 		what:   doing + " blob " + digest.String() + " of " + repo,
 		method: method,
 		url:    r.endpoint(repo+"/blobs/"+digest.String(), nil),
 		scopes: pull(repo),
 		again:  true,
 	}
+	if method == http.MethodGet { // signatures of places are for one method
+		c.place = repo + "@" + digest.String()
+	}
+	return c
 }
 
 // emptyRange is the answer to a range of no bytes at offset.

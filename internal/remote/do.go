@@ -46,6 +46,10 @@ type call struct {
 
 	// again says that repeating the request does no harm.
 	again bool
+
+	// place names what is read if the registry may send us elsewhere for it,
+	// and the place is worth remembering; "" if not.
+	place string
 }
 
 // do sends a request and returns the answer, whatever its status. Its body ends
@@ -94,6 +98,49 @@ func (r *Registry) do(ctx context.Context, c call) (*http.Response, error) {
 
 // attempt is do without repetition.
 func (r *Registry) attempt(ctx context.Context, c call) (*http.Response, error) {
+	if resp := r.atKnownPlace(ctx, c); resp != nil {
+		return resp, nil
+	}
+	u := c.url
+	if r.opts.Namespace != "" && (c.method == http.MethodGet || c.method == http.MethodHead) && u.Host == r.base.Host {
+		named := *u
+		query := named.Query()
+		query.Set("ns", r.opts.Namespace)
+		named.RawQuery = query.Encode()
+		u = &named
+	}
+	resp, err := r.request(auth.WithScopesForHost(ctx, r.base.Host, r.scopes(c)...), c, u, r.client.Do)
+	if err == nil && c.again && !c.once && elsewhere(c, resp) && expired(resp.StatusCode) {
+		// What we were sent to us with ran out on the way, or somebody has kept
+		// an old redirect: a fresh one is asked for, once.
+		drain(resp)
+		resp, err = r.request(auth.WithScopesForHost(ctx, r.base.Host, r.scopes(c)...), c, u, r.client.Do)
+	}
+	if err == nil {
+		r.rememberPlace(c, resp)
+	}
+	return resp, err
+}
+
+// scopes returns a call's scopes. Where an endpoint's path goes on after the
+// API's, that is part of the repositories' names in tokens.
+func (r *Registry) scopes(c call) []string {
+	_, prefix, ok := strings.Cut(r.api, "/v2/")
+	if !ok {
+		return c.scopes
+	}
+	var all []string
+	for _, s := range c.scopes {
+		if rest, ok := strings.CutPrefix(s, "repository:"); ok {
+			s = "repository:" + prefix + "/" + rest
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+// request sends a call's request to u.
+func (r *Registry) request(ctx context.Context, c call, u *url.URL, send func(*http.Request) (*http.Response, error)) (*http.Response, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, r.errorf(c, "%w", err)
 	}
@@ -102,8 +149,7 @@ func (r *Registry) attempt(ctx context.Context, c call) (*http.Response, error) 
 		patience = r.opts.ReadTimeout
 	}
 	inner, dog := watch(ctx, patience)
-	inner = auth.WithScopesForHost(inner, r.base.Host, c.scopes...)
-	req, err := http.NewRequestWithContext(inner, c.method, c.url.String(), nil)
+	req, err := http.NewRequestWithContext(inner, c.method, u.String(), nil)
 	if err != nil {
 		dog.stop()
 		return nil, r.errorf(c, "%w", redact(err))
@@ -130,7 +176,7 @@ func (r *Registry) attempt(ctx context.Context, c call) (*http.Response, error) 
 			req.GetBody = next
 		}
 	}
-	resp, err := r.client.Do(req)
+	resp, err := send(req)
 	if err != nil {
 		defer dog.stop()
 		return nil, r.transportError(c, dog.explain(err))

@@ -110,6 +110,9 @@ func (r *Registry) failure(c call, resp *http.Response, unknown *oci.Error) erro
 		code = unknown // a 404 of another thing can't be meant
 	}
 	answer := fmt.Sprintf("HTTP %d", resp.StatusCode)
+	if elsewhere(c, resp) {
+		answer += " of " + resp.Request.URL.Host + ", where the registry sends its clients"
+	}
 	if message == "" {
 		message = snippet(body)
 	}

@@ -27,7 +27,11 @@ func (r *Registry) Referrers(ctx context.Context, repo string, subject oci.Diges
 			return
 		}
 		all, err := r.referrers(ctx, repo, subject, artifactType)
-		if errors.Is(err, errNoReferrersAPI) {
+		switch {
+		case !errors.Is(err, errNoReferrersAPI):
+		case r.opts.ReferrersAPIOnly:
+			err = nil
+		default:
 			all, err = r.tagIndex(ctx, repo, subject)
 		}
 		if err != nil {

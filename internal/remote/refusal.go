@@ -45,7 +45,7 @@ func (r *Registry) refused(c call, resp *http.Response, err error) (code *oci.Er
 		}
 		return nil, ""
 	}
-	if s := resp.StatusCode; s != http.StatusUnauthorized && s != http.StatusForbidden || resp.Request.URL.Host != c.url.Host {
+	if s := resp.StatusCode; s != http.StatusUnauthorized && s != http.StatusForbidden || elsewhere(c, resp) {
 		return nil, ""
 	}
 	return codeOfStatus(resp.StatusCode, nil), answerOf(resp)

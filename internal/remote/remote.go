@@ -40,6 +40,24 @@ type Options struct {
 	// PlainHTTP says when to do without TLS.
 	PlainHTTP PlainHTTP
 
+	// Endpoint is where the API is, if not below the host's /v2/: its path
+	// stands in all requests where "/v2" otherwise does, and its scheme counts
+	// instead of PlainHTTP.
+	Endpoint *url.URL
+
+	// Namespace is the registry that this one is a mirror of, spelled as in
+	// references: "docker.io". Requests that read tell it in the query
+	// parameter "ns", as containerd's do (its docs/hosts.md).
+	Namespace string
+
+	// Header is sent, in addition, with each request to the registry and its
+	// token server, and not to where these redirect.
+	Header http.Header
+
+	// ReferrersAPIOnly never takes a tag's word for what refers to a manifest:
+	// for a mirror that isn't trusted with tags.
+	ReferrersAPIOnly bool
+
 	// Credentials tells who we are. Nil means DockerCredentials.
 	Credentials CredentialFunc
 
@@ -98,9 +116,14 @@ const (
 type Registry struct {
 	host   string   // as the caller named it, for messages
 	base   *url.URL // https://registry-1.docker.io
+	api    string   // path of the API: "/v2"
 	opts   Options  // defaults filled in
 	client *auth.Client
 	tokens *tokens // the client's
+
+	// plain is the client without authentication; places is where blobs were.
+	plain  *http.Client
+	places *locations
 
 	// tagIndexes is held, by sending to it, while an index of the referrers
 	// tag schema is read, changed and written.
@@ -115,6 +138,10 @@ func New(host string, opts Options) (*Registry, error) {
 	base, err := baseURL(host, opts.PlainHTTP)
 	if err != nil {
 		return nil, err
+	}
+	api := "/v2"
+	if e := opts.Endpoint; e != nil {
+		base, api = &url.URL{Scheme: e.Scheme, Host: e.Host}, strings.TrimSuffix(e.Path, "/")
 	}
 	if opts.Transport == nil {
 		opts.Transport = NewTransport()
@@ -141,14 +168,22 @@ func New(host string, opts Options) (*Registry, error) {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
 	kept := newTokens(opts.ReadTimeout)
+	header := http.Header{"User-Agent": {opts.UserAgent}}
+	for name, values := range opts.Header {
+		header[http.CanonicalHeaderKey(name)] = values
+	}
+	plain := &http.Client{Transport: opts.Transport, CheckRedirect: checkRedirect(opts.Header)}
 	return &Registry{
 		host:   host,
 		base:   base,
+		api:    api,
 		opts:   opts,
 		tokens: kept,
+		plain:  plain,
+		places: newLocations(),
 		client: &auth.Client{
-			Client:     &http.Client{Transport: opts.Transport},
-			Header:     http.Header{"User-Agent": {opts.UserAgent}},
+			Client:     plain,
+			Header:     header,
 			Credential: opts.Credentials.forOras(),
 			Cache:      kept,
 			ClientID:   opts.UserAgent,
@@ -214,7 +249,7 @@ func isLoopback(u *url.URL) bool {
 // checked, so nothing needs escaping.
 func (r *Registry) endpoint(path string, query url.Values) *url.URL {
 	u := *r.base
-	u.Path = "/v2/" + path
+	u.Path = r.api + "/" + path
 	u.RawQuery = query.Encode()
 	return &u
 }

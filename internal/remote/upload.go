@@ -133,7 +133,7 @@ func (r *Registry) locationOf(repo, id string) (*url.URL, error) {
 		return nil, unknown
 	}
 	u = r.base.ResolveReference(u)
-	name, _, ok := strings.Cut(strings.TrimPrefix(u.Path, "/v2/"), "/blobs/uploads/")
+	name, _, ok := strings.Cut(strings.TrimPrefix(u.Path, r.api+"/"), "/blobs/uploads/")
 	if u.Host == "" || u.Host == r.base.Host && ok && name != repo {
 		return nil, unknown
 	}
