@@ -28,6 +28,59 @@ type device struct {
 	changed chan struct{}
 	// settled: nobody waits for a source.
 	settled bool
+	// failures are the last reads that failed after a wait, the oldest first.
+	failures []failure
+}
+
+// failure is a read that failed after a wait, and until when others of the same
+// bytes aren't given as long: the kernel's own. For one read of a program it asks
+// up to three times (EROFS and FUSE read ahead, and each reads the page itself
+// when that failed), and whoever waits for the page asks anew, so that a bound
+// would be a multiple of itself.
+type failure struct {
+	off, end int64
+	until    time.Time
+}
+
+const (
+	maxFailures = 64
+	// shortWait is how long a read waits that has just been waited for: what is
+	// there by now is still read.
+	shortWait = 20 * time.Millisecond
+	// maxMemory is the longest that a failure is remembered.
+	maxMemory = 5 * time.Second
+)
+
+// fail notes a read of n bytes at off that failed after a wait.
+func (d *device) fail(off, n int64, waited time.Duration) {
+	if waited < 5*shortWait {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.failures) >= maxFailures {
+		d.failures = append(d.failures[:0], d.failures[1:]...)
+	}
+	d.failures = append(d.failures, failure{off, off + n, time.Now().Add(min(waited/8, maxMemory))})
+}
+
+// patience is how long a read of n bytes at off may wait, of at most d.
+func (d *device) patience(off, n int64, most time.Duration) time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.failures) == 0 {
+		return most
+	}
+	now := time.Now()
+	for len(d.failures) > 0 && now.After(d.failures[0].until) {
+		d.failures = d.failures[1:]
+	}
+	for _, f := range d.failures {
+		if off < f.end && f.off < off+n && now.Before(f.until) {
+			return min(most, shortWait)
+		}
+	}
+	return most
 }
 
 // source is one image's content of a device.

@@ -69,7 +69,8 @@ type Options struct {
 	// Each read that waits for content occupies one.
 	Workers int
 	// ReadTimeout bounds one read of content, 60 s by default. The reader
-	// gets EIO then, and may try again.
+	// gets EIO then, and may try again: what the kernel tries by itself, and
+	// who tries at once, waits only for a moment.
 	ReadTimeout time.Duration
 	// AdoptTimeout bounds how long a read waits for its device to be
 	// adopted, 10 s by default.

@@ -272,7 +272,8 @@ func (s *server) read(w *worker, req request) {
 	if w.ctx == nil {
 		w.ctx = &readContext{base: s.base}
 	}
-	w.ctx.deadline = time.Now().Add(s.readTimeout)
+	began := time.Now()
+	w.ctx.deadline = began.Add(d.patience(int64(off), int64(n), s.readTimeout))
 	s.stats.waiting.Add(1)
 	err := d.readAt(w.ctx, msg[outHeaderSize:], int64(off), s.adoptTimeout)
 	s.stats.waiting.Add(-1)
@@ -283,6 +284,7 @@ func (s *server) read(w *worker, req request) {
 		if s.closing.Load() {
 			return // a successor gets the request again
 		}
+		d.fail(int64(off), int64(n), time.Since(began))
 		s.stats.failed.Add(1)
 		s.errors.report(s.log, "read of a device failed, the reader gets EIO",
 			"device", d.name, "offset", off, "length", n, "error", err)
