@@ -128,9 +128,8 @@ const (
 	// fetch its metadata.
 	mountBound = 2*decideTimeout + fetchTimeout + slack
 
-	// The kernel tries a read-ahead that failed again, page by page, and what is
-	// read at once here may lie in two of them.
-	readBound = 4*readTimeout + slack
+	// What is read at once here may lie in two pieces of what the kernel reads.
+	readBound = 2*readTimeout + slack
 )
 
 // node is a node of one test and the proxy to its registry.

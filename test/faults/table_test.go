@@ -106,11 +106,14 @@ func runCase(t *testing.T, s *stage, f Fault, k Kind, times int) {
 	if t.Failed() {
 		return
 	}
-	wrong, failed, slowest := s.app.files.readAll(dir, readBound)
-	checkReads(t, wrong, failed, slowest)
-	if len(failed) > 0 {
-		t.Errorf("after the fault (when mounting: %v, reads failed: %d) reads fail, the first, of %s: %v", merr, len(readErrs), failed[0].name, failed[0].err)
-	}
+	eventually(t, slack, fmt.Sprintf("reading after the fault (when mounting: %v, reads that failed: %d)", merr, len(readErrs)), func() error {
+		wrong, failed, slowest := s.app.files.readAll(dir, readBound)
+		checkReads(t, wrong, failed, slowest)
+		if len(failed) > 0 {
+			return fmt.Errorf("%s: %w, and %d more", failed[0].name, failed[0].err, len(failed)-1)
+		}
+		return nil
+	})
 	checkClean(t, n, dir)
 }
 
@@ -158,9 +161,9 @@ func checkReason(t *testing.T, n *node, s *stage, f Fault, k Kind, err error) {
 // checkClean unmounts and looks for what is left.
 func checkClean(t *testing.T, n *node, dir string) {
 	t.Helper()
-	if err := n.umount(t, dir); err != nil {
-		t.Errorf("umount: %v", err)
-	}
+	// A process that another test starts has our files for a moment, and so
+	// the mount is busy.
+	eventually(t, slack, "umount", func() error { return n.umount(t, dir) })
 	left, err := bed.Mounts(filepath.Dir(dir))
 	if err != nil {
 		t.Fatal(err)
