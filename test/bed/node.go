@@ -63,7 +63,7 @@ func StartStargzNode(ctx context.Context, t Tools, stargz StargzTools, registry,
 	if err != nil {
 		return nil, err
 	}
-	if err := p.AwaitSocket(ctx, "unix", filepath.Join(n.Dir, "run", "control.sock")); err != nil { // the last that it listens on
+	if err := p.AwaitSocket(ctx, "unix", n.socket()); err != nil {
 		p.Kill()
 		return nil, err
 	}
