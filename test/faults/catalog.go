@@ -37,28 +37,28 @@ func slow() []Fault {
 				a.Body = a.Body[n:]
 			}
 		}},
-		{Name: "stall-before-headers", Reason: unavailable, Serve: func(x *Exchange) { x.Stall() }},
-		{Name: "stall-in-headers", Reason: unavailable, Serve: func(x *Exchange) {
+		{Name: "stall-before-headers", Stalls: true, Reason: unavailable, Serve: func(x *Exchange) { x.Stall() }},
+		{Name: "stall-in-headers", Stalls: true, Reason: unavailable, Serve: func(x *Exchange) {
 			head := x.Answer().Head()
 			x.Write(head[:len(head)/2])
 			x.Stall()
 		}},
-		{Name: "stall-after-headers", Body: true, Reason: unavailable, Serve: func(x *Exchange) {
+		{Name: "stall-after-headers", Stalls: true, Body: true, Reason: unavailable, Serve: func(x *Exchange) {
 			x.Write(x.Answer().Head())
 			x.Stall()
 		}},
-		{Name: "stall-in-body", Body: true, Reason: unavailable, Serve: func(x *Exchange) {
+		{Name: "stall-in-body", Stalls: true, Body: true, Reason: unavailable, Serve: func(x *Exchange) {
 			a := x.Answer()
 			x.Write(a.Head())
 			x.Write(a.Body[:len(a.Body)/2])
 			x.Stall()
 		}},
-		{Name: "drip", Body: true, Reason: unavailable, Serve: func(x *Exchange) {
+		{Name: "drip", Stalls: true, Body: true, Reason: unavailable, Serve: func(x *Exchange) {
 			a := x.Answer()
 			x.Write(a.Head())
 			drip(x, a.Body)
 		}},
-		{Name: "drip-headers", Reason: unavailable, Serve: func(x *Exchange) { drip(x, x.Answer().Head()) }},
+		{Name: "drip-headers", Stalls: true, Reason: unavailable, Serve: func(x *Exchange) { drip(x, x.Answer().Head()) }},
 	}
 }
 

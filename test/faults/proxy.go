@@ -70,8 +70,9 @@ type Fault struct {
 	Body  bool // only happens to answers with a body
 	Range bool // only happens to ranges
 
-	Mild  bool // the node must cope, however often it happens
-	Final bool // need not be tried again
+	Mild   bool // the node must cope, however often it happens
+	Final  bool // need not be tried again
+	Stalls bool // takes all the time there is: for documents there's no second try
 
 	// Reason is what `sluice node status` must say of a pull that failed by
 	// this; empty: any reason.

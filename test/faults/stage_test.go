@@ -41,7 +41,7 @@ var shared struct {
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if err := flag.Set("test.parallel", "12"); err != nil { // most of them wait, most of the time
+	if err := flag.Set("test.parallel", "10"); err != nil { // most of them wait, most of the time
 		panic(err)
 	}
 	code := m.Run()
@@ -115,8 +115,8 @@ func setUp(t *testing.T) (s *stage, err error) {
 
 // The patience of the nodes here: short, or every fault would take minutes.
 const (
-	decideTimeout = time.Second
-	fetchTimeout  = 2 * time.Second
+	decideTimeout = 2 * time.Second
+	fetchTimeout  = 3 * time.Second
 	readTimeout   = 2 * time.Second
 	recheck       = 300 * time.Millisecond
 
