@@ -241,8 +241,8 @@ func (n *node) checkEmpty(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if lines := strings.Split(strings.TrimSpace(out), "\n"); len(lines) > 1 {
-			return fmt.Errorf("snapshots: %q", lines[1:])
+		if strings.Contains(out, "sha256:") {
+			return fmt.Errorf("snapshots:\n%s", out)
 		}
 		dirs, err := os.ReadDir(filepath.Join(n.Dir, "sluice", "snapshots"))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -155,10 +155,8 @@ func TestPullFallsBack(t *testing.T) {
 // heals checks that an image can be pulled, streams, and is right.
 func (n *node) heals(t *testing.T, img *image) {
 	t.Helper()
-	if err := n.pull(t, img); err != nil {
-		t.Errorf("pulling after the fault: %v", err)
-		return
-	}
+	// containerd connects to a snapshotter that was away again within 3 s.
+	eventually(t, 3*time.Second+slack, "pulling after the fault", func() error { return n.pull(t, img) })
 	if err := n.streams(t, img); err != nil {
 		t.Errorf("after the fault the image doesn't stream: %v", err)
 	}
