@@ -70,6 +70,9 @@ func setUp(t *testing.T) (s *stage, err error) {
 	if s.work, err = os.MkdirTemp("", "sluice-life-"); err != nil {
 		return s, err
 	}
+	if err := os.Chmod(s.work, 0o711); err != nil {
+		return s, err
+	}
 	for _, step := range []func() error{
 		func() (err error) { s.tools, err = bed.BuildTools(ctx, s.src, say); return },
 		func() (err error) { s.sluice, err = bed.BuildSluice(ctx, s.src, s.work); return },
@@ -103,6 +106,9 @@ func (s *stage) ref(name string) string { return s.reg.Addr + "/" + name }
 func (s *stage) newNode(t *testing.T, tools bed.Tools, flags ...string) *bed.Node {
 	t.Helper()
 	dir, err := os.MkdirTemp(s.work, "node-")
+	if err == nil {
+		err = os.Chmod(dir, 0o711) // like /run: roots of user namespaces pass through
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,139 @@
+package lifecycle
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sluice/test/bed"
+)
+
+// TestStartOrder starts containerd without its snapshotter, and the snapshotter
+// without its registry.
+func TestStartOrder(t *testing.T) {
+	s := theStage(t)
+	n := s.newNode(t, s.tools)
+	must(t, n.StartContainerd(t.Context()))
+	must(t, n.Pull(t.Context(), bed.Overlayfs, s.ref("plain:1")))
+	if err := n.Pull(t.Context(), bed.Sluice, s.ref("app:1")); err == nil {
+		t.Error("a pull went well without the snapshotter")
+	}
+
+	s.reg.Stop()
+	must(t, n.StartSluice(t.Context()))
+	must(t, s.reg.Restart(t.Context()))
+
+	// containerd tries to connect again every three seconds at least.
+	eventually(t, 20*time.Second, "containerd pulls once the snapshotter is there", func() bool {
+		return n.Pull(t.Context(), bed.Sluice, s.ref("app:1")) == nil
+	})
+	streams(t, n, s.ref("app:1"))
+	s.runs(t, n, bed.Sluice, "app:1", s.app)
+}
+
+// runs runs an image and compares what it is made of.
+func (s *stage) runs(t *testing.T, n *bed.Node, snapshotter, name string, box bed.Toolbox) {
+	t.Helper()
+	r, err := n.Run(t.Context(), snapshotter, s.ref(name), "c"+strings.ReplaceAll(time.Now().Format("150405.000000"), ".", "-"), checkSums()...)
+	must(t, err)
+	if r.Output != sumsOf(box) {
+		t.Errorf("%s by %s: %s", name, snapshotter, r.Output)
+	}
+}
+
+// TestReboot loses everything but the disk, and the registry too.
+func TestReboot(t *testing.T) {
+	s := theStage(t)
+	reg, err := bed.StartRegistry(t.Context(), s.sluice, t.TempDir())
+	must(t, err)
+	t.Cleanup(reg.Stop)
+	must(t, reg.Push(t.Context(), s.tools, s.app.Layout, "app:1"))
+	out, err := exec.CommandContext(t.Context(), s.sluice, "artifact-streaming", "create", reg.Addr+"/app:1").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	ref := reg.Addr + "/app:1"
+	n := s.newNode(t, s.tools)
+	start(t, n)
+	must(t, n.Pull(t.Context(), bed.Sluice, ref))
+	must(t, n.Pull(t.Context(), bed.Sluice, s.ref("plain:1")))
+	_, err = n.Ctr(t.Context(), "run", "--detach", "--net-host", "--snapshotter", bed.Sluice, ref, "survivor",
+		"/bin/sh", "-c", "if test -e /kept; then cat /kept; sha256sum /data/*; else echo mine >/kept; sync; sleep 1000000; fi")
+	must(t, err)
+	upper := filepath.Join(n.Dir, "sluice", "snapshots", "*", "fs", "kept")
+	eventually(t, 10*time.Second, "the container wrote its file", func() bool {
+		all, _ := filepath.Glob(upper)
+		return len(all) == 1
+	})
+	eventually(t, 20*time.Second, "all content has arrived", func() bool {
+		i := status(t, n).Images
+		return len(i) == 1 && i[0].Complete
+	})
+
+	must(t, n.PowerOff(t.Context()))
+	reg.Stop()
+	must(t, n.StartContainerd(t.Context()))
+	must(t, n.StartSluice(t.Context()))
+	var got []byte
+	eventually(t, 20*time.Second, "the container starts again", func() bool {
+		got, err = n.CtrCommand(t.Context(), "tasks", "start", "survivor").Output()
+		return err == nil
+	})
+	if want := "mine\n" + sumsOf(s.app); string(got) != want {
+		t.Errorf("after the reboot the container has %s, want %s", got, want)
+	}
+	s.runs(t, n, bed.Sluice, "plain:1", s.plain)
+}
+
+// TestUserNamespaces runs a pod whose root is nobody on this machine.
+func TestUserNamespaces(t *testing.T) {
+	s := theStage(t)
+	n := s.newNode(t, s.tools, "--remap-ids")
+	must(t, n.EnableCRI(bed.CRI{RemapIDs: true, Sandbox: s.ref("plain:1")}, s.reg.Addr))
+	start(t, n)
+	k, err := n.Kubelet("")
+	must(t, err)
+	defer k.Close()
+	must(t, k.Pull(t.Context(), s.ref("app:1"), nil))
+	pod, err := k.RunPod(t.Context(), s.ref("app:1"), true, "/bin/sh", "-c",
+		`echo $(cat /proc/self/uid_map); stat -c '%u %g' /data/0 /bin/busybox; echo new >/data/new && stat -c %u /data/new; sha256sum /data/0 /data/1 /data/2`)
+	must(t, err)
+	want := "0 100000 65536\n0 0\n0 0\n0\n" + sumsOf(s.app)
+	eventually(t, 20*time.Second, "root in the container has the image's files, and nobody's outside", func() bool {
+		return podPrinted(pod, want)
+	})
+	streams(t, n, s.ref("app:1"))
+	must(t, k.RemovePod(t.Context(), pod))
+}
+
+// TestUninstall follows docs/containerd.md to the end.
+func TestUninstall(t *testing.T) {
+	s := theStage(t)
+	n := s.newNode(t, s.tools)
+	start(t, n)
+	must(t, n.Pull(t.Context(), bed.Sluice, s.ref("app:1")))
+	s.runs(t, n, bed.Sluice, "app:1", s.app)
+	out, err := n.Command(t.Context(), "node", "uninstall", "--containerd", n.ContainerdSocket()).CombinedOutput()
+	if err != nil {
+		t.Fatalf("uninstall: %v\n%s", err, out)
+	}
+	t.Logf("%s", out)
+	mounts, err := bed.Mounts(n.Dir)
+	must(t, err)
+	for _, m := range mounts {
+		if strings.Contains(m, "sluice") || strings.Contains(m, "/run/") {
+			t.Errorf("%s is still mounted", m)
+		}
+	}
+	for _, dir := range []string{"sluice", "run"} {
+		if _, err := os.Stat(filepath.Join(n.Dir, dir)); err == nil {
+			t.Errorf("directory %s is still there", dir)
+		}
+	}
+	// The image is pulled anew, the ordinary way.
+	must(t, n.Pull(t.Context(), bed.Overlayfs, s.ref("app:1")))
+	s.runs(t, n, bed.Overlayfs, "app:1", s.app)
+}
