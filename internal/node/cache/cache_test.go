@@ -130,8 +130,8 @@ func TestSequential(t *testing.T) {
 	for off := int64(0); off < l.Size(); off += 4096 {
 		mustRead(t, l, f, off, 4096)
 	}
-	if n := count.Requests.Load(); n > 15 {
-		t.Errorf("%d requests for reading %d chunks in order, want at most 15", n, len(f.chunks))
+	if n := count.Requests.Load(); n > 20 {
+		t.Errorf("%d requests for reading %d chunks in order, want at most 20", n, len(f.chunks))
 	}
 	if n := count.Bytes.Load(); n != int64(len(f.blob)) {
 		t.Errorf("fetched %d bytes of a blob of %d", n, len(f.blob))

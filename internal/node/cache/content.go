@@ -38,8 +38,10 @@ const (
 	// its CRC has been checked.
 	claimed
 
-	// mark: whoever reads it starts the next read-ahead.
+	// mark: it came before anybody asked for it. Whoever reads it first tells
+	// read-ahead. guessed: besides, it was read-ahead that fetched it.
 	mark
+	guessed
 )
 
 // content is the cached bytes of one device, shared by all Layers of its key.
@@ -81,9 +83,10 @@ type content struct {
 
 	// mu guards what follows. Nothing blocks while it is held.
 	mu       sync.Mutex
-	flights  map[int]*flight // chunks on their way, or arrived and not in data
-	unstored []*flight       // those of flights that couldn't be written, oldest first
-	streams  streams
+	flights  map[int]*flight  // chunks on their way, or arrived and not in data
+	unstored []*flight        // those of flights that couldn't be written, oldest first
+	expected map[int]expected // chunks that a Delivery will bring
+	ahead    foresight
 	pending  []int // present, not yet in state
 	unsynced int64 // decoded bytes of pending
 
@@ -361,7 +364,7 @@ func (c *content) distrust(i int, err error) {
 	c.damage.Do(func() {
 		c.log.Warn("a cached chunk is damaged on disk; it will be fetched again", "chunk", i, "error", err)
 	})
-	c.chunks[i].And(mark)
+	c.chunks[i].And(mark | guessed)
 	if c.complete.CompareAndSwap(true, false) {
 		if err := durable.Remove(filepath.Join(c.dir, completeFile)); err != nil {
 			c.log.Error("cannot take back that a layer is complete", "error", err)

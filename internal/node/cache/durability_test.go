@@ -3,6 +3,7 @@ package cache
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"io/fs"
@@ -128,7 +129,7 @@ func TestFillBandwidth(t *testing.T) {
 // the layer whose digest the artifact claims.
 func TestQuarantine(t *testing.T) {
 	f := newFixture(t, 1, 1_000_000, 20_000)
-	f.encodeTable([32]byte{1, 2, 3})
+	f.encodeTable([32]byte{1, 2, 3}, sha256.Sum256(f.blob))
 	dir := t.TempDir()
 	c := openCache(t, Options{Dir: dir})
 	l := acquire(t, c, f, f.source())

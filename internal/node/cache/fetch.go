@@ -26,6 +26,7 @@ type want struct {
 	ch      artifact.Chunk
 	flight  *flight // nil: present
 	started bool    // the flight is ours to end
+	late    bool    // no Delivery is waited for any more
 }
 
 // fault is ReadAt when something is missing, or might be.
@@ -111,7 +112,8 @@ func (l *Layer) gather(ctx context.Context, wants []want, p []byte, off int64, w
 		*waited = true
 	}
 	var failed error
-	for _, w := range wants {
+	for k := range wants {
+		w := &wants[k]
 		piece, from := overlap(p, off, w.ch)
 		switch {
 		case w.flight == nil && failed == nil:
@@ -134,6 +136,7 @@ func (l *Layer) gather(ctx context.Context, wants []want, p []byte, off int64, w
 			case err != nil:
 				// Another call's fetch went through another source, or for
 				// another context: this one may have more luck.
+				w.late = w.late || errors.Is(err, errUndelivered)
 				again, failed = !w.started && ctx.Err() == nil, err
 			default: // it is in the data file now
 				again, failed = true, fmt.Errorf("chunk %d went away before it could be read", w.chunk)
@@ -152,9 +155,8 @@ func overlap(p []byte, off int64, ch artifact.Chunk) (piece []byte, from int64) 
 }
 
 // enlist gives each want that isn't present a flight, and starts fetches for
-// those that had none: one for each run of adjacent chunks, the last one
-// extended by what a sequential reader will want next. It reports whether
-// anything has to be waited for.
+// those that had none and that no Delivery will bring: one for each run of
+// adjacent chunks. It reports whether anything has to be waited for.
 func (l *Layer) enlist(ctx context.Context, wants []want) bool {
 	c := l.content
 	waiting := false
@@ -162,8 +164,8 @@ func (l *Layer) enlist(ctx context.Context, wants []want) bool {
 	c.mu.Lock()
 	for k := range wants {
 		w := &wants[k]
-		w.flight, w.started = c.join(w.chunk)
-		waiting = waiting || w.flight != nil
+		l.board(w)
+		waiting = waiting || w.flight != nil && !w.flight.landed
 		if !w.started {
 			continue
 		}
@@ -173,19 +175,36 @@ func (l *Layer) enlist(ctx context.Context, wants []want) bool {
 			runs = append(runs, []want{*w})
 		}
 	}
-	if n := len(runs); n > 0 {
-		runs[n-1] = l.extend(runs[n-1])
-	}
 	c.mu.Unlock()
+	for _, run := range runs {
+		l.startFetch(ctx, run, func(bool) {})
+	}
 	for k := range wants {
 		if c.chunks[wants[k].chunk].Load()&mark != 0 {
-			l.readAhead(ctx, wants[k].chunk)
+			l.noteRead(ctx, wants[k].chunk)
 		}
 	}
-	for _, run := range runs {
-		l.startFetch(ctx, run, func() {})
+	if len(runs) > 0 {
+		l.lookAhead(ctx)
 	}
 	return waiting
+}
+
+// board gives a want its flight. started says that it's for the caller to
+// fetch. content.mu is held.
+func (l *Layer) board(w *want) {
+	c := l.content
+	w.flight, w.started = c.join(w.chunk)
+	f := w.flight
+	if w.started {
+		c.ahead.read(c, w.chunk, w.ch)
+	}
+	switch {
+	case w.started && !w.late && c.awaited(w.chunk):
+		f.awaited, w.started = true, false
+	case f != nil && !f.landed && f.awaited && (w.late || !c.awaited(w.chunk)):
+		f.awaited, w.started = false, true // the delivery's no more
+	}
 }
 
 // fits reports whether w continues run within the bound of one request.
@@ -196,38 +215,49 @@ func (l *Layer) fits(run []want, w want) bool {
 }
 
 // startFetch fetches a run of chunks in a goroutine of the layer's, which
-// calls done at its end. The context's end doesn't end it; FaultTimeout,
+// calls done at its end, with whether all came. It returns false if the layer
+// has been released. The context's end doesn't end it; FaultTimeout,
 // Release and Close do.
-func (l *Layer) startFetch(ctx context.Context, run []want, done func()) {
+func (l *Layer) startFetch(ctx context.Context, run []want, done func(ok bool)) bool {
 	patience := l.cache.opts.FaultTimeout
 	ctx, end, err := l.begin(context.WithoutCancel(ctx))
 	if err != nil {
 		l.abort(run, err)
-		done()
-		return
+		done(false)
+		return false
 	}
 	l.cache.traffic.enter()
 	go func() {
 		defer end()
-		defer done()
+		ok := false
+		defer func() { done(ok) }()
 		defer l.cache.traffic.leave()
 		ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("%w (%v)", ErrTimeout, patience))
 		defer cancel()
-		l.fetch(ctx, run)
+		ok = l.fetch(ctx, run)
 	}()
+	return true
 }
 
 func (l *Layer) abort(run []want, err error) {
-	flights := make([]*flight, len(run))
-	for k, w := range run {
-		flights[k] = w.flight
+	c := l.content
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, w := range run {
+		if w.flight.landed {
+			continue
+		}
+		if w.origin == ReadAhead && c.unmark(w.chunk)&guessed != 0 {
+			c.ahead.unused -= int64(w.ch.BlobLength)
+		}
+		c.end(w.flight, nil, err)
+		c.forget(w.flight)
 	}
-	l.content.abort(flights, err)
 }
 
 // fetch gets a run of chunks, each of which has a flight, and ends all of the
-// flights.
-func (l *Layer) fetch(ctx context.Context, run []want) {
+// flights. It reports whether all came.
+func (l *Layer) fetch(ctx context.Context, run []want) bool {
 	bad, err := l.stream(ctx, l.src, run, func() error { return nil })
 	for _, w := range bad {
 		l.abort([]want{w}, l.damaged(w))
@@ -236,6 +266,7 @@ func (l *Layer) fetch(ctx context.Context, run []want) {
 		l.abort(run, err)
 		l.cache.log.Debug("fetch failed", "layer", l.dev.Key, "chunk", run[0].chunk, "chunks", len(run), "error", err)
 	}
+	return err == nil && len(bad) == 0
 }
 
 // damaged is the error of a chunk that arrived damaged twice.
@@ -273,21 +304,29 @@ func (l *Layer) stream(ctx context.Context, src frames, run []want, before func(
 func (l *Layer) streamOnce(ctx context.Context, src frames, run []want, before func() error) (bad []want, err error) {
 	first, last := run[0].ch, run[len(run)-1].ch
 	l.cache.stats.requests.Add(1)
+	began := time.Now()
 	body, err := src.ReadRange(ctx, first.BlobOffset, last.BlobOffset+int64(last.BlobLength)-first.BlobOffset)
 	if err != nil {
 		return nil, canceled(ctx, err)
 	}
 	defer body.Close()
+	l.cache.traffic.pace.answered(time.Since(began))
 	buf := l.cache.buffers.get()
 	defer buf.release()
+	var got int64
+	var reading time.Duration
+	defer func() { l.cache.traffic.pace.arrived(got, reading) }()
 	for _, w := range run {
 		if err := before(); err != nil {
 			return bad, err
 		}
 		frame := buf.mem[:w.ch.BlobLength]
+		began := time.Now()
 		if _, err := io.ReadFull(body, frame); err != nil {
 			return bad, canceled(ctx, err)
 		}
+		reading += time.Since(began)
+		got += int64(len(frame))
 		l.meter.arrived(w.origin, len(frame))
 		err := l.content.put(w.chunk, w.ch, frame)
 		var ie *IntegrityError

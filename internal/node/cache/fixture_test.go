@@ -56,12 +56,12 @@ func newFixture(tb testing.TB, seed uint64, size, chunkSize int) *fixture {
 		f.blob = append(f.blob, frame...)
 		off += n
 	}
-	f.encodeTable(sha256.Sum256(f.content))
+	f.encodeTable(sha256.Sum256(f.content), sha256.Sum256(f.blob))
 	return f
 }
 
 // encodeTable writes the chunk table as docs/format.md has it.
-func (f *fixture) encodeTable(diffID [32]byte) {
+func (f *fixture) encodeTable(diffID, blobDigest [32]byte) {
 	le := binary.LittleEndian
 	var pages []byte
 	for _, c := range f.chunks {
@@ -74,10 +74,13 @@ func (f *fixture) encodeTable(diffID [32]byte) {
 	rootSize := 16 + 88 + n*56
 	root := append([]byte("SLUICECT"), 1, 0, 0, 0, 1, 0, 0, 0)
 	root = append(root, diffID[:]...)
-	blobDigest := sha256.Sum256(f.blob)
 	root = append(root, blobDigest[:]...)
-	root = le.AppendUint64(root, uint64(len(f.blob)))
-	root = le.AppendUint64(root, uint64(len(f.content)))
+	var last artifact.Chunk
+	if n := len(f.chunks); n > 0 {
+		last = f.chunks[n-1]
+	}
+	root = le.AppendUint64(root, uint64(last.BlobOffset)+uint64(last.BlobLength))
+	root = le.AppendUint64(root, uint64(last.Offset)+uint64(last.Length))
 	root = le.AppendUint32(root, uint32(len(f.chunks)))
 	root = le.AppendUint32(root, 0)
 	for i := range n {

@@ -47,6 +47,7 @@ type flight struct {
 	chunk   int
 	done    chan struct{} // closed when the outcome is known
 	landed  bool
+	awaited bool // a Delivery brings it, nobody fetches it
 	waiters int
 
 	// The outcome. With neither, look again: the chunk is in data, or nobody
@@ -136,18 +137,6 @@ func (c *content) land(i int, written bool) {
 	}
 	c.end(f, nil, nil)
 	c.forget(f)
-}
-
-// abort ends flights that nothing will come of.
-func (c *content) abort(flights []*flight, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, f := range flights {
-		if !f.landed {
-			c.end(f, nil, err)
-			c.forget(f)
-		}
-	}
 }
 
 // leave gives up a flight that was joined and not waited for.

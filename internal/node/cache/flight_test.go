@@ -71,7 +71,11 @@ func TestBufferReferences(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.mu.Lock()
-	run := l.ahead(nil, 2, 1)
+	w, ok := l.foresee(2)
+	var run []want
+	if ok {
+		run = append(run, l.launch(w))
+	}
 	c.mu.Unlock()
 	if len(run) != 1 {
 		t.Fatalf("reading ahead: %d chunks, want 1", len(run))

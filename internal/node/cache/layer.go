@@ -131,7 +131,7 @@ func (l *Layer) ready(ctx context.Context, off, n int64) bool {
 			return false
 		}
 		if bits&mark != 0 {
-			l.readAhead(ctx, i)
+			l.noteRead(ctx, i)
 		}
 		ch, err := l.chunk(i)
 		if err != nil {
@@ -164,7 +164,7 @@ func (l *Layer) PutFrame(ctx context.Context, chunk int, frame []byte) error {
 	if l.content.check(chunk, ch) {
 		return nil
 	}
-	if err := l.content.put(chunk, ch, frame); err != nil {
+	if err := l.content.deliver(chunk, ch, frame); err != nil {
 		l.noteCorrupt(err)
 		return err
 	}

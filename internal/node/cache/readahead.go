@@ -2,21 +2,112 @@ package cache
 
 import (
 	"context"
+
+	"sluice/internal/artifact"
+)
+
+// What is fetched before anybody asks for it. Two things foresee: streams
+// knows readers that go through a layer from front to end, and neighbours that
+// what is read lies together, in whatever order. A tar has the files of a
+// directory side by side, and a program that starts reads many of them, and
+// most of each library that it maps, but from there to here.
+//
+// What was fetched ahead and not read is never more than a part of what was
+// read (creditPart) and a little to begin with (creditBase), per layer, in
+// bytes of the blob. So guessing wrong ends by itself, and reads here and
+// there cost next to nothing more.
+const (
+	creditBase = 256 << 10
+	creditPart = 0.6
 )
 
 const (
 	// maxStreams is how many sequential readers of one layer are told apart.
 	maxStreams = 16
 
-	// firstReadAhead is what the second read in sequence fetches ahead, in
-	// decoded bytes. Each later one fetches twice as much, up to
+	// sequence is after how many chunks in a row a reader is taken for one
+	// that reads on. As much as it has read is then fetched ahead of it, up to
 	// Options.ReadAhead.
-	firstReadAhead = 512 << 10
+	sequence = 4
 
-	// skipAhead is up to how many chunks that are there already are passed
-	// over in search of what to fetch ahead.
-	skipAhead = 64
+	// heatReach is how many chunks to either side a read warms, the next one
+	// by 2*heatReach, the one behind by heatReach, those farther away by less.
+	// hotChunk is the heat from which on a chunk is fetched ahead: two reads
+	// close before it, for example. These and creditPart were chosen by
+	// replaying starts of Python, Perl, Node, PHP, Ruby, git, gcc and
+	// PostgreSQL; somewhat more or less changes little.
+	heatReach = 4
+	hotChunk  = 10
+
+	// maxHot is how many such chunks are kept in mind.
+	maxHot = 128
 )
+
+// foresight is what is known of a layer's reads. Guarded by content.mu.
+type foresight struct {
+	streams streams
+	latest  *stream // the one that read last
+	heat    []uint8 // by chunk; nil before the first read
+	hot     []int   // chunks that became hot, the latest last
+
+	used   int64 // bytes of the blob whose chunks were read
+	unused int64 // those that were fetched ahead, and not read yet
+}
+
+// credit is how many bytes of the blob may be fetched ahead now.
+func (a *foresight) credit() int64 {
+	return creditBase + int64(creditPart*float64(a.used)) - a.unused
+}
+
+// read takes note of the first read of chunk i.
+func (a *foresight) read(c *content, i int, ch artifact.Chunk) {
+	a.used += int64(ch.BlobLength)
+	a.latest = a.streams.advance(i, int64(ch.Length))
+	if a.heat == nil {
+		a.heat = make([]uint8, c.count)
+	}
+	for d := range heatReach {
+		a.warm(c, i+1+d, 2*uint8(heatReach-d))
+		a.warm(c, i-1-d, uint8(heatReach-d))
+	}
+}
+
+func (a *foresight) warm(c *content, i int, by uint8) {
+	if i < 0 || i >= len(a.heat) {
+		return
+	}
+	was := a.heat[i]
+	a.heat[i] = was + min(by, 255-was)
+	if was < hotChunk && a.heat[i] >= hotChunk && c.lacks(i) {
+		if len(a.hot) == maxHot {
+			a.hot = append(a.hot[:0], a.hot[1:]...)
+		}
+		a.hot = append(a.hot, i)
+	}
+}
+
+// hottest returns the missing chunk that is most likely to be read, -1 if none
+// is likely enough.
+func (a *foresight) hottest(c *content) int {
+	best := -1
+	kept := a.hot[:0]
+	for _, i := range a.hot {
+		if !c.lacks(i) {
+			continue
+		}
+		kept = append(kept, i)
+		if best < 0 || a.heat[i] >= a.heat[best] {
+			best = i
+		}
+	}
+	a.hot = kept
+	return best
+}
+
+// lacks reports whether chunk i isn't there, nor on its way. mu is held.
+func (c *content) lacks(i int) bool {
+	return c.chunks[i].Load()&(present|claimed) == 0 && c.flights[i] == nil && !c.awaited(i)
+}
 
 // streams recognises readers that go through a layer from chunk to chunk.
 // Guarded by content.mu.
@@ -27,127 +118,178 @@ type streams struct {
 
 // stream is one such reader, or maybe one.
 type stream struct {
-	next   int   // the chunk after the last one fetched for it
-	mark   int   // the chunk that, when read, starts the next read-ahead
-	window int64 // decoded bytes to fetch ahead; 0 before it's known to be one
-	used   int64 // when, by clock; 0: free
+	next    int   // the chunk that it'll read next
+	chunks  int   // that it has read
+	read    int64 // decoded bytes of them
+	fetched int   // up to which chunk, exclusive, it was read ahead for
+	used    int64 // when, by clock; 0: free
 }
 
-// advance takes note that chunks first to end, exclusive, are fetched on
-// demand. It returns the stream that they continue, with its window grown, or
-// nil if this is the first that is seen of it.
-func (s *streams) advance(first, end int, most int64) *stream {
+// advance takes note of a first read of chunk i, of n decoded bytes, and
+// returns the stream that it belongs to.
+func (s *streams) advance(i int, n int64) *stream {
 	s.clock++
-	oldest := &s.all[0]
+	t := &s.all[0]
 	for k := range s.all {
-		t := &s.all[k]
+		o := &s.all[k]
 		// Readers in the kernel ask for several pieces at a time, which
 		// arrive here in any order.
-		if t.used > 0 && first >= t.next-1 && first <= t.next+2 {
-			t.grow(most)
-			t.next = max(t.next, end)
-			t.used = s.clock
-			return t
+		if o.used > 0 && i >= o.next-2 && i <= o.next+2 {
+			o.next = max(o.next, i+1)
+			o.chunks++
+			o.read += n
+			o.used = s.clock
+			return o
 		}
-		if t.used < oldest.used {
-			oldest = t
-		}
-	}
-	*oldest = stream{next: end, mark: -1, used: s.clock}
-	return nil
-}
-
-// marked returns the stream whose mark a chunk is.
-func (s *streams) marked(chunk int) *stream {
-	for k := range s.all {
-		if t := &s.all[k]; t.used > 0 && t.mark == chunk {
-			s.clock++
-			t.used = s.clock
-			return t
+		if o.used < t.used {
+			t = o
 		}
 	}
-	return nil
+	*t = stream{next: i + 1, chunks: 1, read: n, used: s.clock}
+	return t
 }
 
-func (t *stream) grow(most int64) { t.window = min(max(2*t.window, firstReadAhead), most) }
-
-// extend adds to a run, which ends with what a reader waits for, what it will
-// want next if it is sequential. content.mu is held.
-func (l *Layer) extend(run []want) []want {
-	most := l.cache.opts.ReadAhead
+// follow returns what a stream will want after what was fetched for it, when
+// that is half used up. content.mu is held.
+func (l *Layer) follow(t *stream) []want {
 	c := l.content
-	if most <= 0 || c.failing.Load() { // what can't be written isn't kept for long
-		return run
+	if t == nil || t.chunks < sequence {
+		return nil
 	}
-	end := run[len(run)-1].chunk + 1
-	t := c.streams.advance(run[0].chunk, end, most)
-	if t == nil {
-		return run
-	}
-	n := len(run)
-	run = l.ahead(run, end, t.window)
-	if len(run) > n {
-		t.mark = end
-		t.next = run[len(run)-1].chunk + 1
-		c.chunks[end].Or(mark)
-	}
-	return run
-}
-
-// ahead appends missing chunks from chunk i on to run, up to window decoded
-// bytes or the bound of one request. It stops at a chunk that isn't missing.
-// Nobody waits for their flights yet. content.mu is held.
-func (l *Layer) ahead(run []want, i int, window int64) []want {
-	c := l.content
-	for ; i < c.count && window > 0; i++ {
+	window := min(t.read, l.cache.opts.ReadAhead)
+	at := max(t.next, t.fetched)
+	var due int64 // decoded bytes from where it reads up to what isn't fetched
+	for i := t.next; i < c.count && due <= window/2; i++ {
 		ch, err := l.chunk(i)
 		if err != nil {
-			break // its page isn't loaded; reading on will load it
+			return nil
 		}
-		w := want{chunk: i, ch: ch, origin: ReadAhead, started: true}
-		if c.chunks[i].Load()&(present|claimed) != 0 || c.flights[i] != nil || (len(run) > 0 && !l.fits(run, w)) {
+		if i >= at && c.lacks(i) {
+			at = i
 			break
 		}
-		w.flight, _ = c.join(i)
-		w.flight.waiters--
-		run = append(run, w)
-		window -= int64(ch.Length)
+		due += int64(ch.Length)
 	}
+	if due > window/2 {
+		return nil
+	}
+	var run []want
+	for i := at; i < c.count && due < window; i++ {
+		w, _ := l.foresee(i)
+		if !w.started || (len(run) > 0 && !l.fits(run, w)) {
+			break
+		}
+		run = append(run, l.launch(w))
+		due += int64(w.ch.Length)
+	}
+	t.fetched = at + len(run)
 	return run
 }
 
-// readAhead is called when the marked chunk i is read: it fetches, in the
-// background, what follows what its stream has fetched so far.
-func (l *Layer) readAhead(ctx context.Context, i int) {
+// foresee returns chunk i as a want, to be started if it's missing; credit
+// says whether there is some for it. content.mu is held.
+func (l *Layer) foresee(i int) (w want, credit bool) {
 	c := l.content
-	if c.chunks[i].And(^uint32(mark))&mark == 0 {
+	if i < 0 || i >= c.count || !c.lacks(i) {
+		return want{}, false
+	}
+	ch, err := l.chunk(i)
+	if err != nil { // its page isn't loaded; reading on will load it
+		return want{}, false
+	}
+	return want{chunk: i, ch: ch, origin: ReadAhead, started: true}, int64(ch.BlobLength) <= c.ahead.credit()
+}
+
+// launch gives a want that was foreseen its flight, for which nobody waits
+// yet. content.mu is held.
+func (l *Layer) launch(w want) want {
+	c := l.content
+	w.flight, _ = c.join(w.chunk)
+	w.flight.waiters--
+	c.chunks[w.chunk].Or(mark | guessed)
+	c.ahead.unused += int64(w.ch.BlobLength)
+	return w
+}
+
+// unmark returns what chunk i's bits were before it took the marks away.
+func (c *content) unmark(i int) uint32 { return c.chunks[i].And(^uint32(mark | guessed)) }
+
+// noteRead is called when the marked chunk i is read: it fetches, in the
+// background, what will follow.
+func (l *Layer) noteRead(ctx context.Context, i int) {
+	c := l.content
+	bits := c.unmark(i)
+	if bits&mark == 0 {
 		return // another reader of the chunk does it
 	}
-	if !l.cache.traffic.tryReadAhead() {
-		c.chunks[i].Or(mark) // later, then
+	ch, err := l.chunk(i)
+	if err != nil {
 		return
 	}
 	c.mu.Lock()
-	var run []want
-	if t := c.streams.marked(i); t != nil {
-		t.grow(l.cache.opts.ReadAhead)
-		at := t.next
-		for n := 0; n < skipAhead && at < c.count && c.chunks[at].Load()&(present|claimed) != 0; n++ {
-			at++
-		}
-		run = l.ahead(nil, at, t.window)
-		t.next = at + len(run)
-		t.mark = -1
-		if len(run) > 0 {
-			t.mark = at
-			c.chunks[at].Or(mark)
-		}
+	if bits&guessed != 0 {
+		c.ahead.unused -= int64(ch.BlobLength)
 	}
+	c.ahead.read(c, i, ch)
 	c.mu.Unlock()
-	if len(run) == 0 {
-		l.cache.traffic.endReadAhead()
+	l.lookAhead(ctx)
+}
+
+// lookAhead fetches, in the background, what foresight says will be wanted.
+func (l *Layer) lookAhead(ctx context.Context) {
+	c := l.content
+	if l.cache.opts.ReadAhead <= 0 || c.failing.Load() {
 		return
 	}
-	l.cache.stats.readAheads.Add(1)
-	l.startFetch(ctx, run, l.cache.traffic.endReadAhead)
+	for l.cache.traffic.tryReadAhead() {
+		c.mu.Lock()
+		run := l.follow(c.ahead.latest)
+		if len(run) == 0 {
+			run = l.neighbourhood(l.cache.traffic.readAheadSize(l.cache.opts.MaxRequest))
+		}
+		c.mu.Unlock()
+		if len(run) == 0 {
+			l.cache.traffic.endReadAhead()
+			return
+		}
+		l.cache.stats.readAheads.Add(1)
+		if !l.startFetch(ctx, run, func(ok bool) {
+			l.cache.traffic.endReadAhead()
+			if ok {
+				l.lookAhead(ctx)
+			}
+		}) {
+			return
+		}
+	}
+}
+
+// neighbourhood returns the hottest missing chunk and those around it that are
+// hot, too, up to most bytes of the blob. content.mu is held.
+func (l *Layer) neighbourhood(most int64) []want {
+	c := l.content
+	i := c.ahead.hottest(c)
+	w, ok := l.foresee(i)
+	if !ok {
+		return nil
+	}
+	first := i // first, to begin with the one that is wanted first
+	size := int64(w.ch.BlobLength)
+	for first > 0 && c.ahead.heat[first-1] >= hotChunk {
+		w, ok := l.foresee(first - 1)
+		if size += int64(w.ch.BlobLength); !ok || size > most {
+			break
+		}
+		first--
+	}
+	var run []want
+	size = 0
+	for i = first; i < c.count && c.ahead.heat[i] >= hotChunk; i++ {
+		w, ok := l.foresee(i)
+		if size += int64(w.ch.BlobLength); !ok || size > most {
+			break
+		}
+		run = append(run, l.launch(w))
+	}
+	return run
 }

@@ -8,8 +8,12 @@ import (
 
 const (
 	// maxReadAheads and maxFills bound the requests of these kinds at a time.
-	maxReadAheads = 4
+	maxReadAheads = 3
 	maxFills      = 2
+
+	// minReadAhead is the size of a request for read-ahead on a way that holds
+	// less than that, or of which nothing is known.
+	minReadAhead = 256 << 10
 
 	// maxYield is how long a Fill stands back for faults before it takes the
 	// next chunk all the same: a node that always faults must get complete,
@@ -22,6 +26,7 @@ const (
 type traffic struct {
 	readAheads chan struct{} // a token for each that runs
 	fills      chan struct{} // likewise
+	pace       pace
 
 	mu     sync.Mutex    // a leaf lock
 	active int           // fetches for faults and read-ahead
@@ -64,6 +69,13 @@ func (t *traffic) tryReadAhead() bool {
 }
 
 func (t *traffic) endReadAhead() { <-t.readAheads }
+
+// readAheadSize is how many bytes one request that nobody waits for may have,
+// at most: about what the way to the source holds, so that a few of them keep
+// it busy and none is long in the way.
+func (t *traffic) readAheadSize(most int64) int64 {
+	return min(max(t.pace.product(), minReadAhead), most)
+}
 
 // fill waits for a turn to make a request for Fill; endFill gives it back.
 func (t *traffic) fill(ctx context.Context) error {
