@@ -2,9 +2,11 @@ package faults
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"strings"
@@ -36,10 +38,11 @@ const (
 	Other         Kind = "other"
 )
 
-// Proxy is a registry's only door. It speaks HTTP/1.1 without TLS on loopback,
-// wants a token for everything, and hands them out to anybody.
+// Proxy is a registry's only door. It speaks HTTP/1.1 on loopback, wants a
+// token for everything, and hands them out to anybody.
 type Proxy struct {
 	upstream string
+	scheme   string
 	kinds    map[oci.Digest]Kind // of blobs and manifests
 	server   *http.Server
 	ln       net.Listener
@@ -87,10 +90,28 @@ func NewProxy(ctx context.Context, upstream string, kinds map[oci.Digest]Kind) (
 	if err != nil {
 		return nil, err
 	}
-	p := &Proxy{upstream: upstream, kinds: kinds, ln: ln}
-	p.server = &http.Server{Handler: p, ReadHeaderTimeout: time.Minute}
-	p.served.Go(func() { _ = p.server.Serve(ln) }) // until Close
-	return p, nil
+	return serve(&Proxy{upstream: upstream, scheme: "http", kinds: kinds, ln: ln}), nil
+}
+
+// NewTLSProxy is NewProxy at an address of one's own, with TLS: on loopback nodes
+// speak it only with port 443.
+func NewTLSProxy(ctx context.Context, addr, upstream string, kinds map[oci.Digest]Kind, certificate func() *tls.Certificate) (*Proxy, error) {
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	ln = tls.NewListener(ln, &tls.Config{
+		MinVersion:     tls.VersionTLS12,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return certificate(), nil },
+	})
+	return serve(&Proxy{upstream: upstream, scheme: "https", kinds: kinds, ln: ln}), nil
+}
+
+func serve(p *Proxy) *Proxy {
+	p.server = &http.Server{Handler: p, ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0)}
+	p.served.Go(func() { _ = p.server.Serve(p.ln) }) // until Close
+	return p
 }
 
 // Addr is where nodes find it, as host:port.
@@ -260,7 +281,7 @@ func (p *Proxy) challenge(r *http.Request) string {
 			scope = fmt.Sprintf(`,scope="repository:%s:pull"`, repo)
 		}
 	}
-	return fmt.Sprintf(`Bearer realm="http://%s/token",service="faults"%s`, p.Addr(), scope)
+	return fmt.Sprintf(`Bearer realm="%s://%s/token",service="faults"%s`, p.scheme, p.Addr(), scope)
 }
 
 // ask asks the registry.

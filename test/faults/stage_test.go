@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -149,6 +150,15 @@ func (s *stage) node(t *testing.T, flags ...string) *node {
 	return n
 }
 
+// allKinds is what the blobs of all images are.
+func (s *stage) allKinds() map[oci.Digest]Kind {
+	kinds := make(map[oci.Digest]Kind)
+	for _, img := range []*image{s.app, s.other, s.plain} {
+		maps.Copy(kinds, img.kinds)
+	}
+	return kinds
+}
+
 // prepare makes a node of which nothing runs yet, and takes it down at the end
 // of the test.
 func (s *stage) prepare(t *testing.T, flags ...string) *node {
@@ -157,13 +167,7 @@ func (s *stage) prepare(t *testing.T, flags ...string) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kinds := make(map[oci.Digest]Kind)
-	for _, img := range []*image{s.app, s.other, s.plain} {
-		for d, k := range img.kinds {
-			kinds[d] = k
-		}
-	}
-	p, err := NewProxy(t.Context(), s.reg.Addr, kinds)
+	p, err := NewProxy(t.Context(), s.reg.Addr, s.allKinds())
 	if err != nil {
 		t.Fatal(err)
 	}
