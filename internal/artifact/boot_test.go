@@ -119,7 +119,7 @@ func packedFiles(t *testing.T, config oci.ImageConfig, entries ...entry) []strin
 	}
 	checkPlan(t, plan, table, sink.blobs[built.Manifest.BootPack.Digest])
 	var names []string
-	err = ReadBootPack(t.Context(), bytes.NewReader(sink.blobs[built.Manifest.BootPack.Digest]), table, func(ref ChunkRef, c Chunk, frame []byte) error {
+	err = ReadBootPack(t.Context(), bytes.NewReader(sink.blobs[built.Manifest.BootPack.Digest]), table, nil, func(ref ChunkRef, c Chunk, frame []byte) error {
 		if _, err := c.Decode(nil, frame); err != nil {
 			return err
 		}

@@ -58,24 +58,34 @@ func ParseBootPackHeader(r io.Reader) ([]ChunkRef, error) {
 	return refs, nil
 }
 
-// ReadBootPack reads a boot pack from r and gives each chunk's frame to put, in
-// order, as soon as it has arrived. The frames' lengths are those of the table;
-// put must verify a frame before it uses it, which Chunk.Decode and everything
-// built on it does. frame is overwritten after put has returned.
+// ReadBootPack reads a boot pack from r. It calls announce, unless that's nil,
+// once, with all chunks that will come, in order and all of devices that the
+// image has; then it gives each chunk's frame to put, in order, as soon as it
+// has arrived. The frames' lengths are those of the table; put must verify a
+// frame before it uses it, which Chunk.Decode and everything built on it does.
+// frame is overwritten after put has returned.
 //
-// It ends with the boot pack's last frame, or with the first error. What put
-// was given before an error is as good as without it: a boot pack only saves
-// time.
-func ReadBootPack(ctx context.Context, r io.Reader, t *Table, put func(ref ChunkRef, c Chunk, frame []byte) error) error {
+// It ends with the boot pack's last frame, or with the first error, of announce
+// and put, too. What put was given before an error is as good as without it: a
+// boot pack only saves time.
+func ReadBootPack(ctx context.Context, r io.Reader, t *Table, announce func([]ChunkRef) error,
+	put func(ref ChunkRef, c Chunk, frame []byte) error) error {
 	refs, err := ParseBootPackHeader(r)
 	if err != nil {
 		return err
 	}
-	frame := make([]byte, MaxFrameLength)
 	for i, ref := range refs {
 		if ref.Device >= len(t.Devices) {
 			return fmt.Errorf("boot pack: entry %d is of device %d, the image has %d", i, ref.Device, len(t.Devices))
 		}
+	}
+	if announce != nil {
+		if err := announce(refs); err != nil {
+			return err
+		}
+	}
+	frame := make([]byte, MaxFrameLength)
+	for i, ref := range refs {
 		c, err := t.Devices[ref.Device].Chunk(ctx, ref.Index)
 		if err != nil {
 			return fmt.Errorf("boot pack: entry %d: %w", i, err)

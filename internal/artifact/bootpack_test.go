@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 
@@ -55,7 +56,12 @@ func newPacked(t testing.TB) *packed {
 func (p *packed) read(t *testing.T, content io.Reader) ([]ChunkRef, error) {
 	t.Helper()
 	var got []ChunkRef
-	err := ReadBootPack(t.Context(), content, p.table, func(ref ChunkRef, c Chunk, frame []byte) error {
+	var announced []ChunkRef
+	announce := func(refs []ChunkRef) error {
+		announced = append(announced, refs...)
+		return nil
+	}
+	err := ReadBootPack(t.Context(), content, p.table, announce, func(ref ChunkRef, c Chunk, frame []byte) error {
 		data, err := c.Decode(nil, frame)
 		if err != nil {
 			return err
@@ -66,6 +72,9 @@ func (p *packed) read(t *testing.T, content io.Reader) ([]ChunkRef, error) {
 		got = append(got, ref)
 		return nil
 	})
+	if len(announced) < len(got) || !slices.Equal(announced[:len(got)], got) {
+		t.Errorf("announced %v, gave %v", announced, got)
+	}
 	return got, err
 }
 

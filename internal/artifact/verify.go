@@ -254,7 +254,7 @@ func verifyBootPack(ctx context.Context, desc oci.Descriptor, t *Table, src blob
 	defer r.Close()
 	verified := oci.VerifyReader(r, desc)
 	var data []byte
-	err = ReadBootPack(ctx, verified, t, func(_ ChunkRef, c Chunk, frame []byte) (err error) {
+	err = ReadBootPack(ctx, verified, t, nil, func(_ ChunkRef, c Chunk, frame []byte) (err error) {
 		data, err = c.Decode(data, frame)
 		return err
 	})

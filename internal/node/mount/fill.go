@@ -10,6 +10,7 @@ import (
 
 	"sluice/internal/artifact"
 	"sluice/internal/durable"
+	"sluice/internal/node/cache"
 	"sluice/oci"
 )
 
@@ -59,7 +60,8 @@ func (m *Manager) boot(ctx context.Context, img *image, failed <-chan struct{}) 
 	}
 }
 
-// bootPack puts a boot pack's chunks into the cache while they arrive.
+// bootPack puts a boot pack's chunks into the cache while they arrive. Readers
+// of those that are still to come wait for them, as long as it gets on.
 func (m *Manager) bootPack(ctx context.Context, img *image) error {
 	desc := img.manifest.BootPack
 	if desc == nil {
@@ -71,11 +73,13 @@ func (m *Manager) bootPack(ctx context.Context, img *image) error {
 	if err != nil {
 		return err
 	}
+	asked := time.Now()
 	r, err := m.source(img, *desc).ReadRange(ctx, 0, desc.Size)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
+	delivery := cache.NewDelivery(time.Since(asked))
 	all := make([]int, len(table.Devices))
 	for i := range all {
 		all[i] = i
@@ -91,7 +95,22 @@ func (m *Manager) bootPack(ctx context.Context, img *image) error {
 			l.Release()
 		}
 	}()
-	return artifact.ReadBootPack(ctx, r, table, func(ref artifact.ChunkRef, _ artifact.Chunk, frame []byte) error {
+	defer delivery.Close()
+	expect := func(refs []artifact.ChunkRef) error {
+		for i, l := range layers {
+			var chunks []int
+			var at []int64
+			for k, ref := range refs {
+				if ref.Device == i {
+					chunks = append(chunks, ref.Index)
+					at = append(at, desc.Size*int64(k)/int64(len(refs))) // about
+				}
+			}
+			l.Expect(delivery, chunks, at)
+		}
+		return nil
+	}
+	return artifact.ReadBootPack(ctx, delivery.Reader(r), table, expect, func(ref artifact.ChunkRef, _ artifact.Chunk, frame []byte) error {
 		return layers[ref.Device].PutFrame(ctx, ref.Index, frame)
 	})
 }
