@@ -115,6 +115,9 @@ func (m *Manager) mount(ctx context.Context, img *image, p *point) error {
 	if m.attached(p) {
 		return nil
 	}
+	if err := m.mend(ctx, img, p.part); err != nil {
+		return err
+	}
 	pi, layers, err := m.planeImage(ctx, img, p.part)
 	if err != nil {
 		return err
@@ -252,22 +255,24 @@ func (m *Manager) openTable(ctx context.Context, img *image) (*artifact.Table, e
 	return table, nil
 }
 
-// fetchLayerMetadata brings one layer's own metadata.
+// fetchLayerMetadata brings one layer's own metadata, or that of Merged.
 func (m *Manager) fetchLayerMetadata(ctx context.Context, img *image, layer int) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, m.opts.Fetch, fmt.Errorf("metadata of layer %d didn't arrive within %v", layer, m.opts.Fetch))
+	part := Part(layer)
+	what := "metadata of part " + part.String()
+	ctx, cancel := context.WithTimeoutCause(ctx, m.opts.Fetch, fmt.Errorf("%s didn't arrive within %v", what, m.opts.Fetch))
 	defer cancel()
 	table, err := m.openTable(ctx, img)
 	if err != nil {
 		return err
 	}
-	src, err := m.spoolMetadata(ctx, img, img.metadata(Part(layer)).Blob)
+	src, err := m.spoolMetadata(ctx, img, img.metadata(part).Blob)
 	if err != nil {
-		return registryError(fmt.Sprintf("metadata of layer %d", layer), err)
+		return registryError(what, err)
 	}
 	if c, ok := src.(fileSource); ok {
 		defer c.Close()
 	}
-	return m.unpack(ctx, img, table, Part(layer), src)
+	return m.unpack(ctx, img, table, part, src)
 }
 
 // detach unmounts a point that has no owner. The caller has the point's lock.

@@ -191,7 +191,11 @@ func (m *Manager) unpack(ctx context.Context, img *image, table *artifact.Table,
 		}
 		return notStreaming(IntegrityFailure, "%w", err)
 	}
-	return localError(f.Commit(filepath.Join(img.dir, metadataFile(part))))
+	if err := f.Commit(filepath.Join(img.dir, metadataFile(part))); err != nil {
+		return localError(err)
+	}
+	m.setSound(img, part)
+	return nil
 }
 
 // metadata returns what the manifest says of a part's metadata.

@@ -28,12 +28,17 @@ type image struct {
 	table   *artifact.Table
 	tables  *tableSource
 
+	// mending is held while what the disk lost is fetched again, before
+	// opening.
+	mending sync.Mutex
+
 	// What follows is guarded by Manager.mu.
 	origins []origin
 	created time.Time
 	holders map[string]bool
 	points  map[Part]*point
-	used    time.Time // the last Pull, Attach or Release
+	sound   map[Part]bool // whose metadata is on the disk as it should be
+	used    time.Time     // the last Pull, Attach or Release
 	filling bool
 	filled  bool  // all content is here
 	problem error // why background work stopped, nil when it didn't
@@ -80,7 +85,7 @@ func dirName(id oci.Digest) string { return id.Encoded()[:32] }
 func newImage(id oci.Digest, dir string, manifest *artifact.Manifest) *image {
 	return &image{
 		id: id, dir: dir, manifest: manifest,
-		holders: make(map[string]bool), points: make(map[Part]*point), used: time.Now(),
+		holders: make(map[string]bool), points: make(map[Part]*point), sound: make(map[Part]bool), used: time.Now(),
 	}
 }
 
@@ -160,15 +165,6 @@ func loadImage(dir string) (*image, error) {
 	manifest, err := artifact.ParseManifest(content)
 	if err != nil {
 		return nil, err
-	}
-	// The kernel would trust this file. Its content was checked when it was
-	// written; a size that differs is what a lost write looks like.
-	fi, err := os.Stat(filepath.Join(dir, fileMerged))
-	if err != nil {
-		return nil, err
-	}
-	if fi.Size() != manifest.Metadata.Size {
-		return nil, fmt.Errorf("%s has %d bytes, not %d", fileMerged, fi.Size(), manifest.Metadata.Size)
 	}
 	img := newImage(s.Artifact, dir, manifest)
 	img.created = s.Created
