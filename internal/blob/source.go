@@ -2,13 +2,16 @@
 // and never change, wherever they lie.
 //
 // Source is the one interface. FromRegistry, FromFile and FromBytes make one;
-// Retry, Limit and Count wrap any of them and are again a Source, so a node's
-// usual chain is
+// Retry, Hedge, Limit and Count wrap any of them and are again a Source, so a
+// node's usual chain is
 //
-//	Limit(Retry(Count(FromRegistry(reader, repo, desc), &counter), RetryOptions{}), bandwidth)
+//	src := Count(FromRegistry(reader, repo, desc), &counter)
+//	Limit(Retry(Hedge(src, src, &hedger), RetryOptions{}), bandwidth)
 //
-// in which the counter sees every request, the retry resumes a stream where
-// it broke, and time spent waiting for bandwidth is nobody's time-out.
+// in which the counter sees every request, the one answer in a hundred that
+// doesn't come is asked for again before anybody has lost patience, the retry
+// resumes a stream where it broke, and time spent waiting for bandwidth is
+// nobody's time-out.
 //
 // Nothing here verifies content: a part of a blob can't be checked against
 // the blob's digest. Whoever reads a Source checks what it got (package

@@ -93,6 +93,7 @@ type Manager struct {
 	stop       func() // ends the background work and waits
 
 	counter blob.Counter // what was asked of registries
+	hedger  blob.Hedger  // how long their answers take
 	fills   chan oci.Digest
 
 	// naming is held while a directory beneath images gets or loses its name.

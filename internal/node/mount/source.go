@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync/atomic"
 
 	"sluice/internal/blob"
@@ -50,13 +51,14 @@ func (m *Manager) source(img *image, desc oci.Descriptor) blob.Source {
 	if len(desc.Data) > 0 { // verified by ParseManifest
 		return blob.FromBytes(desc.Data)
 	}
+	list := func() []origin {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return slices.Clone(img.origins)
+	}
 	s := &origins{
 		size: desc.Size,
-		list: func() []origin {
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			return append([]origin(nil), img.origins...)
-		},
+		list: list,
 		open: func(o origin) (blob.Source, error) {
 			reg, err := m.opts.Registry(o.Registry, o.Repository)
 			if err != nil {
@@ -65,7 +67,16 @@ func (m *Manager) source(img *image, desc oci.Descriptor) blob.Source {
 			return blob.FromRegistry(reg, o.Repository, desc), nil
 		},
 	}
-	return blob.Retry(blob.Count(s, &m.counter), m.opts.Retry)
+	// What is slow to answer is asked again elsewhere, if there's elsewhere.
+	second := &origins{size: s.size, open: s.open, list: func() []origin {
+		all := list()
+		if len(all) < 2 {
+			return all
+		}
+		return append(all[1:], all[0])
+	}}
+	hedged := blob.Hedge(blob.Count(s, &m.counter), blob.Count(second, &m.counter), &m.hedger)
+	return blob.Retry(hedged, m.opts.Retry)
 }
 
 // tableSource is a chunk table's blob: what is local of it, and the registry
