@@ -199,6 +199,37 @@ type found struct {
 	manifest *artifact.Manifest
 }
 
+// againAfter is the pause before what failed is tried once more.
+const againAfter = 100 * time.Millisecond
+
+// again calls get, and once more if it failed in a way that may pass. The
+// client of a registry repeats requests that weren't answered; this is for
+// answers that were cut or damaged, or came from something else in between. One
+// of those must not make an image of gigabytes come the ordinary way.
+func again[T any](ctx context.Context, get func() (T, error)) (T, error) {
+	v, err := get()
+	if err == nil || !mayPass(err) {
+		return v, err
+	}
+	pause := time.NewTimer(againAfter)
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+		return get()
+	case <-ctx.Done():
+		return v, err
+	}
+}
+
+// mayPass reports whether an error of a registry may not be the answer next time.
+func mayPass(err error) bool {
+	r := ReasonOf(err)
+	if r == "" {
+		r = reasonFor(err)
+	}
+	return (r == RegistryUnavailable || r == IntegrityFailure) && !errors.Is(err, oci.ErrTooManyRequests)
+}
+
 // reasonFor classifies an error of a registry.
 func reasonFor(err error) Reason {
 	var unsupported *plane.UnsupportedError
