@@ -85,7 +85,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	if err != nil {
 		return nil, fmt.Errorf("create snapshot %q: %w", key, err)
 	}
-	lowers, err := s.lowers(ctx, snap)
+	lowers, err := s.beneath(ctx, snap)
 	if err == nil {
 		err = s.own(snap, info.Labels, lowers)
 	}

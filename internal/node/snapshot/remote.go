@@ -231,7 +231,7 @@ func (s *Snapshotter) claim(ctx context.Context) error {
 	}
 	for id, r := range s.remotes {
 		if err := s.images.Hold(ctx, r.image, owner(id)); err != nil {
-			s.log.ErrorContext(ctx, "a streamed image is lost: remove it and pull it again", "image", r.image, "layer", r.layer, "error", err)
+			s.log.ErrorContext(ctx, "a streamed image is lost: it is pulled again when a container needs it", "image", r.image, "layer", r.layer, "error", err)
 		}
 	}
 	var group errgroup.Group

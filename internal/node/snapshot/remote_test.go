@@ -31,6 +31,7 @@ type dirImages struct {
 	images map[string]mount.Image // by reference
 	reason error                  // if not nil, no image streams
 	broken map[oci.Digest]bool    // images whose mounts fail
+	lost   map[oci.Digest]bool    // images that have to be pulled again
 	pulls  int
 	owners map[string][]string // what each owner holds or has attached
 }
@@ -38,7 +39,7 @@ type dirImages struct {
 func newDirImages(t *testing.T) *dirImages {
 	return &dirImages{
 		root: t.TempDir(), images: make(map[string]mount.Image),
-		broken: make(map[oci.Digest]bool), owners: make(map[string][]string),
+		broken: make(map[oci.Digest]bool), lost: make(map[oci.Digest]bool), owners: make(map[string][]string),
 	}
 }
 
@@ -76,12 +77,16 @@ func (d *dirImages) Pull(_ context.Context, ref string, _ oci.Digest) (mount.Ima
 	if !ok {
 		return mount.Image{}, &mount.NotStreaming{Reason: mount.NoStreamingArtifact, Err: fmt.Errorf("%s has none", ref)}
 	}
+	delete(d.lost, img.ID)
 	return img, nil
 }
 
 func (d *dirImages) Hold(_ context.Context, image oci.Digest, owner string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.lost[image] {
+		return mount.ErrUnknownImage
+	}
 	d.owners[owner] = append(d.owners[owner], "hold "+image.Encoded()[:8])
 	return nil
 }
@@ -89,6 +94,9 @@ func (d *dirImages) Hold(_ context.Context, image oci.Digest, owner string) erro
 func (d *dirImages) Attach(_ context.Context, image oci.Digest, part mount.Part, owner string) (string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.lost[image] {
+		return "", mount.ErrUnknownImage
+	}
 	if d.broken[image] {
 		return "", &mount.NotStreaming{Reason: mount.PlaneUnavailable, Err: fmt.Errorf("%s is broken", image)}
 	}
@@ -527,6 +535,47 @@ func TestRestart(t *testing.T) {
 	}
 	if _, err := s.Mounts(t.Context(), "cbad"); !errdefs.IsUnavailable(err) {
 		t.Errorf("mounts of the broken image: %v, want unavailable", err)
+	}
+}
+
+// What the node lost of an image that containerd has is pulled again when a
+// container needs it.
+func TestLostImageIsPulledAgain(t *testing.T) {
+	needRoot(t)
+	images := newDirImages(t)
+	ids := diffs("a", 3)
+	img := images.add(t, "r/a", ids...)
+	root := t.TempDir()
+	s, err := snapshot.Open(t.Context(), snapshot.Options{Root: root, Images: images})
+	if err != nil {
+		t.Fatal(err)
+	}
+	top, _ := pull(t, s, "r/a", ids)
+	if _, err := s.Prepare(t.Context(), "old", top); err != nil {
+		t.Fatal(err)
+	}
+	want := images.owned()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	images.owners, images.lost[img.ID], images.pulls = make(map[string][]string), true, 0
+	s = open(t, root, images)
+	if images.pulls != 0 {
+		t.Error("the start asks the registry")
+	}
+	images.reason = &mount.NotStreaming{Reason: mount.RegistryUnavailable, Err: context.DeadlineExceeded}
+	if _, err := s.Prepare(t.Context(), "new", top); !errdefs.IsUnavailable(err) || mount.ReasonOf(err) != mount.RegistryUnavailable {
+		t.Errorf("without the registry: %v, want unavailable and why", err)
+	}
+	images.reason = nil
+	if _, err := s.Prepare(t.Context(), "new", top); err != nil {
+		t.Errorf("a new container: %v", err)
+	}
+	if _, err := s.Mounts(t.Context(), "old"); err != nil {
+		t.Errorf("the old container: %v", err)
+	}
+	if got := images.owned(); got != want+1 {
+		t.Errorf("%d owners, want %d: all from before, and the new container", got, want+1)
 	}
 }
 

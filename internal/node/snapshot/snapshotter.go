@@ -222,7 +222,7 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	if err != nil {
 		return nil, err
 	}
-	lowers, err := s.lowers(ctx, snap)
+	lowers, err := s.beneath(ctx, snap)
 	if err != nil {
 		return nil, fmt.Errorf("mounts of snapshot %q: %w", key, err)
 	}
