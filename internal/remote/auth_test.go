@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -155,6 +156,25 @@ func TestBearer(t *testing.T) {
 	}
 	if s.count < 10 || s.count > 40 {
 		t.Errorf("%d tokens were fetched: want them kept, and renewed when they have run out", s.count)
+	}
+}
+
+func TestBusyTokenServer(t *testing.T) {
+	s, server := newTokens(t, inMemory())
+	var asked atomic.Int32
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == "/token" && asked.Add(1) < 3:
+			w.WriteHeader(http.StatusTooManyRequests)
+		default:
+			server.Config.Handler.ServeHTTP(w, r)
+		}
+	}))
+	t.Cleanup(front.Close)
+	s.url = front.URL
+	reg := connect(t, front, remote.Options{Credentials: user})
+	if _, err := reg.ResolveManifest(t.Context(), "some/repo", "tag"); !errors.Is(err, oci.ErrNameUnknown) && !errors.Is(err, oci.ErrManifestUnknown) || asked.Load() != 3 {
+		t.Errorf("a read: %v after %d attempts, want that it isn't there after 3", err, asked.Load())
 	}
 }
 

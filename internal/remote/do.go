@@ -17,6 +17,8 @@ import (
 
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/errcode"
+
+	"sluice/oci"
 )
 
 const (
@@ -200,6 +202,8 @@ func canRetry(resp *http.Response, err error) bool {
 		return false
 	case errors.As(err, &token): // the answer of a token server
 		return retryStatus(token.StatusCode)
+	case errors.Is(err, oci.ErrTooManyRequests): // and of a busy one: see transportError
+		return true
 	}
 	return errors.As(err, &op) && !strings.HasSuffix(op.Op, " error") || // "remote error" and "local error" are TLS alerts
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
