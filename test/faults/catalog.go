@@ -99,6 +99,10 @@ func cut() []Fault {
 		}},
 		{Name: "chunked", Body: true, Mild: true, Serve: func(x *Exchange) {
 			a := x.Answer()
+			if x.Request.Method == http.MethodHead { // the size has to be said once
+				x.Send(a)
+				return
+			}
 			a.Header.Del("Content-Length")
 			a.Header.Set("Transfer-Encoding", "chunked")
 			x.Write(a.Head())
@@ -107,7 +111,9 @@ func cut() []Fault {
 		{Name: "http-1.0", Body: true, Mild: true, Serve: func(x *Exchange) {
 			a := x.Answer()
 			a.Proto = "HTTP/1.0"
-			a.Header.Del("Content-Length")
+			if x.Request.Method != http.MethodHead {
+				a.Header.Del("Content-Length")
+			}
 			x.Send(a)
 		}},
 		{Name: "http-1.0-cut", Body: true, Serve: func(x *Exchange) {
@@ -289,7 +295,7 @@ func statuses() []Fault {
 	after := func(v string) http.Header { return http.Header{"Retry-After": {v}} }
 	return []Fault{
 		{Name: "401", Final: true, Reason: unauthorized, Serve: status(http.StatusUnauthorized, "UNAUTHORIZED", nil)},
-		{Name: "token-expired", Reason: unauthorized, Serve: func(x *Exchange) {
+		{Name: "token-expired", Spreads: true, Reason: unauthorized, Serve: func(x *Exchange) {
 			x.proxy.ExpireTokens()
 			status(http.StatusUnauthorized, "UNAUTHORIZED", http.Header{"Www-Authenticate": {x.proxy.challenge(x.Request)}})(x)
 		}},

@@ -361,3 +361,42 @@ func TestPlaneTakenAway(t *testing.T) {
 		return nil
 	})
 }
+
+// TestLostImage loses what the node keeps of an image that containerd has, as a
+// disk that was restored from an old copy does: containers start all the same,
+// and nobody has to remove and pull it.
+func TestLostImage(t *testing.T) {
+	s := theStage(t)
+	for _, lost := range []string{"manifest.json", "image.json", "merged.erofs", ""} {
+		t.Run("lost "+lost, func(t *testing.T) {
+			t.Parallel()
+			n := s.withContainerd(t)
+			if err := n.pull(t, s.app); err != nil {
+				t.Fatal(err)
+			}
+			if err := n.run(t, s.app); err != nil {
+				t.Fatal(err)
+			}
+			if err := n.PowerOff(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			dirs, err := filepath.Glob(filepath.Join(n.Dir, "sluice", "images", "*"))
+			if err != nil || len(dirs) != 1 {
+				t.Fatal(dirs, err)
+			}
+			if err := os.RemoveAll(filepath.Join(dirs[0], lost)); err != nil {
+				t.Fatal(err)
+			}
+			if err := n.StartSluice(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := n.StartContainerd(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := n.run(t, s.app); err != nil {
+				t.Errorf("a container: %v", err)
+			}
+			n.heals(t, s.app)
+		})
+	}
+}

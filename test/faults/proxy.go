@@ -77,6 +77,8 @@ type Fault struct {
 	Final  bool // need not be tried again
 	Stalls bool // takes all the time there is: for documents there's no second try
 
+	Spreads bool // concerns tokens: harms other requests, too, and no token server
+
 	// Reason is what `sluice node status` must say of a pull that failed by
 	// this; empty: any reason.
 	Reason string

@@ -25,6 +25,8 @@ var requests = []Kind{Token, Resolve, Manifest, Config, Referrers, Artifact, Met
 // happens reports whether a fault can happen to a kind of request.
 func (f Fault) happens(k Kind) bool {
 	switch {
+	case f.Spreads && k == Token:
+		return false
 	case f.Range:
 		return slices.Contains(ranged, k)
 	case f.Body:
@@ -74,7 +76,7 @@ func runCase(t *testing.T, s *stage, f Fault, k Kind, times int) {
 	n := s.node(t)
 	dir := filepath.Join(n.Dir, "mnt")
 	n.proxy.Arm(f, k, times)
-	harmless := f.Mild || k == Resolve || k == Boot ||
+	harmless := f.Mild || (k == Resolve || k == Boot) && !f.Spreads ||
 		times > 0 && !f.Final && (!f.Stalls || slices.Contains(ranged, k))
 
 	began := time.Now()
@@ -84,7 +86,7 @@ func runCase(t *testing.T, s *stage, f Fault, k Kind, times int) {
 	switch {
 	case errors.Is(merr, errHangs):
 		t.Fatalf("mounting doesn't end within %v", mountBound)
-	case merr != nil && (harmless || !slices.Contains(essential, k)):
+	case merr != nil && (harmless || !f.Spreads && !slices.Contains(essential, k)):
 		t.Errorf("mounting failed after %v, which it should not: %v", took, merr)
 	case merr != nil:
 		checkReason(t, n, s, f, k, merr)
@@ -92,7 +94,7 @@ func runCase(t *testing.T, s *stage, f Fault, k Kind, times int) {
 		wrong, failed, slowest := s.app.files.readAll(dir, readBound)
 		readErrs = failed
 		checkReads(t, wrong, failed, slowest)
-		if len(failed) > 0 && (harmless || k != Layer) {
+		if len(failed) > 0 && (harmless || !f.Spreads && k != Layer) {
 			t.Errorf("%d reads failed, the first, of %s: %v", len(failed), failed[0].name, failed[0].err)
 		}
 	}
