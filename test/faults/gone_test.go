@@ -309,26 +309,70 @@ func descriptors(t *testing.T, n *node) int {
 	return len(fds)
 }
 
-// TestTokenExpires lets tokens expire in the middle of reading, again and again:
-// nobody notices.
+// TestTokenExpires lets tokens expire while everything is being read: nobody
+// notices.
 func TestTokenExpires(t *testing.T) {
 	s := theStage(t)
-	n := s.node(t, "--no-fill")
-	dir := filepath.Join(n.Dir, "mnt")
-	if err := n.mount(t, s.app, dir); err != nil {
-		t.Fatal(err)
-	}
-	n.proxy.Watch(func(at int, _ Kind) {
-		if at%8 == 2 {
-			n.proxy.ExpireTokens()
+	for at := range 8 {
+		n := s.node(t, "--no-fill")
+		dir := filepath.Join(n.Dir, "mnt")
+		if err := n.mount(t, s.app, dir); err != nil {
+			t.Fatal(err)
 		}
-	})
-	wrong, failed, slowest := s.app.files.readAll(dir, readBound)
-	checkReads(t, wrong, failed, slowest)
-	if len(failed) > 0 {
-		t.Errorf("%d reads failed, the first: %v", len(failed), failed[0])
+		// Once: a request that meets two expired tokens in a row is refused.
+		n.proxy.Watch(func(now int, _ Kind) {
+			if now == at+1 {
+				n.proxy.ExpireTokens()
+			}
+		})
+		wrong, failed, slowest := s.app.files.readAll(dir, readBound)
+		checkReads(t, wrong, failed, slowest)
+		if len(failed) > 0 {
+			t.Errorf("tokens that expired with request %d: %d reads failed, the first: %v", at+1, len(failed), failed[0])
+		}
+		n.proxy.Watch(nil)
 	}
-	n.proxy.Watch(nil)
+}
+
+// TestFillIsDisturbed has the background fill fail, at layers' metadata and at
+// their content: status tells, and the next daemon goes on. (The same one does
+// after two and a half minutes.)
+func TestFillIsDisturbed(t *testing.T) {
+	s := theStage(t)
+	for _, k := range []Kind{LayerMetadata, Layer} {
+		for _, f := range Catalog() {
+			if f.Name != "flip-bit" && f.Name != "403" && f.Name != "close-in-body" {
+				continue
+			}
+			t.Run(string(k)+"/"+f.Name, func(t *testing.T) {
+				t.Parallel()
+				n := s.node(t)
+				n.proxy.Arm(f, k, -1)
+				dir := filepath.Join(n.Dir, "mnt")
+				if err := n.mount(t, s.app, dir); err != nil {
+					t.Fatal(err)
+				}
+				eventually(t, 20*time.Second, "a problem in the status", func() error {
+					if i := n.status(t).Images; len(i) != 1 || i[0].Problem == "" || i[0].Complete {
+						return fmt.Errorf("it has %+v", i)
+					}
+					return nil
+				})
+				if n.proxy.Disarm() == 0 {
+					t.Error("nothing was tested")
+				}
+				n.Sluice.Kill()
+				if err := n.StartSluice(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				n.complete(t, s.app)
+				n.proxy.Close() // it isn't needed any more
+				if wrong, failed, _ := s.app.files.readAll(dir, readBound); len(wrong)+len(failed) > 0 {
+					t.Errorf("reading what is complete: %v %v", wrong, failed)
+				}
+			})
+		}
+	}
 }
 
 // TestPlaneTakenAway unmounts the node's FUSE mount under its readers: they get

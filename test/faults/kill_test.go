@@ -196,8 +196,8 @@ func TestKilledDuringRemoval(t *testing.T) {
 		if v.name == "holder" {
 			continue
 		}
-		for _, after := range []time.Duration{0, 3, 10, 30} {
-			t.Run(fmt.Sprintf("%s/%d", v.name, after), func(t *testing.T) {
+		for _, after := range []time.Duration{0, 3 * time.Millisecond, 10 * time.Millisecond, 30 * time.Millisecond} {
+			t.Run(fmt.Sprintf("%s/%v", v.name, after), func(t *testing.T) {
 				t.Parallel()
 				n := s.withContainerd(t)
 				for _, img := range []*image{s.app, s.other} {
@@ -207,7 +207,7 @@ func TestKilledDuringRemoval(t *testing.T) {
 				}
 				removed := make(chan error, 1)
 				go func() { removed <- n.remove(t, s.app) }()
-				time.Sleep(after * time.Millisecond)
+				time.Sleep(after)
 				v.kill(t, n)
 				if err := <-removed; errors.Is(err, errHangs) {
 					t.Errorf("the removal: %v", err)
