@@ -213,6 +213,16 @@ func (p *Plane) open(ctx context.Context) error {
 	if err := os.Mkdir(p.blobs(), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
+	// What a process that was killed was writing.
+	temporary, err := filepath.Glob(filepath.Join(p.dir, durable.TempPrefix+"*"))
+	if err != nil {
+		return err
+	}
+	for _, name := range temporary {
+		if err := os.Remove(name); err != nil {
+			return err
+		}
+	}
 	resumed, err := p.resume()
 	if err != nil {
 		return err

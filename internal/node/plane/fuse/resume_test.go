@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sluice/internal/durable"
 	"sluice/internal/node/plane"
 	"sluice/internal/node/plane/fuse"
 	"sluice/internal/node/plane/planetest"
@@ -292,6 +293,20 @@ func TestOrphans(t *testing.T) {
 	verify(t, img, at)
 	if err := p.Detach(t.Context(), at); err != nil {
 		t.Error(err)
+	}
+}
+
+// What a process was writing when it was killed goes with the next one.
+func TestTemporaryFilesAreRemoved(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	name := filepath.Join(dir, durable.TempPrefix+"123")
+	if err := os.WriteFile(name, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	open(t, fuse.Options{Dir: dir})
+	if _, err := os.Stat(name); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is still there: %v", err)
 	}
 }
 
