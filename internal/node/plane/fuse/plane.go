@@ -214,14 +214,14 @@ func (p *Plane) open(ctx context.Context) error {
 		return err
 	}
 	// What a process that was killed was writing.
-	temporary, err := filepath.Glob(filepath.Join(p.dir, durable.TempPrefix+"*"))
+	entries, err := os.ReadDir(p.dir)
+	for _, e := range entries {
+		if durable.IsTemp(e.Name()) {
+			err = errors.Join(err, os.Remove(filepath.Join(p.dir, e.Name())))
+		}
+	}
 	if err != nil {
 		return err
-	}
-	for _, name := range temporary {
-		if err := os.Remove(name); err != nil {
-			return err
-		}
 	}
 	resumed, err := p.resume()
 	if err != nil {
