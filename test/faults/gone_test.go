@@ -34,6 +34,7 @@ func (n *node) complete(t *testing.T, img *image) {
 // a restart, and the image can be removed.
 func TestRegistryGone(t *testing.T) {
 	s := theStage(t)
+	t.Parallel()
 	n := s.withContainerd(t)
 	for _, img := range []*image{s.app, s.other} {
 		if err := n.pull(t, img); err != nil {
@@ -92,6 +93,7 @@ func TestRegistryGone(t *testing.T) {
 // they had written, also those of ordinary images.
 func TestPowerLost(t *testing.T) {
 	s := theStage(t)
+	t.Parallel()
 	n := s.withContainerd(t)
 	for i, img := range []*image{s.app, s.plain} {
 		if err := n.pull(t, img); err != nil {
@@ -313,6 +315,7 @@ func descriptors(t *testing.T, n *node) int {
 // notices.
 func TestTokenExpires(t *testing.T) {
 	s := theStage(t)
+	t.Parallel()
 	for at := range 8 {
 		n := s.node(t, "--no-fill")
 		dir := filepath.Join(n.Dir, "mnt")
@@ -379,6 +382,7 @@ func TestFillIsDisturbed(t *testing.T) {
 // EIO or ENOTCONN, never other bytes, and the node makes a new one.
 func TestPlaneTakenAway(t *testing.T) {
 	s := theStage(t)
+	t.Parallel()
 	n := s.node(t)
 	dir := filepath.Join(n.Dir, "mnt")
 	if err := n.mount(t, s.app, dir); err != nil {
