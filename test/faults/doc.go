@@ -24,6 +24,22 @@
 // the table: the fault meets every request that it can happen to, once and for
 // ever.
 //
+// # The rest
+//
+// TestPullFallsBack does faults to containerd's pulls; TestKilled… kill daemon,
+// holder and containerd when the n-th request of a pull, or of a start, arrives;
+// TestChaos does all of it at random. Further ones take the registry away for
+// good, power, files of the node's state, the FUSE mount, tokens. The wall clock
+// can't be set here without harming others, and time namespaces don't have it:
+// TestClockJumps builds a sluice whose time.Now is off by as much as it is told,
+// and TestCertificateOutOfTime does with certificates what a wrong clock would.
+//
+// Not here: HTTP/2 (the proxy speaks 1.1), chunk tables so big that they come in
+// pages, mirrors, and disks that fail while they are written to (internal/node/cache
+// has those).
+//
+// # How much
+//
 // `go test ./faults` does a part of the cross product that finds most of what
 // there is to find; with SLUICE_FAULTS=all it does all of it. -run
 // 'TestFaults/flip-bit/layer' does a part.
