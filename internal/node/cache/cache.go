@@ -19,8 +19,8 @@
 // discarded and fetched again. A full disk costs speed, not correctness:
 // content is then served from memory.
 //
-// Start with Cache and Layer. How a chunk reaches the disk is content.go, how
-// it reaches readers flight.go and fetch.go.
+// Start with Cache and Layer. How a chunk reaches the disk is content.go, what
+// is there files.go and state.go, how it reaches readers flight.go and fetch.go.
 package cache
 
 import (
@@ -37,77 +37,10 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
-	"sluice/internal/artifact"
 	"sluice/internal/blob"
 	"sluice/internal/durable"
 	"sluice/oci"
 )
-
-// Options configure a Cache. The zero value of each is its default.
-type Options struct {
-	// Dir is the cache's directory, made if it's missing. One Cache at a time
-	// has it.
-	Dir string
-
-	// Quota is how much disk the cache may have; 0 is no bound. Free is how
-	// much of the file system it leaves to others. From the lesser of both
-	// follows the high mark: when it is passed, layers are evicted, from
-	// Settled on, until the cache is down to Low percent of it (default 90).
-	// First go the layers that no image has, then the least recently used,
-	// never pinned ones nor those that somebody has acquired. Fill stops at
-	// the high mark, or for layers that only it has acquired at the low one.
-	// What running containers read is stored even so: an ordinary pull would
-	// have needed the disk for it before they started.
-	Quota, Free Space
-	Low         float64
-
-	// FaultTimeout bounds how long a ReadAt waits for content; default 60 s.
-	FaultTimeout time.Duration
-
-	// ReadAhead is up to how many decoded bytes are fetched ahead of a
-	// sequential reader; default 4 MiB, negative for none.
-	ReadAhead int64
-
-	// MaxRequest bounds the bytes of one ranged request; default 4 MiB.
-	MaxRequest int64
-
-	// FillBandwidth bounds what all Fills together fetch, in bytes per
-	// second; default no bound.
-	FillBandwidth int64
-
-	// FlushInterval is how often new content is made durable; default 1 s.
-	// What a crash catches before that is fetched again.
-	FlushInterval time.Duration
-
-	// Log receives what operators should know; default none.
-	Log *slog.Logger
-}
-
-func (o Options) withDefaults() Options {
-	o.FaultTimeout = defaultTo(o.FaultTimeout, 60*time.Second)
-	o.FlushInterval = defaultTo(o.FlushInterval, time.Second)
-	o.MaxRequest = defaultTo(o.MaxRequest, 4<<20)
-	switch {
-	case o.ReadAhead == 0:
-		o.ReadAhead = 4 << 20
-	case o.ReadAhead < 0:
-		o.ReadAhead = 0
-	}
-	if o.Low <= 0 || o.Low > 100 {
-		o.Low = 90
-	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
-	return o
-}
-
-func defaultTo[T int64 | time.Duration](v, d T) T {
-	if v <= 0 {
-		return d
-	}
-	return v
-}
 
 const (
 	// flushAt is how many bytes may wait for the flusher's next round.
@@ -155,20 +88,6 @@ type Cache struct {
 	stop    chan struct{} // closed by Close
 	boot    string        // see bootID
 	stopped sync.WaitGroup
-}
-
-// slot is the place of one device key, open or only on disk.
-type slot struct {
-	key oci.Digest
-
-	// mu is held while the layer's files are opened, closed or removed.
-	mu sync.Mutex
-
-	// Guarded by Cache.mu. content changes only with slot.mu held too.
-	content *content // nil unless open
-	refs    int      // Layers, and calls of Acquire under way
-	disk    onDisk   // when it was last closed
-	used    time.Time
 }
 
 // Open opens the cache in opts.Dir. It waits, for 10 s at most, for an earlier
@@ -273,132 +192,6 @@ func keyOf(name string) (oci.Digest, bool) {
 	}
 	key, err := oci.ParseDigest("sha256:" + name[len(prefix):])
 	return key, err == nil
-}
-
-// Acquire opens the layer that dev describes, for reading through src, which
-// must be its blob (dev.Blob). The layer stays in the cache at least until
-// the Layer is released. Several Layers of one key share everything but dev
-// and src, and each fetches through its own. meter, unless it's nil, counts
-// what that costs.
-//
-// An *IntegrityError means that the layer was quarantined. src should be
-// patient by itself (blob.Retry): the cache asks again only for content that
-// arrived damaged, or that it was waiting for through another Layer's source.
-func (c *Cache) Acquire(ctx context.Context, dev *artifact.Device, src blob.Source, meter *Meter) (*Layer, error) {
-	shape, err := shapeOf(dev)
-	if err != nil {
-		return nil, err
-	}
-	if src.Size() != dev.Blob.Size {
-		return nil, fmt.Errorf("layer %s: its source has %d bytes, its blob %d", dev.Key, src.Size(), dev.Blob.Size)
-	}
-	c.mu.Lock()
-	if c.closed {
-		c.mu.Unlock()
-		return nil, ErrClosed
-	}
-	s := c.slots[dev.Key]
-	if s == nil {
-		s = &slot{key: dev.Key, used: time.Now()}
-		c.slots[dev.Key] = s
-	}
-	s.refs++
-	c.mu.Unlock()
-
-	content, err := c.open(s, shape)
-	if err != nil {
-		c.release(s, false)
-		return nil, err
-	}
-	return newLayer(ctx, c, s, content, dev, src, meter), nil
-}
-
-// open returns the slot's content, opening its files if they aren't.
-func (c *Cache) open(s *slot, shape shape) (*content, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if have := c.contentOf(s); have != nil {
-		if bad := have.bad.Load(); bad != nil {
-			return nil, bad
-		}
-		if have.shape != shape {
-			return nil, fmt.Errorf("layer %s: two devices of the same key differ in size", s.key)
-		}
-		return have, nil
-	}
-	dir := c.dirOf(s.key)
-	env := environment{
-		buffers: c.buffers, stats: c.stats, log: c.log.With("layer", s.key), boot: c.boot,
-		dirtied: c.dirtied, wake: c.wake, writeErrors: &c.writeErrors,
-	}
-	opened, err := openContent(dir, shape, env)
-	if err != nil {
-		return nil, err
-	}
-	c.mu.Lock()
-	closed := c.closed // and then Close doesn't know of opened
-	if !closed {
-		s.content = opened
-	}
-	c.mu.Unlock()
-	if closed {
-		return nil, errors.Join(ErrClosed, opened.close())
-	}
-	return opened, nil
-}
-
-func (c *Cache) contentOf(s *slot) *content {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return s.content
-}
-
-// release gives up one reference to the slot, and with the last one its
-// files. used tells that the layer was wanted, not merely filled.
-func (c *Cache) release(s *slot, used bool) {
-	c.mu.Lock()
-	s.refs--
-	if used {
-		s.used = time.Now()
-	}
-	last := s.refs == 0
-	if last && s.content == nil && s.disk == (onDisk{}) {
-		delete(c.slots, s.key) // an Acquire that failed
-	}
-	c.mu.Unlock()
-	if last {
-		c.closeIdle(s)
-	}
-}
-
-// closeIdle closes the slot's files unless it has been acquired meanwhile.
-func (c *Cache) closeIdle(s *slot) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c.mu.Lock()
-	open := s.content
-	if s.refs > 0 {
-		open = nil
-	}
-	if open != nil {
-		s.content = nil
-	}
-	c.mu.Unlock()
-	if open == nil {
-		return
-	}
-	if err := open.close(); err != nil {
-		c.log.Warn("closing a cached layer", "error", err)
-	}
-	found := inspect(open.dir)
-	c.mu.Lock()
-	s.disk = found
-	used := s.used
-	if s.refs == 0 && found == (onDisk{}) {
-		delete(c.slots, s.key) // the disk has taken nothing of it
-	}
-	c.mu.Unlock()
-	touch(open.dir, used)
 }
 
 // Close makes everything durable that can be, and gives up the directory.
