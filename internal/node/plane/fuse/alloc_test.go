@@ -5,15 +5,15 @@ package fuse
 import (
 	"context"
 	"testing"
+
+	"sluice/internal/node/plane"
 )
 
 // TestReadDoesNotAllocate: not under the race detector, which makes sync.Pool
 // forget at random.
 func TestReadDoesNotAllocate(t *testing.T) {
 	s := deafServer(t)
-	d := &device{name: "d", node: firstNode, size: 1 << 20, changed: make(chan struct{})}
-	d.add(&source{content: zeros{}})
-	s.table.add(d)
+	s.table.add(contentDevice(t, plane.Device{Name: "d", Size: 1 << 20, Content: zeros{}}))
 	w := &worker{}
 	req := readRequest(firstNode, 4096, 65536)
 	if n := testing.AllocsPerRun(1000, func() { s.serve(w, req) }); n > 0 {

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"sluice/internal/node/plane"
+	"sluice/internal/node/plane/internal/supply"
 )
 
 // Attach implements plane.Plane.
@@ -109,17 +110,17 @@ func (p *Plane) enlist(img plane.Image) (a *image, paths []string, err error) {
 			}
 		}
 		dev := p.server.table.name([]byte(d.Name))
-		if dev != nil && dev.size != d.Size {
-			return a, nil, fmt.Errorf("device %s has %d bytes, but %d in another image", d.Name, d.Size, dev.size)
+		if dev != nil && dev.Size != d.Size {
+			return a, nil, fmt.Errorf("device %s has %d bytes, but %d in another image", d.Name, d.Size, dev.Size)
 		}
-		s, err := newSource(d)
+		s, err := supply.NewSource(d)
 		if err != nil {
 			return a, nil, err
 		}
 		if dev == nil {
-			dev = &device{name: d.Name, node: p.state.NextNode, size: d.Size, changed: make(chan struct{}), settled: true}
+			dev = &device{supply.New(d.Name, d.Size, true), p.state.NextNode}
 			p.state.NextNode++
-			p.state.Devices = append(p.state.Devices, deviceState{Name: dev.name, Node: dev.node, Size: dev.size})
+			p.state.Devices = append(p.state.Devices, deviceState{Name: dev.Name, Node: dev.node, Size: dev.Size})
 			p.server.table.add(dev)
 		}
 		a.use(dev, s)
@@ -131,12 +132,12 @@ func (p *Plane) enlist(img plane.Image) (a *image, paths []string, err error) {
 // close closes the files of content that nobody reads any more.
 func (a *image) close() {
 	for _, u := range a.uses {
-		u.source.close()
+		u.source.Close()
 	}
 }
 
-func (a *image) use(d *device, s *source) {
-	d.add(s)
+func (a *image) use(d *device, s *supply.Source) {
+	d.Add(s)
 	a.uses = append(a.uses, use{d, s})
 }
 
@@ -145,9 +146,9 @@ func (a *image) names() []string {
 	names := []string{}
 	seen := map[string]bool{}
 	for _, u := range a.uses {
-		if !seen[u.device.name] {
-			seen[u.device.name] = true
-			names = append(names, u.device.name)
+		if !seen[u.device.Name] {
+			seen[u.device.Name] = true
+			names = append(names, u.device.Name)
 		}
 	}
 	return names
@@ -158,7 +159,7 @@ func (a *image) names() []string {
 func (p *Plane) withdraw(a *image) []<-chan struct{} {
 	idle := make([]<-chan struct{}, 0, len(a.uses))
 	for _, u := range a.uses {
-		idle = append(idle, u.device.drop(u.source))
+		idle = append(idle, u.device.Drop(u.source))
 	}
 	p.forget()
 	return idle
@@ -265,9 +266,9 @@ func (p *Plane) supply(img plane.Image, known imageState) (*image, error) {
 		d, ok := have[name]
 		dev := p.server.table.name([]byte(name))
 		err := fmt.Errorf("it was attached with the device %s, which now is missing or has another size: %w", name, plane.ErrNotAttached)
-		var s *source
-		if ok && dev != nil && dev.size == d.Size {
-			s, err = newSource(d)
+		var s *supply.Source
+		if ok && dev != nil && dev.Size == d.Size {
+			s, err = supply.NewSource(d)
 		}
 		if err != nil {
 			a.close()
@@ -276,7 +277,7 @@ func (p *Plane) supply(img plane.Image, known imageState) (*image, error) {
 		a.uses = append(a.uses, use{dev, s})
 	}
 	for _, u := range a.uses {
-		u.device.add(u.source)
+		u.device.Add(u.source)
 	}
 	return a, nil
 }
@@ -284,7 +285,7 @@ func (p *Plane) supply(img plane.Image, known imageState) (*image, error) {
 // Ready implements plane.Plane.
 func (p *Plane) Ready() {
 	for _, d := range p.server.table.all() {
-		d.settle()
+		d.Settle()
 	}
 }
 

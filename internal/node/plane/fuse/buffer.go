@@ -1,10 +1,8 @@
 package fuse
 
 import (
-	"log/slog"
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // buffers are for replies with data, in three sizes: for a page fault EROFS asks
@@ -56,29 +54,4 @@ type stats struct{ reads, bytes, failed, waiting atomic.Int64 }
 
 func (s *stats) snapshot() Stats {
 	return Stats{Reads: s.reads.Load(), Bytes: s.bytes.Load(), Failed: s.failed.Load(), Waiting: s.waiting.Load()}
-}
-
-// errorLog lets one line per second through and counts the others: a registry
-// that is away fails thousands of reads.
-type errorLog struct {
-	mu      sync.Mutex // of what follows
-	next    time.Time
-	skipped int
-}
-
-func (e *errorLog) report(log *slog.Logger, msg string, args ...any) {
-	e.mu.Lock()
-	now := time.Now()
-	if now.Before(e.next) {
-		e.skipped++
-		e.mu.Unlock()
-		return
-	}
-	skipped := e.skipped
-	e.next, e.skipped = now.Add(time.Second), 0
-	e.mu.Unlock()
-	if skipped > 0 {
-		args = append(args, "not_logged_before", skipped)
-	}
-	log.Error(msg, args...)
 }

@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sluice/internal/node/plane"
+	"sluice/internal/node/plane/internal/holder"
 )
 
 // connection is a FUSE mount and its descriptor of /dev/fuse.
@@ -31,6 +33,22 @@ type session struct {
 }
 
 const sessionVersion = 1
+
+// connectionOf returns what a holder kept; verify refuses it if it isn't one.
+func connectionOf(h holder.Held) *connection {
+	c := &connection{fd: h.FD}
+	_ = json.Unmarshal(h.Session, &c.session) // verify sees that there's none
+	return c
+}
+
+// held is what the holder is to keep.
+func (c *connection) held() holder.Held {
+	data, err := json.Marshal(c.session)
+	if err != nil {
+		panic(err) // numbers and strings
+	}
+	return holder.Held{FD: c.fd, Session: data}
+}
 
 // fuseType is the file system type in the mount table.
 const fuseType = "fuse.sluice"
@@ -123,6 +141,23 @@ func waitFor(fd int, events int16, timeout time.Duration) error {
 		return fmt.Errorf("poll /dev/fuse: %w", err)
 	}
 	return nil
+}
+
+// pollName is a file of the FUSE mount that only calmPoller uses.
+const pollName = ".poll"
+
+// calmPoller makes the kernel learn, for the life of the connection, that files
+// of the mount don't implement poll. Otherwise os.Open of one of them in this
+// process deadlocks: the runtime adds the file to its epoll instance, that asks
+// us (FUSE_POLL) with the instance locked, and we wait for /dev/fuse through the
+// same instance.
+func calmPoller(name string) error {
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return waitFor(fd, unix.POLLIN, 0)
 }
 
 // aborted reports whether the connection of fd has ended: the file system was

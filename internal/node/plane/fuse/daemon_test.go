@@ -195,7 +195,7 @@ func hasFUSE(pid int) bool {
 
 func holderPID(t *testing.T, dir string) int {
 	t.Helper()
-	pid, err := fuse.HolderPID(dir)
+	pid, err := planetest.HolderPID(dir)
 	if err != nil {
 		t.Fatal(err)
 	}

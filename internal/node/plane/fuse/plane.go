@@ -50,10 +50,10 @@ import (
 	"sort"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"sluice/internal/durable"
 	"sluice/internal/node/plane"
+	"sluice/internal/node/plane/internal/holder"
+	"sluice/internal/node/plane/internal/supply"
 )
 
 // Options of Open. The zero value of a field is its default.
@@ -145,7 +145,7 @@ type Plane struct {
 	start  Start
 	lock   *os.File
 	conn   *connection
-	keeper *keeper
+	keeper *holder.Keeper
 	server *server
 
 	// turn holds one token; who has it may change what follows and the set
@@ -164,7 +164,7 @@ type image struct{ uses []use }
 // use is one image's content of one device.
 type use struct {
 	device *device
-	source *source
+	source *supply.Source
 }
 
 // Open starts serving in opts.Dir: it goes on with the FUSE mount of an earlier
@@ -188,17 +188,17 @@ func Open(ctx context.Context, opts Options) (*Plane, error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
-	lock, err := lockFile(filepath.Join(dir, "lock"))
+	lock, err := holder.Lock(filepath.Join(dir, "lock"))
 	if err != nil {
 		return nil, fmt.Errorf("plane in %s: %w", dir, err)
 	}
 	p := &Plane{
 		opts: opts, log: opts.Log, dir: dir, lock: lock,
-		keeper: &keeper{dir: dir, command: opts.HolderCommand, log: opts.Log, stop: make(chan struct{})},
+		keeper: holder.NewKeeper(dir, opts.HolderCommand, opts.Log),
 		turn:   make(chan struct{}, 1), images: map[string]*image{},
 	}
 	if err := p.open(ctx); err != nil {
-		p.keeper.leave()
+		p.keeper.Leave()
 		lock.Close()
 		return nil, fmt.Errorf("plane in %s: %w", dir, err)
 	}
@@ -239,7 +239,7 @@ func (p *Plane) open(ctx context.Context) error {
 	if err := p.serve(); err != nil {
 		return err
 	}
-	p.keeper.watch(p.conn)
+	p.keeper.Watch(p.conn.held())
 	if p.start.Resumed {
 		p.log.Info("resumed the FUSE mount of the last process", "images", len(p.start.Images), "devices", len(p.state.Devices))
 	} else {
@@ -254,18 +254,19 @@ func (p *Plane) open(ctx context.Context) error {
 // resume takes over what the holder has. False: there is nothing to go on
 // with, p.start.Reason says why.
 func (p *Plane) resume() (bool, error) {
-	conn, err := p.keeper.get()
+	held, err := p.keeper.Get()
 	if err != nil {
 		return false, err
 	}
 	s, serr := loadState(p.dir)
-	if conn == nil {
+	if held == nil {
 		if serr == nil && s.Epoch != "" {
 			p.start.Reason = "no holder has the last FUSE connection"
 			p.state = s
 		}
 		return false, nil
 	}
+	conn := connectionOf(*held)
 	if serr == nil {
 		serr = conn.verify(p.blobs(), s.Epoch)
 	}
@@ -303,7 +304,7 @@ func (p *Plane) fresh(ctx context.Context) error {
 	images := p.state.Images
 	p.state = state{Version: stateVersion, Epoch: epoch, NextNode: firstNode, Images: images}
 	if err = p.state.save(p.dir); err == nil {
-		err = p.keeper.put(ctx, conn)
+		err = p.keeper.Put(ctx, conn.held())
 	}
 	if err != nil {
 		conn.close()
@@ -362,14 +363,14 @@ func (p *Plane) serve() error {
 	}
 	s := &server{
 		dev: dev, fd: p.conn.fd, table: newTable(), log: p.log,
-		readTimeout: p.opts.ReadTimeout, adoptTimeout: p.opts.AdoptTimeout,
+		patience:  supply.Patience{Read: p.opts.ReadTimeout, Adopt: p.opts.AdoptTimeout},
 		openFlags: openKeepCache, lost: make(chan struct{}),
 	}
 	s.base, s.cancel = context.WithCancel(context.Background())
 	for _, d := range p.state.Devices {
-		s.table.add(&device{name: d.Name, node: d.Node, size: d.Size, changed: make(chan struct{})})
+		s.table.add(&device{supply.New(d.Name, d.Size, false), d.Node})
 	}
-	s.table.add(&device{name: pollName, node: pollNode, changed: make(chan struct{}), settled: true})
+	s.table.add(&device{supply.New(pollName, 0, true), pollNode})
 	if p.start.Resumed {
 		if err := s.resend(); err != nil {
 			dev.Close()
@@ -382,23 +383,6 @@ func (p *Plane) serve() error {
 		p.log.Warn("the kernel was not told that FUSE files can't be polled", "error", err)
 	}
 	return nil
-}
-
-// pollName is a file of the FUSE mount that only calmPoller uses.
-const pollName = ".poll"
-
-// calmPoller makes the kernel learn, for the life of the connection, that files
-// of the mount don't implement poll. Otherwise os.Open of one of them in this
-// process deadlocks: the runtime adds the file to its epoll instance, that asks
-// us (FUSE_POLL) with the instance locked, and we wait for /dev/fuse through the
-// same instance.
-func calmPoller(name string) error {
-	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	return waitFor(fd, unix.POLLIN, 0)
 }
 
 // Start tells how Open found things.
@@ -428,10 +412,10 @@ func (p *Plane) close() error {
 	}
 	p.closed = true
 	p.server.stop(closeGrace)
-	p.keeper.leave()
+	p.keeper.Leave()
 	for _, img := range p.images {
 		for _, u := range img.uses {
-			u.source.close()
+			u.source.Close()
 		}
 	}
 	err := p.server.dev.Close()
@@ -457,7 +441,7 @@ func (p *Plane) Shutdown(ctx context.Context) error {
 		return fmt.Errorf("shut the plane down: %w", err)
 	}
 	err := p.close()
-	err = errors.Join(err, p.keeper.quit())
+	err = errors.Join(err, p.keeper.Quit())
 	if rerr := os.Remove(filepath.Join(p.dir, stateFile)); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
 		err = errors.Join(err, rerr)
 	}

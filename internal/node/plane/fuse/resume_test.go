@@ -248,7 +248,7 @@ func TestHolderDies(t *testing.T) {
 	syscall.Kill(first, syscall.SIGKILL)
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		if pid, err := fuse.HolderPID(dir); err == nil && pid != first && hasFUSE(pid) {
+		if pid, err := planetest.HolderPID(dir); err == nil && pid != first && hasFUSE(pid) {
 			break
 		}
 		if time.Now().After(deadline) {

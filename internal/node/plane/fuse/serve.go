@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sluice/internal/node/plane/internal/supply"
 )
 
 // server answers the requests of one FUSE connection.
@@ -21,9 +23,8 @@ type server struct {
 	table *table
 	log   *slog.Logger
 
-	readTimeout  time.Duration
-	adoptTimeout time.Duration
-	openFlags    uint32
+	patience  supply.Patience
+	openFlags uint32
 
 	base    context.Context // of all reads; cancelled when the server stops
 	cancel  context.CancelFunc
@@ -32,16 +33,16 @@ type server struct {
 	ending  atomic.Bool   // that the connection ends is no news
 	lost    chan struct{} // closed when the kernel ended the connection
 	once    sync.Once     // closes lost
-	errors  errorLog
+	errors  supply.ErrorLog
 	stats   stats
 	buffers buffers
 }
 
 // worker is what one goroutine needs to answer requests without allocating.
 type worker struct {
-	in  [requestSize]byte
-	out [maxReply]byte
-	ctx *readContext
+	in     [requestSize]byte
+	out    [maxReply]byte
+	reader supply.Reader
 }
 
 // start runs n workers. Each reads a request, lets the next one read, and
@@ -97,7 +98,7 @@ func (s *server) next(w *worker) bool {
 		// EINTR, EAGAIN: nothing was read. Others don't exist in
 		// fuse_dev_read; should one come, don't spin on it.
 		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINTR) {
-			s.errors.report(s.log, "read from /dev/fuse", "error", err)
+			s.errors.Report(s.log, "read from /dev/fuse", "error", err)
 			time.Sleep(10 * time.Millisecond)
 		}
 		return true
@@ -172,7 +173,7 @@ func (s *server) send(msg []byte) {
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
 			continue
 		}
-		s.errors.report(s.log, "reply to the kernel", "error", err)
+		s.errors.Report(s.log, "reply to the kernel", "error", err)
 		return
 	}
 }
@@ -189,7 +190,7 @@ func (s *server) lookup(w *worker, req request) {
 	ne.PutUint64(b[0:], d.node)
 	ne.PutUint64(b[16:], entrySeconds)
 	ne.PutUint64(b[24:], attrSeconds)
-	putAttr(b[40:], d.node, d.kernelSize(), unix.S_IFREG|0o400)
+	putAttr(b[40:], d.node, d.KernelSize(), unix.S_IFREG|0o400)
 	s.reply(w, req, entrySize)
 }
 
@@ -200,7 +201,7 @@ func (s *server) getattr(w *worker, req request) {
 	if req.node == rootNode {
 		putAttr(b[16:], rootNode, 0, unix.S_IFDIR|0o500)
 	} else if d := s.table.node(req.node); d != nil {
-		putAttr(b[16:], d.node, d.kernelSize(), unix.S_IFREG|0o400)
+		putAttr(b[16:], d.node, d.KernelSize(), unix.S_IFREG|0o400)
 	} else {
 		s.fail(w, req, unix.ESTALE)
 		return
@@ -242,7 +243,7 @@ func (s *server) readdir(w *worker, req request) {
 			continue
 		}
 		var ok bool
-		if b, ok = putDirent(b, limit, d.node, d.node, d.name, unix.DT_REG); !ok {
+		if b, ok = putDirent(b, limit, d.node, d.node, d.Name, unix.DT_REG); !ok {
 			break
 		}
 	}
@@ -258,36 +259,27 @@ func (s *server) read(w *worker, req request) {
 	d := s.table.node(req.node)
 	if d == nil || size > maxRead {
 		s.stats.failed.Add(1)
-		s.errors.report(s.log, "read of a device that is not there", "node", req.node, "offset", off, "length", size)
+		s.errors.Report(s.log, "read of a device that is not there", "node", req.node, "offset", off, "length", size)
 		s.fail(w, req, unix.EIO)
 		return
 	}
 	n := 0
-	if end := uint64(d.kernelSize()); off < end {
+	if end := uint64(d.KernelSize()); off < end {
 		n = int(min(uint64(size), end-off))
 	}
 	buf := s.buffers.get(outHeaderSize + n)
 	defer s.buffers.put(buf)
 	msg := (*buf)[:outHeaderSize+n]
-	if w.ctx == nil {
-		w.ctx = &readContext{base: s.base}
-	}
-	began := time.Now()
-	w.ctx.deadline = began.Add(d.patience(int64(off), int64(n), s.readTimeout))
 	s.stats.waiting.Add(1)
-	err := d.readAt(w.ctx, msg[outHeaderSize:], int64(off), s.adoptTimeout)
+	err := w.reader.Read(s.base, s.patience, d.Supply, msg[outHeaderSize:], int64(off))
 	s.stats.waiting.Add(-1)
-	if !w.ctx.finish() {
-		w.ctx = nil
-	}
 	if err != nil {
 		if s.closing.Load() {
 			return // a successor gets the request again
 		}
-		d.fail(int64(off), int64(n), time.Since(began))
 		s.stats.failed.Add(1)
-		s.errors.report(s.log, "read of a device failed, the reader gets EIO",
-			"device", d.name, "offset", off, "length", n, "error", err)
+		s.errors.Report(s.log, "read of a device failed, the reader gets EIO",
+			"device", d.Name, "offset", off, "length", n, "error", err)
 		s.fail(w, req, unix.EIO)
 		return
 	}

@@ -3,14 +3,14 @@ package fuse
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"sluice/internal/node/plane"
+	"sluice/internal/node/plane/internal/supply"
 )
 
 // deafServer answers to /dev/null.
@@ -23,11 +23,23 @@ func deafServer(t testing.TB) *server {
 	t.Cleanup(func() { null.Close() })
 	s := &server{
 		fd: int(null.Fd()), table: newTable(), log: slog.New(slog.DiscardHandler),
-		readTimeout: time.Second, adoptTimeout: time.Millisecond, lost: make(chan struct{}),
+		patience: supply.Patience{Read: time.Second, Adopt: time.Millisecond}, lost: make(chan struct{}),
 	}
 	s.base, s.cancel = context.WithCancel(context.Background())
 	t.Cleanup(s.cancel)
 	return s
+}
+
+// contentDevice is d as the first device.
+func contentDevice(t testing.TB, d plane.Device) *device {
+	t.Helper()
+	source, err := supply.NewSource(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev := &device{supply.New(d.Name, d.Size, true), firstNode}
+	dev.Add(source)
+	return dev
 }
 
 func readRequest(node, off uint64, size uint32) request {
@@ -58,9 +70,7 @@ func FuzzServe(f *testing.F) {
 		f.Add(encode(request{op: op, node: firstNode}))
 	}
 	s := deafServer(f)
-	d := &device{name: "name", node: firstNode, size: 10_000, changed: make(chan struct{}), settled: true}
-	d.add(&source{content: bounded{f, 10_000}})
-	s.table.add(d)
+	s.table.add(contentDevice(f, plane.Device{Name: "name", Size: 10_000, Content: bounded{f, 10_000}}))
 	f.Fuzz(func(t *testing.T, msg []byte) {
 		w := &worker{}
 		if req, ok := parseRequest(msg); ok {
@@ -102,34 +112,6 @@ func TestInit(t *testing.T) {
 	}
 	if _, ok := answerInit(body[:8], out, 10); ok {
 		t.Error("half a request was accepted")
-	}
-}
-
-func TestReadContext(t *testing.T) {
-	base, cancel := context.WithCancel(t.Context())
-	c := &readContext{base: base, deadline: time.Now().Add(time.Hour)}
-	if c.Err() != nil || !c.finish() {
-		t.Error("a context that nobody looked at is not reusable")
-	}
-	child, stop := context.WithCancel(c)
-	defer stop()
-	if c.finish() {
-		t.Error("a context that somebody waits on is reusable")
-	}
-	<-child.Done()
-	c = &readContext{base: base, deadline: time.Now().Add(time.Millisecond)}
-	<-c.Done()
-	if !errors.Is(c.Err(), context.DeadlineExceeded) {
-		t.Errorf("got %v", c.Err())
-	}
-	c = &readContext{base: base, deadline: time.Now().Add(-time.Second)}
-	if !errors.Is(c.Err(), context.DeadlineExceeded) {
-		t.Errorf("got %v", c.Err())
-	}
-	c = &readContext{base: base, deadline: time.Now().Add(time.Hour)}
-	cancel()
-	if !errors.Is(c.Err(), context.Canceled) {
-		t.Errorf("got %v", c.Err())
 	}
 }
 
@@ -195,30 +177,4 @@ func FuzzState(f *testing.F) {
 			t.Errorf("pruning broke it: %v", err)
 		}
 	})
-}
-
-func TestDescriptor(t *testing.T) {
-	if fd, err := descriptor(nil); fd != -1 || err != nil {
-		t.Errorf("got %d, %v", fd, err)
-	}
-	if _, err := descriptor([]byte{1, 2, 3}); err == nil {
-		t.Log("a short control message is no descriptor")
-	}
-	a, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := unix.Dup(a)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if fd, err := descriptor(unix.UnixRights(a, b)); err == nil {
-		t.Errorf("two descriptors gave %d", fd)
-	}
-	if err := unix.Close(a); !errors.Is(err, unix.EBADF) {
-		t.Errorf("the first was not closed: %v", err)
-	}
-	if err := unix.Close(b); !errors.Is(err, unix.EBADF) {
-		t.Errorf("the second was not closed: %v", err)
-	}
 }

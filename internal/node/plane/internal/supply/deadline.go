@@ -1,4 +1,4 @@
-package fuse
+package supply
 
 import (
 	"context"
@@ -6,12 +6,12 @@ import (
 	"time"
 )
 
-// readContext is the context of one READ: base with a deadline. Making a
+// readContext is the context of one read: base with a deadline. Making a
 // context.WithDeadline for each costs three allocations and a timer; nearly all
 // reads are answered from a local file without anybody looking at Done. So the
 // real context is made when Done is first called.
 type readContext struct {
-	base     context.Context // the server's; this is a context itself
+	base     context.Context // the plane's; this is a context itself
 	deadline time.Time
 
 	mu     sync.Mutex      // of what follows

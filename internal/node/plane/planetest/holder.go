@@ -1,14 +1,24 @@
-package fuse
+package planetest
 
 import (
 	"errors"
+	"fmt"
+	"net"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
 
-// HolderPID returns the process that listens on dir's holder socket.
+// HolderPID returns the process that listens on the holder's socket in a plane's
+// directory.
 func HolderPID(dir string) (int, error) {
-	c, err := dialShort(socketPath(dir))
+	at, err := os.Open(dir) // a socket's name must be short
+	if err != nil {
+		return 0, err
+	}
+	defer at.Close()
+	name := fmt.Sprintf("/proc/self/fd/%d/holder.sock", at.Fd())
+	c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: name, Net: "unixpacket"})
 	if err != nil {
 		return 0, err
 	}

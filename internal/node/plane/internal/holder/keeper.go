@@ -1,4 +1,4 @@
-package fuse
+package holder
 
 import (
 	"context"
@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// keeper is the daemon's end of the holder: it starts one, gives it the
-// connection, and replaces it when it dies while the daemon lives.
-type keeper struct {
+// Keeper is the daemon's end of the holder: it starts one, gives it what is to
+// be held, and replaces it when it dies while the daemon lives.
+type Keeper struct {
 	dir     string
 	command []string
 	log     *slog.Logger
@@ -28,8 +28,15 @@ type keeper struct {
 	child   *exec.Cmd // if this process started the holder and has not reaped it
 	closing bool
 
-	stop chan struct{} // closed by leave
+	stop chan struct{} // closed by Leave
 	done sync.WaitGroup
+}
+
+// NewKeeper returns the keeper of the holder in dir, a directory of mode 0700.
+// command is the program and first arguments of a holder, to which the name of
+// its socket is appended.
+func NewKeeper(dir string, command []string, log *slog.Logger) *Keeper {
+	return &Keeper{dir: dir, command: command, log: log, stop: make(chan struct{})}
 }
 
 const (
@@ -41,9 +48,9 @@ const (
 
 func socketPath(dir string) string { return filepath.Join(dir, "holder.sock") }
 
-// get asks a living holder for what it has. No holder, or an empty one: nil and
+// Get asks a living holder for what it has. No holder, or an empty one: nil and
 // no error.
-func (k *keeper) get() (*connection, error) {
+func (k *Keeper) Get() (*Held, error) {
 	c, err := dialShort(socketPath(k.dir))
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
 		return nil, nil
@@ -57,7 +64,7 @@ func (k *keeper) get() (*connection, error) {
 		if gone(err) { // it was just ending
 			return nil, nil
 		}
-		return nil, fmt.Errorf("get the FUSE connection from the holder: %w", err)
+		return nil, fmt.Errorf("get what the holder keeps: %w", err)
 	}
 	k.mu.Lock()
 	k.conn = c
@@ -68,12 +75,12 @@ func (k *keeper) get() (*connection, error) {
 		}
 		return nil, nil
 	}
-	return &connection{fd: fd, session: *m.Session}, nil
+	return &Held{FD: fd, Session: m.Session}, nil
 }
 
-// put gives c to the holder, starting one if none runs. From its return on c
-// survives this process.
-func (k *keeper) put(ctx context.Context, c *connection) error {
+// Put gives h to the holder in place of what it has, starting one if none runs.
+// From its return on h survives this process.
+func (k *Keeper) Put(ctx context.Context, h Held) error {
 	k.mu.Lock()
 	conn := k.conn
 	k.mu.Unlock()
@@ -83,12 +90,12 @@ func (k *keeper) put(ctx context.Context, c *connection) error {
 			return err
 		}
 	}
-	if _, _, err := k.ask(conn, message{Op: opPut, Session: &c.session}, c.fd); err != nil {
+	if _, _, err := k.ask(conn, message{Op: opPut, Session: h.Session}, h.FD); err != nil {
 		conn.Close()
 		k.mu.Lock()
 		k.conn = nil
 		k.mu.Unlock()
-		return fmt.Errorf("give the FUSE connection to the holder: %w", err)
+		return fmt.Errorf("give the holder what it is to keep: %w", err)
 	}
 	k.mu.Lock()
 	k.conn = conn
@@ -97,7 +104,7 @@ func (k *keeper) put(ctx context.Context, c *connection) error {
 }
 
 // ask sends a request and waits for its answer.
-func (k *keeper) ask(c *net.UnixConn, m message, fd int) (message, int, error) {
+func (k *Keeper) ask(c *net.UnixConn, m message, fd int) (message, int, error) {
 	if err := trustPeer(c); err != nil {
 		return message{}, -1, err
 	}
@@ -118,7 +125,7 @@ func (k *keeper) ask(c *net.UnixConn, m message, fd int) (message, int, error) {
 
 // launch starts the holder's program, in a session of its own and with nothing
 // of the daemon but its log file, and waits for its socket.
-func (k *keeper) launch(ctx context.Context) (*net.UnixConn, error) {
+func (k *Keeper) launch(ctx context.Context) (*net.UnixConn, error) {
 	if len(k.command) == 0 {
 		return nil, errors.New("no holder runs and Options.HolderCommand is empty")
 	}
@@ -156,7 +163,7 @@ func (k *keeper) launch(ctx context.Context) (*net.UnixConn, error) {
 }
 
 // await connects to the socket of the holder that was started as process pid.
-func (k *keeper) await(ctx context.Context, pid int) (*net.UnixConn, error) {
+func (k *Keeper) await(ctx context.Context, pid int) (*net.UnixConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, holderStart)
 	defer cancel()
 	wait := time.Millisecond
@@ -184,12 +191,13 @@ func exited(pid int) bool {
 	return err == nil && info.Signo == int32(unix.SIGCHLD)
 }
 
-// watch replaces the holder whenever it ends, until leave.
-func (k *keeper) watch(c *connection) {
+// Watch replaces the holder whenever it ends, until Leave. h.FD must stay open
+// until then.
+func (k *Keeper) Watch(h Held) {
 	k.done.Go(func() {
 		for k.lasts() {
 			k.log.Error("the holder has died; starting another: until it runs, the death of this daemon would cost all images their content")
-			for wait := time.Second; !k.replace(c); wait = min(2*wait, 30*time.Second) {
+			for wait := time.Second; !k.replace(h); wait = min(2*wait, 30*time.Second) {
 				select {
 				case <-k.stop:
 					return
@@ -200,9 +208,9 @@ func (k *keeper) watch(c *connection) {
 	})
 }
 
-// lasts waits for the connection to the holder to end. False: it was leave
+// lasts waits for the connection to the holder to end. False: it was Leave
 // that ended it.
-func (k *keeper) lasts() bool {
+func (k *Keeper) lasts() bool {
 	k.mu.Lock()
 	conn := k.conn
 	k.mu.Unlock()
@@ -216,23 +224,23 @@ func (k *keeper) lasts() bool {
 	return !k.closing
 }
 
-func (k *keeper) replace(c *connection) bool {
+func (k *Keeper) replace(h Held) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), holderStart)
 	defer cancel()
-	if err := k.put(ctx, c); err != nil {
+	if err := k.Put(ctx, h); err != nil {
 		k.log.Error("cannot replace the holder", "error", err)
 		return false
 	}
-	k.log.Info("a new holder has the FUSE connection")
+	k.log.Info("a new holder keeps what the last one did")
 	return true
 }
 
 // reap ends the zombie of a holder which has closed its socket, if it is this
 // process's child. It is ending, so the wait is short; a stuck one is killed.
-func (k *keeper) reap() {
+func (k *Keeper) reap() {
 	k.mu.Lock()
 	child := k.child
-	if k.closing { // it lives on, or quit takes care
+	if k.closing { // it lives on, or Quit takes care
 		child = nil
 	} else {
 		k.child = nil
@@ -245,8 +253,8 @@ func (k *keeper) reap() {
 	}
 }
 
-// leave ends the daemon's part. The holder lives on.
-func (k *keeper) leave() {
+// Leave ends the daemon's part. The holder lives on.
+func (k *Keeper) Leave() {
 	k.mu.Lock()
 	if !k.closing {
 		k.closing = true
@@ -259,8 +267,8 @@ func (k *keeper) leave() {
 	k.done.Wait()
 }
 
-// quit, after leave, makes the holder end and waits for its socket to close.
-func (k *keeper) quit() error {
+// Quit, after Leave, makes the holder end and waits for its socket to close.
+func (k *Keeper) Quit() error {
 	c, err := dialShort(socketPath(k.dir))
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
 		return nil

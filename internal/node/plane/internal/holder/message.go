@@ -1,4 +1,4 @@
-package fuse
+package holder
 
 import (
 	"encoding/json"
@@ -17,8 +17,8 @@ import (
 // answered by a message of the same Op. A daemon keeps its connection open for
 // as long as it serves: that is how each learns that the other is gone.
 type message struct {
-	Op      string   `json:"op"`
-	Session *session `json:"session,omitempty"`
+	Op      string          `json:"op"`
+	Session json.RawMessage `json:"session,omitempty"`
 }
 
 const (
