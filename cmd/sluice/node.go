@@ -308,6 +308,11 @@ func (d *daemon) serve(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { cancel(snapshot.Serve(ctx, snapshots, sn)) })
 	wg.Go(func() { cancel(d.serveControl(ctx, controls)) })
+	wg.Go(func() { // what a crash left; containerd asks for it only when it has removed something
+		if err := sn.Cleanup(ctx); err != nil {
+			d.log.Warn("left-over directories of snapshots stay", "error", err)
+		}
+	})
 	d.log.Info("ready", "snapshotter", d.info.Snapshotter, "root", d.config.root)
 	select {
 	case <-ctx.Done():

@@ -72,7 +72,7 @@ func (m *Manager) pointNamed(name string) (*image, *point) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, img := range m.images {
-		if dirName(img.id) == dir && (part == Merged || int(part) < len(img.manifest.Layers)) {
+		if img.mount == dir && (part == Merged || int(part) < len(img.manifest.Layers)) {
 			return img, m.pointFor(img, part)
 		}
 	}

@@ -60,6 +60,13 @@ func (m *Manager) Attach(ctx context.Context, id oci.Digest, part Part, owner st
 	return p.dir, nil
 }
 
+// Own makes owner one of a part of an image without mounting it: if it is
+// mounted it stays so until the owner's Release.
+func (m *Manager) Own(_ context.Context, id oci.Digest, part Part, owner string) error {
+	_, _, _, err := m.own(id, part, owner)
+	return err
+}
+
 // own registers owner at a point before it's mounted, so that the point can't
 // be collected meanwhile. fresh reports whether it wasn't yet.
 func (m *Manager) own(id oci.Digest, part Part, owner string) (img *image, p *point, fresh bool, err error) {
@@ -73,7 +80,7 @@ func (m *Manager) own(id oci.Digest, part Part, owner string) (img *image, p *po
 		return nil, nil, false, fmt.Errorf("image %s has no layer %d", id, int(part))
 	}
 	p = m.pointFor(img, part)
-	p.used, img.used = time.Now(), time.Now()
+	p.used, img.used, img.removed = time.Now(), time.Now(), false
 	if owner == "" || p.owners[owner] {
 		return img, p, false, nil
 	}
@@ -93,7 +100,7 @@ func (m *Manager) pointFor(img *image, part Part) *point {
 	if p == nil {
 		p = &point{
 			part:   part,
-			dir:    filepath.Join(m.mountsDir(), dirName(img.id)+"."+part.String()),
+			dir:    filepath.Join(m.mountsDir(), img.mount+"."+part.String()),
 			lock:   make(chan struct{}, 1),
 			owners: make(map[string]bool),
 			used:   time.Now(),

@@ -12,7 +12,7 @@
 //	         Meanwhile: boot pack, then the rest of the table and the layers'
 //	         own metadata, then all content, until the registry isn't needed.
 //	Release  the last owner gone, the mount lingers for a while and goes; the
-//	         last hold gone, so does the image's state.
+//	         last hold gone, so does the image's state, with Collect at once.
 //
 // # State
 //
@@ -24,7 +24,7 @@
 //	    table, root      the chunk table, or only its root until the rest came
 //	    merged.erofs     metadata of the whole image
 //	    N.erofs          metadata of layer N alone
-//	m/HEX.merged, m/HEX.N   where they are mounted
+//	m/HEX.merged, m/HEX.N   where they are mounted; HEX as short as it can be
 //	claims/ID.json       mounts that people asked for
 //
 // Open adopts the mounts that outlived the last process. Neither that nor
@@ -33,7 +33,7 @@
 // concerns nobody else.
 //
 // Owners are not stored: whoever has owners (the snapshotter from its metadata
-// store, this package for claims) attaches again after a start and then calls
+// store, this package for claims) says so again after a start and then calls
 // Settled, and only from then on is anything collected.
 //
 // # Trust

@@ -42,19 +42,18 @@ func (m *Manager) fetch(ctx context.Context, f *found, o origin) (*image, error)
 	defer os.RemoveAll(tmp) // it's gone already when all went well
 	img := newImage(f.desc.Digest, tmp, f.manifest)
 	img.addOrigin(o)
-	img.created = time.Now()
-	failed := make(chan struct{})
-	if err := m.fetchFiles(ctx, img, failed); err != nil {
-		close(failed)
+	img.created, img.mount = time.Now(), m.mountName(img.id)
+	if err := m.fetchFiles(ctx, img); err != nil {
+		close(img.gone)
 		return nil, registryError("fetch metadata and chunk table of "+img.id.String(), err)
 	}
 	installed, err := m.install(img, f.content)
 	if err != nil {
-		close(failed)
+		close(img.gone)
 		return nil, notStreaming(PlaneUnavailable, "store the image: %w", err)
 	}
 	if installed != img {
-		close(failed)
+		close(img.gone)
 		return installed, m.remember(installed, o)
 	}
 	return img, nil
@@ -70,7 +69,7 @@ func (m *Manager) lookup(id oci.Digest) *image {
 // remember adds an origin to an image that is here.
 func (m *Manager) remember(img *image, o origin) error {
 	m.mu.Lock()
-	img.used = time.Now()
+	img.used, img.removed = time.Now(), false
 	added := img.addOrigin(o)
 	m.mu.Unlock()
 	if !added {
@@ -84,8 +83,8 @@ func (m *Manager) remember(img *image, o origin) error {
 
 // fetchFiles fetches, in parallel, metadata and table, and checks them
 // together. As soon as the table is there the boot pack is on its way, and the
-// cache gets ready for the layers; closing failed ends both.
-func (m *Manager) fetchFiles(ctx context.Context, img *image, failed <-chan struct{}) error {
+// cache gets ready for the layers.
+func (m *Manager) fetchFiles(ctx context.Context, img *image) error {
 	var metadata blob.Source
 	group, gctx := errgroup.WithContext(ctx)
 	group.Go(func() (err error) {
@@ -95,7 +94,7 @@ func (m *Manager) fetchFiles(ctx context.Context, img *image, failed <-chan stru
 	group.Go(func() error {
 		_, err := again(gctx, func() (struct{}, error) { return struct{}{}, m.fetchTable(gctx, img) })
 		if err == nil {
-			m.background(func(ctx context.Context) { m.boot(ctx, img, failed) })
+			m.background(func(ctx context.Context) { m.boot(ctx, img) })
 		}
 		return err
 	})
@@ -225,6 +224,9 @@ func (m *Manager) install(img *image, manifest []byte) (*image, error) {
 	defer m.naming.Unlock()
 	if other := m.lookup(img.id); other != nil {
 		return other, nil
+	}
+	if m.mountName(img.id) != img.mount {
+		return nil, errors.New("another image whose digest begins alike came at the same time: pull it again")
 	}
 	// What may be there was found broken at the start, or its removal failed.
 	final := filepath.Join(m.imagesDir(), dirName(img.id))

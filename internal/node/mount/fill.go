@@ -26,25 +26,11 @@ const bootTimeout = 5 * time.Minute
 const startTime = 3 * time.Second
 
 // boot readies the cache for an image that is being pulled and fetches its
-// boot pack; then, after a while, it queues the image to be filled. It gives up
-// when failed is closed.
-func (m *Manager) boot(ctx context.Context, img *image, failed <-chan struct{}) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stopped := make(chan struct{})
-	defer func() { <-stopped }()
-	defer cancel()
-	go func() {
-		defer close(stopped)
-		select {
-		case <-failed:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
+// boot pack; then, after a while, it queues the image to be filled.
+func (m *Manager) boot(ctx context.Context, img *image) {
 	began := time.Now()
-	switch err := m.bootPack(ctx, img); {
-	case ctx.Err() != nil:
+	switch err := m.work(ctx, img, m.bootPack); {
+	case ctx.Err() != nil || img.isGone():
 		return
 	case err != nil:
 		m.log.WarnContext(ctx, "boot pack is of no use: start-up reads chunk by chunk", "image", img.id, "error", err)
@@ -55,8 +41,41 @@ func (m *Manager) boot(ctx context.Context, img *image, failed <-chan struct{}) 
 	defer pause.Stop()
 	select {
 	case <-ctx.Done():
+	case <-img.gone:
 	case <-pause.C:
 		m.queueFill(img.id)
+	}
+}
+
+// work does background work for an image, until it is done or the image is
+// gone. What the work brought of an image that is gone is removed.
+func (m *Manager) work(ctx context.Context, img *image, do func(context.Context, *image) error) error {
+	within, cancel := context.WithCancelCause(ctx)
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		select {
+		case <-img.gone:
+			cancel(ErrUnknownImage)
+		case <-within.Done():
+		}
+	}()
+	err := do(within, img)
+	cancel(nil)
+	<-stopped
+	if img.isGone() {
+		m.dropContent(ctx, img)
+	}
+	return err
+}
+
+// isGone reports whether the node has the image no more.
+func (img *image) isGone() bool {
+	select {
+	case <-img.gone:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -155,14 +174,14 @@ func (m *Manager) fillLoop(ctx context.Context) {
 				continue
 			}
 			began := time.Now()
-			err := m.fill(ctx, img)
+			err := m.work(ctx, img, m.fill)
 			m.mu.Lock()
 			img.filling, img.filled = false, err == nil && !m.opts.NoFill
 			img.problem = err
 			m.mu.Unlock()
 			if err == nil {
 				m.log.DebugContext(ctx, "image is complete", "image", id, "duration", time.Since(began))
-			} else if ctx.Err() == nil && m.lookup(id) != nil {
+			} else if ctx.Err() == nil && !img.isGone() {
 				m.log.WarnContext(ctx, "image stays incomplete: what is missing is fetched when it's read", "image", id, "error", err)
 			}
 		}
@@ -194,7 +213,7 @@ func (m *Manager) fill(ctx context.Context, img *image) error {
 		if err := m.fillDevice(ctx, img, dev); err != nil {
 			errs = append(errs, fmt.Errorf("layer %s: %w", dev.DiffID, err))
 		}
-		if ctx.Err() != nil || m.lookup(img.id) != img {
+		if ctx.Err() != nil {
 			return errors.Join(append(errs, context.Cause(ctx))...)
 		}
 	}

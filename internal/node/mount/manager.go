@@ -245,11 +245,13 @@ func (m *Manager) Hold(_ context.Context, id oci.Digest, owner string) error {
 		return fmt.Errorf("image %s: %w", id, ErrUnknownImage)
 	}
 	img.holders[owner] = true
+	img.removed = false
 	return nil
 }
 
 // Release gives up all that owner holds and has attached. What nobody else
-// needs lingers for a while. An owner that has nothing is fine.
+// needs lingers for a while, or until Collect. An owner that has nothing is
+// fine.
 func (m *Manager) Release(_ context.Context, owner string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -257,7 +259,7 @@ func (m *Manager) Release(_ context.Context, owner string) error {
 	for _, img := range m.images {
 		if img.holders[owner] {
 			delete(img.holders, owner)
-			img.used = now
+			img.used, img.removed = now, len(img.holders) == 0
 		}
 		for _, p := range img.points {
 			if p.owners[owner] {

@@ -63,7 +63,7 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (Im
 	m.mu.Lock()
 	if id, ok := m.known[s]; ok {
 		img := m.images[id]
-		img.used = time.Now()
+		img.used, img.removed = time.Now(), false
 		m.mu.Unlock()
 		return m.ready(ctx, img)
 	}

@@ -21,6 +21,7 @@ import (
 type image struct {
 	id       oci.Digest
 	dir      string
+	mount    string             // how the names of its mounts' directories begin
 	manifest *artifact.Manifest // never changes
 
 	// opening guards table. It is held while the table is read.
@@ -39,9 +40,14 @@ type image struct {
 	points  map[Part]*point
 	sound   map[Part]bool // whose metadata is on the disk as it should be
 	used    time.Time     // the last Pull, Attach or Release
+	removed bool          // it was held, and isn't any more
 	filling bool
 	filled  bool  // all content is here
 	problem error // why background work stopped, nil when it didn't
+
+	// gone is closed when the node has the image no more, or after all won't
+	// have it: background work for it ends.
+	gone chan struct{}
 }
 
 // origin is where an image was found.
@@ -62,6 +68,7 @@ func (o origin) subject() subject {
 // stored is image.json.
 type stored struct {
 	Artifact oci.Digest `json:"artifact"`
+	Mount    string     `json:"mount,omitempty"` // empty: dirName
 	Created  time.Time  `json:"created"`
 	Origins  []origin   `json:"origins"`
 }
@@ -79,13 +86,37 @@ const (
 func metadataFile(part Part) string { return part.String() + ".erofs" }
 
 // dirName names an image's directory. The digest's first 128 bits tell any two
-// of a node's images apart, and short names matter in mount options.
+// of a node's images apart.
 func dirName(id oci.Digest) string { return id.Encoded()[:32] }
+
+// shortName is how many digits of its digest the names of an image's mounts
+// have at the least.
+const shortName = 8
+
+// mountName is how the names of an image's mounts begin: like its digest, and
+// like those of no other image here. They are short because overlayfs takes
+// them in one page of mount options, and layers of an image may have to be
+// mounted one by one, up to 127 of them.
+func (m *Manager) mountName(id oci.Digest) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	taken := make(map[string]bool)
+	for _, img := range m.images {
+		taken[img.mount] = img.id != id
+	}
+	for n := shortName; n < len(dirName(id)); n++ {
+		if name := id.Encoded()[:n]; !taken[name] {
+			return name
+		}
+	}
+	return dirName(id)
+}
 
 func newImage(id oci.Digest, dir string, manifest *artifact.Manifest) *image {
 	return &image{
-		id: id, dir: dir, manifest: manifest,
+		id: id, dir: dir, mount: dirName(id), manifest: manifest,
 		holders: make(map[string]bool), points: make(map[Part]*point), sound: make(map[Part]bool), used: time.Now(),
+		gone: make(chan struct{}),
 	}
 }
 
@@ -115,7 +146,7 @@ func (img *image) addOrigin(o origin) bool {
 
 // storedJSON returns the content of image.json. The caller has m.mu.
 func (img *image) storedJSON() ([]byte, error) {
-	return json.MarshalIndent(stored{Artifact: img.id, Created: img.created, Origins: img.origins}, "", "  ")
+	return json.MarshalIndent(stored{Artifact: img.id, Mount: img.mount, Created: img.created, Origins: img.origins}, "", "  ")
 }
 
 // load reads all images at the start. A directory that isn't a whole image is
@@ -168,6 +199,12 @@ func loadImage(dir string) (*image, error) {
 	}
 	img := newImage(s.Artifact, dir, manifest)
 	img.created = s.Created
+	if s.Mount != "" {
+		if len(s.Mount) < shortName || !strings.HasPrefix(dirName(img.id), s.Mount) {
+			return nil, fmt.Errorf("%s names the mounts %q, which doesn't belong here", fileImage, s.Mount)
+		}
+		img.mount = s.Mount
+	}
 	for _, o := range s.Origins {
 		img.addOrigin(o)
 	}

@@ -39,22 +39,43 @@ func (m *Manager) sweepLoop(ctx context.Context) {
 // nobody held or used since then, with their content. It does nothing until
 // Settled was called.
 func (m *Manager) Sweep(ctx context.Context, before time.Time) {
-	m.SweepMounts(ctx, before)
-	m.sweepImages(ctx, before)
+	m.sweepMounts(ctx, unusedSince(before))
+	m.sweepImages(ctx, unusedSince(before))
 }
 
 // SweepMounts is Sweep without removing images.
 func (m *Manager) SweepMounts(ctx context.Context, before time.Time) {
-	type idle struct {
+	m.sweepMounts(ctx, unusedSince(before))
+}
+
+// Collect is Sweep of the images that were held and aren't any more, however
+// short that is ago: for callers who know that nobody wants them back. When
+// containerd has removed an image, kubelet looks at the disk at once.
+func (m *Manager) Collect(ctx context.Context) {
+	removed := func(img *image, _ time.Time) bool { return img.removed }
+	m.sweepMounts(ctx, removed)
+	m.sweepImages(ctx, removed)
+}
+
+// idle says of an image, or of a mount of it, that was last used at a time and
+// has no owner, whether it may go. The caller has m.mu.
+type idle func(img *image, used time.Time) bool
+
+func unusedSince(before time.Time) idle {
+	return func(_ *image, used time.Time) bool { return used.Before(before) }
+}
+
+func (m *Manager) sweepMounts(ctx context.Context, may idle) {
+	type candidate struct {
 		img *image
 		p   *point
 	}
-	var idles []idle
+	var candidates []candidate
 	m.mu.Lock()
 	for _, img := range m.images {
 		for _, p := range img.points {
-			if m.settled && p.attached && len(p.owners) == 0 && p.used.Before(before) {
-				idles = append(idles, idle{img, p})
+			if m.settled && p.attached && len(p.owners) == 0 && may(img, p.used) {
+				candidates = append(candidates, candidate{img, p})
 			}
 		}
 	}
@@ -64,13 +85,13 @@ func (m *Manager) SweepMounts(ctx context.Context, before time.Time) {
 		}
 	}
 	m.mu.Unlock()
-	for _, i := range idles {
-		m.sweepPoint(ctx, i.img, i.p, before)
+	for _, c := range candidates {
+		m.sweepPoint(ctx, c.img, c.p, may)
 	}
 }
 
 // sweepPoint unmounts a point unless somebody got it meanwhile.
-func (m *Manager) sweepPoint(ctx context.Context, img *image, p *point, before time.Time) {
+func (m *Manager) sweepPoint(ctx context.Context, img *image, p *point, may idle) {
 	select {
 	case <-p.lock:
 	default:
@@ -78,7 +99,7 @@ func (m *Manager) sweepPoint(ctx context.Context, img *image, p *point, before t
 	}
 	defer func() { p.lock <- struct{}{} }()
 	m.mu.Lock()
-	free := p.attached && len(p.owners) == 0 && p.used.Before(before)
+	free := p.attached && len(p.owners) == 0 && may(img, p.used)
 	m.mu.Unlock()
 	if !free {
 		return
@@ -141,26 +162,23 @@ func isLower(dir, options string) bool {
 }
 
 // sweepImages removes the images that nobody needs.
-func (m *Manager) sweepImages(ctx context.Context, before time.Time) {
+func (m *Manager) sweepImages(ctx context.Context, may idle) {
 	m.naming.Lock()
 	defer m.naming.Unlock()
 	var gone []*image
-	blobs := make(map[oci.Digest]bool) // of the images that stay
 	m.mu.Lock()
 	for id, img := range m.images {
-		if !m.settled || len(img.holders) > 0 || !img.used.Before(before) || img.mounted() {
-			for _, l := range img.manifest.Layers {
-				blobs[l.Tar.Digest] = true
-			}
+		if !m.settled || len(img.holders) > 0 || !may(img, img.used) || img.mounted() {
 			continue
 		}
 		delete(m.images, id)
 		m.forget(id)
+		close(img.gone)
 		gone = append(gone, img)
 	}
 	m.mu.Unlock()
 	for _, img := range gone {
-		freed := m.dropContent(ctx, img, blobs)
+		freed := m.dropContent(ctx, img)
 		err := m.removeDir(img)
 		m.log.InfoContext(ctx, "image is removed", "image", img.id, "bytes", freed)
 		if err != nil {
@@ -169,9 +187,16 @@ func (m *Manager) sweepImages(ctx context.Context, before time.Time) {
 	}
 }
 
-// dropContent removes from the cache the layers of an image that no other
-// image has.
-func (m *Manager) dropContent(ctx context.Context, img *image, keep map[oci.Digest]bool) (freed int64) {
+// dropContent removes from the cache the layers of an image that is gone and
+// that no other image has. Those that background work still has are removed by
+// work, when it has ended.
+func (m *Manager) dropContent(ctx context.Context, img *image) (freed int64) {
+	keep := make(map[oci.Digest]bool)
+	for _, other := range m.list() {
+		for _, l := range other.manifest.Layers {
+			keep[l.Tar.Digest] = true
+		}
+	}
 	table, err := m.openTable(ctx, img)
 	if err != nil {
 		m.log.WarnContext(ctx, "a removed image's content stays until the cache's quota needs its place", "image", img.id, "error", err)

@@ -24,12 +24,20 @@ type Images interface {
 	// Hold keeps an image's local state for owner.
 	Hold(ctx context.Context, image oci.Digest, owner string) error
 
+	// Own makes owner one of a part of an image without mounting it: if it is
+	// mounted it stays so until Release.
+	Own(ctx context.Context, image oci.Digest, part mount.Part, owner string) error
+
 	// Attach mounts a part of an image for owner and returns the directory,
 	// which stays mounted until Release. Attaching again returns the same.
 	Attach(ctx context.Context, image oci.Digest, part mount.Part, owner string) (string, error)
 
 	// Release gives up all that owner has. Unknown owners are fine.
 	Release(ctx context.Context, owner string) error
+
+	// Collect removes what is here of the images that were held and aren't
+	// any more. It may take as long as removing files does.
+	Collect(ctx context.Context)
 
 	// Usage returns how many bytes of one layer's content are on the disk.
 	Usage(ctx context.Context, image oci.Digest, layer int) (int64, error)
@@ -52,6 +60,14 @@ type remote struct {
 
 // top reports whether the snapshot's chain is the whole image.
 func (r remote) top() bool { return r.layer == r.layers-1 }
+
+// part is what of the image a snapshot on top of this one mounts for it.
+func (r remote) part() mount.Part {
+	if r.top() {
+		return mount.Merged
+	}
+	return mount.Part(r.layer)
+}
 
 // labels returns what remoteOf reads.
 func (r remote) labels() map[string]string {

@@ -12,7 +12,6 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/containerd/errdefs"
-	"golang.org/x/sync/errgroup"
 
 	"sluice/internal/node/mount"
 	"sluice/oci"
@@ -192,13 +191,12 @@ func (s *Snapshotter) logOrdinary(ctx context.Context, target string, labels map
 		"chain", target, "reason", string(mount.ReasonOf(err)), "error", err)
 }
 
-// claim registers, after a start, what every snapshot needs of images.
+// claim registers, after a start, what every snapshot needs of images. Nothing
+// is mounted for it: what containers use is, unless the machine was rebooted,
+// and then few of them come back. So nothing that is wrong with an image, or
+// with its registry, can keep others waiting.
 func (s *Snapshotter) claim(ctx context.Context) error {
-	type active struct {
-		key  string
-		snap storage.Snapshot
-	}
-	var actives []active
+	var actives []storage.Snapshot
 	err := s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
 		ids, err := storage.IDMap(ctx)
 		if err != nil {
@@ -222,7 +220,7 @@ func (s *Snapshotter) claim(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			actives = append(actives, active{key, snap})
+			actives = append(actives, snap)
 		}
 		return nil
 	})
@@ -234,22 +232,27 @@ func (s *Snapshotter) claim(ctx context.Context) error {
 			s.log.ErrorContext(ctx, "a streamed image is lost: it is pulled again when a container needs it", "image", r.image, "layer", r.layer, "error", err)
 		}
 	}
-	var group errgroup.Group
-	group.SetLimit(claimAtOnce)
-	for _, a := range actives {
-		group.Go(func() error {
-			if _, err := s.lowers(ctx, a.snap); err != nil {
-				s.log.ErrorContext(ctx, "a container's image can't be mounted: restart the container when the cause is gone", "snapshot", a.key, "error", err)
-			}
-			return nil
-		})
+	for _, snap := range actives {
+		s.ownStreamed(ctx, snap)
 	}
-	return group.Wait()
+	return nil
 }
 
-// claimAtOnce is how many containers' mounts are claimed at the same time. After
-// a reboot all of them have to be made.
-const claimAtOnce = 8
+// ownStreamed makes a snapshot an owner of what is streamed beneath it.
+func (s *Snapshotter) ownStreamed(ctx context.Context, snap storage.Snapshot) {
+	for _, id := range snap.ParentIDs {
+		r, ok := s.remote(id)
+		if !ok {
+			continue
+		}
+		if err := s.images.Own(ctx, r.image, r.part(), owner(snap.ID)); err != nil && !errors.Is(err, mount.ErrUnknownImage) { // which was said
+			s.log.ErrorContext(ctx, "a container's image can't be kept", "snapshot", snap.ID, "image", r.image, "error", err)
+		}
+		if r.top() {
+			return
+		}
+	}
+}
 
 // lowers returns the directories beneath a snapshot, topmost first, and
 // attaches those that are streamed.
@@ -261,10 +264,7 @@ func (s *Snapshotter) lowers(ctx context.Context, snap storage.Snapshot) ([]stri
 			dirs = append(dirs, s.upper(id))
 			continue
 		}
-		part := mount.Part(r.layer)
-		if r.top() {
-			part = mount.Merged
-		}
+		part := r.part()
 		if s.images == nil {
 			return nil, fmt.Errorf("layer %d of %s is streamed and streaming is off: %w", r.layer, r.image, errdefs.ErrUnavailable)
 		}

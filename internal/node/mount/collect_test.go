@@ -1,0 +1,190 @@
+package mount_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sluice/internal/node/mount"
+	"sluice/internal/node/plane"
+	"sluice/oci"
+)
+
+// entries lists a directory of the node.
+func (n *node) entries(dir ...string) []string {
+	n.t.Helper()
+	all, err := os.ReadDir(filepath.Join(append([]string{n.root}, dir...)...))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	var names []string
+	for _, e := range all {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// layers lists the cache's layers.
+func (n *node) layers() []string {
+	n.t.Helper()
+	all, err := filepath.Glob(filepath.Join(n.root, "cache", "sha256-*"))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return all
+}
+
+// When containerd has removed an image nothing of it stays, without anybody's
+// waiting for Linger. What is used otherwise does.
+func TestCollect(t *testing.T) {
+	n, manifest := prepared(t)
+	m := n.start()
+	m.Settled()
+	never := n.push("app/other", "v1", testLayers()[:2], here)[0]
+	n.convert("app/other", "v1")
+	if _, err := m.Pull(t.Context(), testHost+"/app/other:v1", never.Digest); err != nil {
+		t.Fatal(err)
+	}
+	img, dir := n.pulled(manifest, "snapshot/9")
+	if err := m.Hold(t.Context(), img.ID, "snapshot/1"); err != nil {
+		t.Fatal(err)
+	}
+	checkImage(t, dir)
+	release := func(owner string) {
+		t.Helper()
+		if err := m.Release(t.Context(), owner); err != nil {
+			t.Fatal(err)
+		}
+		m.Collect(t.Context())
+	}
+	release("snapshot/9")
+	if at, err := plane.MountAt(dir); err != nil || at == nil {
+		t.Errorf("the mount of an image that is held went: %v", err)
+	}
+	if _, err := m.Attach(t.Context(), img.ID, mount.Merged, "claim/1"); err != nil {
+		t.Fatal(err)
+	}
+	release("snapshot/1")
+	if at, err := plane.MountAt(dir); err != nil || at == nil {
+		t.Errorf("a mount that has an owner went: %v", err)
+	}
+	if err := m.Hold(t.Context(), img.ID, "snapshot/2"); err != nil { // pulled again
+		t.Fatal(err)
+	}
+	release("claim/1")
+	release("snapshot/2")
+	if at, err := plane.MountAt(dir); err != nil || at != nil {
+		t.Errorf("%s is still mounted: %v", dir, err)
+	}
+	if left := n.entries("node", "images"); len(left) != 1 {
+		t.Errorf("images on disk: %q, want only the one that was never held", left)
+	}
+	if left := n.layers(); len(left) != 2 {
+		t.Errorf("%d layers in the cache, want 2: those of the image that was never held", len(left))
+	}
+}
+
+// Background work for an image ends with it, and leaves nothing.
+func TestCollectEndsFill(t *testing.T) {
+	n, manifest := prepared(t)
+	n.unembed(manifest)
+	n.opts.NoFill, n.opts.Linger = false, 400*time.Millisecond // which fills are queued after, too
+	m := n.start()
+	m.Settled()
+	img, err := m.Pull(t.Context(), testRef, manifest)
+	if err == nil {
+		err = m.Hold(t.Context(), img.ID, "snapshot/1")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.reg.hang.Store(true)
+	before := n.reg.requests.Load()
+	eventually(t, "the fill asks the registry, which doesn't answer", func() bool { return n.reg.requests.Load() > before })
+	if err := m.Release(t.Context(), "snapshot/1"); err != nil {
+		t.Fatal(err)
+	}
+	m.Collect(t.Context())
+	eventually(t, "nothing is left in the cache", func() bool { return len(n.layers()) == 0 })
+	if left := n.entries("node", "images"); len(left) != 0 {
+		t.Errorf("images on disk: %q", left)
+	}
+}
+
+// An image that isn't mounted keeps what its owners will need.
+func TestOwn(t *testing.T) {
+	n, manifest := prepared(t)
+	m := n.start()
+	img, dir := n.pulled(manifest, "snapshot/1")
+	n.stop()
+	m = n.start()
+	if err := m.Own(t.Context(), img.ID, mount.Merged, "snapshot/1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Own(t.Context(), oci.DigestOf(nil), mount.Merged, "snapshot/2"); err == nil {
+		t.Error("an image that isn't here has an owner")
+	}
+	m.Settled()
+	m.Sweep(t.Context(), time.Now().Add(time.Hour))
+	if at, err := plane.MountAt(dir); err != nil || at == nil {
+		t.Errorf("an owner's mount went: %v", err)
+	}
+	checkImage(t, dir)
+	n.reboot()
+	m = n.start()
+	if err := m.Own(t.Context(), img.ID, mount.Merged, "snapshot/1"); err != nil {
+		t.Fatal(err)
+	}
+	m.Settled()
+	if at, err := plane.MountAt(dir); err != nil || at != nil {
+		t.Errorf("after a reboot it's mounted before anybody needs it: %v", err)
+	}
+	m.Sweep(t.Context(), time.Now().Add(time.Hour))
+	if _, err := m.Attach(t.Context(), img.ID, mount.Merged, "snapshot/1"); err != nil {
+		t.Errorf("an image that has an owner: %v", err)
+	}
+	checkImage(t, dir)
+}
+
+// Mounts have short names, because 127 of them must fit into overlayfs's
+// options; those that an earlier version made keep theirs.
+func TestMountNames(t *testing.T) {
+	n, manifest := prepared(t)
+	n.start()
+	img, dir := n.pulled(manifest, "a")
+	if want := img.ID.Encoded()[:8] + ".merged"; filepath.Base(dir) != want {
+		t.Errorf("the mount is %s, want %s", dir, want)
+	}
+	n.reboot()
+	file := filepath.Join(n.root, "node", "images", img.ID.Encoded()[:32], "image.json")
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rename := func(from, to string) {
+		t.Helper()
+		if !strings.Contains(string(content), from) {
+			t.Fatalf("%s has no %s:\n%s", file, from, content)
+		}
+		if err := os.WriteFile(file, []byte(strings.Replace(string(content), from, to, 1)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	entry := `"mount": "` + img.ID.Encoded()[:8] + `",`
+	rename(entry, "")
+	n.start()
+	if _, dir = n.pulled(manifest, "a"); filepath.Base(dir) != img.ID.Encoded()[:32]+".merged" {
+		t.Errorf("an image of an earlier version is mounted on %s", dir)
+	}
+	n.stop()
+	n.start() // which adopts it
+	checkImage(t, dir)
+	n.reboot()
+	rename(entry, `"mount": "../../etc",`)
+	n.start()
+	if s := n.m.Status(t.Context()); len(s.Images) != 0 {
+		t.Errorf("an image whose mounts have another's name is taken for whole: %+v", s.Images)
+	}
+}
