@@ -47,11 +47,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sort"
 	"time"
 
 	"sluice/internal/durable"
 	"sluice/internal/node/plane"
+	"sluice/internal/node/plane/internal/book"
 	"sluice/internal/node/plane/internal/holder"
 	"sluice/internal/node/plane/internal/supply"
 )
@@ -146,26 +146,12 @@ type Plane struct {
 	lock   *os.File
 	conn   *connection
 	keeper *holder.Keeper
+	book   *book.Book
 	server *server
-
-	// turn holds one token; who has it may change what follows and the set
-	// of devices. It comes before the mutexes of table and device.
-	turn   chan struct{}
-	state  state
-	images map[string]*image // with content, by directory
-	closed bool
+	table  *table // of the server
 }
 
 var _ plane.Plane = (*Plane)(nil)
-
-// image is an attached or adopted image.
-type image struct{ uses []use }
-
-// use is one image's content of one device.
-type use struct {
-	device *device
-	source *supply.Source
-}
 
 // Open starts serving in opts.Dir: it goes on with the FUSE mount of an earlier
 // process where that is possible, and makes a new one where not. It fails with
@@ -195,14 +181,14 @@ func Open(ctx context.Context, opts Options) (*Plane, error) {
 	p := &Plane{
 		opts: opts, log: opts.Log, dir: dir, lock: lock,
 		keeper: holder.NewKeeper(dir, opts.HolderCommand, opts.Log),
-		turn:   make(chan struct{}, 1), images: map[string]*image{},
+		table:  newTable(),
 	}
+	p.book = book.New(dir, firstNode, kernel{p})
 	if err := p.open(ctx); err != nil {
 		p.keeper.Leave()
 		lock.Close()
 		return nil, fmt.Errorf("plane in %s: %w", dir, err)
 	}
-	p.turn <- struct{}{}
 	return p, nil
 }
 
@@ -232,7 +218,7 @@ func (p *Plane) open(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := p.sortImages(); err != nil {
+	if p.start.Images, p.start.Stale, err = p.book.Open(); err != nil {
 		p.conn.close()
 		return err
 	}
@@ -241,7 +227,7 @@ func (p *Plane) open(ctx context.Context) error {
 	}
 	p.keeper.Watch(p.conn.held())
 	if p.start.Resumed {
-		p.log.Info("resumed the FUSE mount of the last process", "images", len(p.start.Images), "devices", len(p.state.Devices))
+		p.log.Info("resumed the FUSE mount of the last process", "images", len(p.start.Images))
 	} else {
 		p.log.Info("made a new FUSE mount", "at", p.blobs(), "reason", p.start.Reason)
 	}
@@ -258,19 +244,17 @@ func (p *Plane) resume() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	s, serr := loadState(p.dir)
+	epoch, serr := p.book.Load()
 	if held == nil {
-		if serr == nil && s.Epoch != "" {
+		if epoch != "" {
 			p.start.Reason = "no holder has the last FUSE connection"
-			p.state = s
 		}
 		return false, nil
 	}
 	conn := connectionOf(*held)
 	if serr == nil {
-		serr = conn.verify(p.blobs(), s.Epoch)
+		serr = conn.verify(p.blobs(), epoch)
 	}
-	p.state = s
 	if serr != nil {
 		p.start.Reason = serr.Error()
 		conn.close()
@@ -301,9 +285,7 @@ func (p *Plane) fresh(ctx context.Context) error {
 		return err
 	}
 	conn.session.OrphanGrace = p.opts.OrphanGrace
-	images := p.state.Images
-	p.state = state{Version: stateVersion, Epoch: epoch, NextNode: firstNode, Images: images}
-	if err = p.state.save(p.dir); err == nil {
+	if err = p.book.Begin(epoch); err == nil {
 		err = p.keeper.Put(ctx, conn.held())
 	}
 	if err != nil {
@@ -318,42 +300,7 @@ func (p *Plane) fresh(ctx context.Context) error {
 	return nil
 }
 
-// sortImages drops what is not mounted any more from the state, and tells the
-// rest apart.
-func (p *Plane) sortImages() error {
-	if p.state.Images == nil {
-		p.state.Images = map[string]imageState{}
-	}
-	changed := false
-	for dir, img := range p.state.Images {
-		m, err := plane.MountAt(dir)
-		if err != nil {
-			return err
-		}
-		switch {
-		case m == nil || m.FSType != "erofs":
-			delete(p.state.Images, dir)
-			changed = true
-		case p.stale(img):
-			p.start.Stale = append(p.start.Stale, dir)
-		default:
-			p.start.Images = append(p.start.Images, dir)
-		}
-	}
-	sort.Strings(p.start.Stale)
-	sort.Strings(p.start.Images)
-	if !changed {
-		return nil
-	}
-	p.state.prune()
-	return p.state.save(p.dir)
-}
-
-func (p *Plane) stale(img imageState) bool {
-	return img.Epoch != p.state.Epoch && len(img.Devices) > 0
-}
-
-// serve starts the workers with the devices of the state. It takes p.conn's
+// serve starts the workers. It takes p.conn's
 // descriptor over.
 func (p *Plane) serve() error {
 	dev, err := p.conn.file()
@@ -362,14 +309,11 @@ func (p *Plane) serve() error {
 		return err
 	}
 	s := &server{
-		dev: dev, fd: p.conn.fd, table: newTable(), log: p.log,
+		dev: dev, fd: p.conn.fd, table: p.table, log: p.log,
 		patience:  supply.Patience{Read: p.opts.ReadTimeout, Adopt: p.opts.AdoptTimeout},
 		openFlags: openKeepCache, lost: make(chan struct{}),
 	}
 	s.base, s.cancel = context.WithCancel(context.Background())
-	for _, d := range p.state.Devices {
-		s.table.add(&device{supply.New(d.Name, d.Size, false), d.Node})
-	}
 	s.table.add(&device{supply.New(pollName, 0, true), pollNode})
 	if p.start.Resumed {
 		if err := s.resend(); err != nil {
@@ -398,8 +342,10 @@ func (p *Plane) Lost() <-chan struct{} { return p.server.lost }
 
 // Close implements plane.Plane: mounts and the holder stay.
 func (p *Plane) Close() error {
-	<-p.turn
-	defer func() { p.turn <- struct{}{} }()
+	if err := p.book.Take(context.Background()); err != nil {
+		return nil // it is closed
+	}
+	defer p.book.Give()
 	return p.close()
 }
 
@@ -407,17 +353,9 @@ func (p *Plane) Close() error {
 const closeGrace = 2 * time.Second
 
 func (p *Plane) close() error {
-	if p.closed {
-		return nil
-	}
-	p.closed = true
 	p.server.stop(closeGrace)
 	p.keeper.Leave()
-	for _, img := range p.images {
-		for _, u := range img.uses {
-			u.source.Close()
-		}
-	}
+	p.book.Close()
 	err := p.server.dev.Close()
 	return errors.Join(err, p.lock.Close())
 }
@@ -426,14 +364,12 @@ func (p *Plane) close() error {
 // and closes the plane. It fails with plane.ErrBusy and changes nothing when
 // images are attached.
 func (p *Plane) Shutdown(ctx context.Context) error {
-	if err := p.take(ctx); err != nil {
+	if err := p.book.Take(ctx); err != nil {
 		return err
 	}
-	defer func() { p.turn <- struct{}{} }()
-	for dir, img := range p.state.Images {
-		if len(img.Devices) > 0 && !p.stale(img) {
-			return fmt.Errorf("shut the plane down: %w: an image is attached at %s", plane.ErrBusy, dir)
-		}
+	defer p.book.Give()
+	if dir, ok := p.book.Attached(); ok {
+		return fmt.Errorf("shut the plane down: %w: an image is attached at %s", plane.ErrBusy, dir)
 	}
 	p.server.ending.Store(true)
 	if err := p.unmountBlobs(ctx); err != nil && !errors.Is(err, plane.ErrNotAttached) {
@@ -441,11 +377,7 @@ func (p *Plane) Shutdown(ctx context.Context) error {
 		return fmt.Errorf("shut the plane down: %w", err)
 	}
 	err := p.close()
-	err = errors.Join(err, p.keeper.Quit())
-	if rerr := os.Remove(filepath.Join(p.dir, stateFile)); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
-		err = errors.Join(err, rerr)
-	}
-	return err
+	return errors.Join(err, p.keeper.Quit(), p.book.Erase())
 }
 
 // unmountBlobs tries for a while: the kernel closes the files of an EROFS mount,
@@ -467,17 +399,3 @@ func (p *Plane) unmountBlobs(ctx context.Context) error {
 }
 
 const shutdownWait = 3 * time.Second
-
-// take waits for the turn.
-func (p *Plane) take(ctx context.Context) error {
-	select {
-	case <-p.turn:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	if p.closed {
-		p.turn <- struct{}{}
-		return os.ErrClosed
-	}
-	return nil
-}

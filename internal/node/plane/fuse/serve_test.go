@@ -2,10 +2,8 @@ package fuse
 
 import (
 	"context"
-	"encoding/json"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -113,68 +111,4 @@ func TestInit(t *testing.T) {
 	if _, ok := answerInit(body[:8], out, 10); ok {
 		t.Error("half a request was accepted")
 	}
-}
-
-func TestState(t *testing.T) {
-	dir := t.TempDir()
-	if s, err := loadState(dir); err != nil || s.Epoch != "" {
-		t.Errorf("of an empty directory: %+v, %v", s, err)
-	}
-	good := state{
-		Version: stateVersion, Epoch: "e", NextNode: 5,
-		Devices: []deviceState{{"a", 3, 10}, {"b", 4, 20}},
-		Images:  map[string]imageState{"/x": {Epoch: "e", Devices: []string{"a"}}, "/old": {Epoch: "d", Devices: []string{"gone"}}},
-	}
-	if err := good.save(dir); err != nil {
-		t.Fatal(err)
-	}
-	s, err := loadState(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.prune()
-	if len(s.Devices) != 1 || s.Devices[0].Name != "a" || s.NextNode != 5 {
-		t.Errorf("pruned to %+v", s)
-	}
-	for name, spoil := range map[string]func(*state){
-		"version":        func(s *state) { s.Version = 9 },
-		"node twice":     func(s *state) { s.Devices[1].Node = 3 },
-		"name twice":     func(s *state) { s.Devices[1].Name = "a" },
-		"root's node":    func(s *state) { s.Devices[0].Node = rootNode },
-		"future node":    func(s *state) { s.Devices[0].Node = 5 },
-		"negative size":  func(s *state) { s.Devices[0].Size = -1 },
-		"unknown device": func(s *state) { s.Images["/x"] = imageState{Epoch: "e", Devices: []string{"c"}} },
-	} {
-		bad := good
-		bad.Devices = append([]deviceState(nil), good.Devices...)
-		bad.Images = map[string]imageState{}
-		spoil(&bad)
-		if err := bad.save(dir); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := loadState(dir); err == nil {
-			t.Errorf("%s: accepted", name)
-		}
-	}
-	if err := os.WriteFile(filepath.Join(dir, stateFile), []byte(`{"version":1`), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := loadState(dir); err == nil {
-		t.Error("half a file was accepted")
-	}
-}
-
-// FuzzState: what is accepted can be used.
-func FuzzState(f *testing.F) {
-	f.Add([]byte(`{"version":1,"epoch":"e","next_node":4,"devices":[{"name":"a","node":3,"size":1}],"images":{"/x":{"epoch":"e","devices":["a"]}}}`))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		var s state
-		if json.Unmarshal(data, &s) != nil || s.check() != nil {
-			return
-		}
-		s.prune()
-		if err := s.check(); err != nil {
-			t.Errorf("pruning broke it: %v", err)
-		}
-	})
 }

@@ -1,4 +1,4 @@
-package fuse
+package book
 
 import (
 	"encoding/json"
@@ -13,12 +13,12 @@ import (
 
 // state is what a process needs to know of its predecessor, in the file
 // DIR/state.json. It is on disk before the kernel can learn anything of what
-// it says: a node that the kernel knows is always in it.
+// it says: a device that the kernel knows is always in it.
 type state struct {
 	Version int `json:"version"`
-	// Epoch names the FUSE connection that nodes belong to.
+	// Epoch names the connection with the kernel that nodes belong to.
 	Epoch string `json:"epoch"`
-	// NextNode has never been given out on this connection.
+	// NextNode is above all that were given out on this connection.
 	NextNode uint64        `json:"next_node"`
 	Devices  []deviceState `json:"devices"`
 	// Images by directory.
@@ -37,7 +37,7 @@ type imageState struct {
 	// Epoch of the connection that the mount's devices were opened on. If it
 	// is not the state's, and Devices not empty, the mount is stale.
 	Epoch string `json:"epoch"`
-	// Devices that are read through this plane; those with a File are not.
+	// Devices that are read through the plane; those with a File are not.
 	Devices []string `json:"devices"`
 }
 
@@ -47,9 +47,10 @@ const (
 	maxStateSize = 64 << 20
 )
 
-// loadState reads the state of dir; an empty one if there is none. A file that
+// loadState reads the state of dir, whose nodes are not below first; an empty
+// one if there is none. A file that
 // doesn't make sense is an error, not a reason to trust it.
-func loadState(dir string) (state, error) {
+func loadState(dir string, first uint64) (state, error) {
 	name := filepath.Join(dir, stateFile)
 	info, err := os.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -69,19 +70,20 @@ func loadState(dir string) (state, error) {
 	if err := json.Unmarshal(data, &s); err != nil {
 		return state{}, fmt.Errorf("%s: %w", name, err)
 	}
-	if err := s.check(); err != nil {
+	if err := s.check(first); err != nil {
 		return state{}, fmt.Errorf("%s: %w", name, err)
 	}
 	return s, nil
 }
 
-func (s state) check() error {
+// check tells what can't be.
+func (s state) check(first uint64) error {
 	if s.Version != stateVersion {
 		return fmt.Errorf("version %d, want %d", s.Version, stateVersion)
 	}
 	nodes, names := map[uint64]bool{}, map[string]bool{}
 	for _, d := range s.Devices {
-		if d.Node < firstNode || d.Node >= s.NextNode || nodes[d.Node] || names[d.Name] || d.Size < 0 {
+		if d.Node < first || d.Node >= s.NextNode || nodes[d.Node] || names[d.Name] || d.Size < 0 {
 			return fmt.Errorf("device %q: node %d or size %d is impossible", d.Name, d.Node, d.Size)
 		}
 		nodes[d.Node], names[d.Name] = true, true
@@ -105,4 +107,31 @@ func (s state) save(dir string) error {
 		return fmt.Errorf("save the plane's state: %w", err)
 	}
 	return nil
+}
+
+// prune drops devices that no image on this connection has.
+func (s *state) prune() {
+	used := map[string]bool{}
+	for _, img := range s.Images {
+		if img.Epoch == s.Epoch {
+			for _, name := range img.Devices {
+				used[name] = true
+			}
+		}
+	}
+	var devices []deviceState
+	for _, d := range s.Devices {
+		if used[d.Name] {
+			devices = append(devices, d)
+		}
+	}
+	s.Devices = devices
+}
+
+func eraseState(dir string) error {
+	err := os.Remove(filepath.Join(dir, stateFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
