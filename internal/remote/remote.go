@@ -135,7 +135,7 @@ var _ oci.Registry = (*Registry)(nil)
 // New returns the registry at host, which is a name or address with an optional
 // port: "127.0.0.1:5000", "docker.io". It doesn't connect yet.
 func New(host string, opts Options) (*Registry, error) {
-	base, err := baseURL(host, opts.PlainHTTP)
+	base, err := BaseURL(host, opts.PlainHTTP)
 	if err != nil {
 		return nil, err
 	}
@@ -216,8 +216,8 @@ func NewTransport() *http.Transport {
 	}
 }
 
-// baseURL returns where the registry named host is.
-func baseURL(host string, plain PlainHTTP) (*url.URL, error) {
+// BaseURL returns where the registry named host is: scheme and address, no path.
+func BaseURL(host string, plain PlainHTTP) (*url.URL, error) {
 	name := host
 	switch host {
 	case "docker.io", "index.docker.io":
