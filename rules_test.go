@@ -44,6 +44,7 @@ var levels = map[string]int{
 	"internal/acr":              5,
 	"internal/node/snapshot":    5,
 	"internal/node/run":         5,
+	"internal/node/report":      5,
 	"cmd":                       6,
 }
 
@@ -61,7 +62,7 @@ var homes = map[string][]string{
 	"github.com/go-jose/go-jose":             {"internal/auth"},
 	"github.com/coreos/go-oidc":              {"internal/auth"},
 	"golang.org/x/crypto/bcrypt":             {"internal/auth"},
-	"github.com/prometheus/client_golang":    {"internal/registry"},
+	"github.com/prometheus/client_golang":    {"internal/registry", "internal/node/report"},
 	"go.opentelemetry.io/otel/exporters":     {"cmd"},
 	"github.com/BurntSushi/toml":             {"internal/config"},
 	"go.yaml.in/yaml":                        {"internal/node/credentials"}, // kubelet's configuration

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -37,7 +35,7 @@ type nodeConfig struct {
 	mountOptions  []string
 	remapIDs      bool
 	standalone    bool
-	verbose       bool
+	report        reportConfig
 	decide, fetch time.Duration
 	read, recheck time.Duration
 }
@@ -89,7 +87,7 @@ reads wait for the next one.`,
 	f.DurationVar(&c.fetch, "fetch-timeout", time.Minute, "`TIME` that an artifact's metadata may take\n")
 	f.DurationVar(&c.read, "read-timeout", time.Minute, "`TIME` that a read of a container waits for content\nbefore it fails with EIO")
 	f.DurationVar(&c.recheck, "recheck", time.Minute, "`TIME` after which an image that didn't stream is\nlooked up again")
-	f.BoolVar(&c.verbose, "verbose", false, "log what goes well, too")
+	c.report.register(f)
 	f.BoolVar(&c.standalone, "standalone", false, "no snapshotter; end with the last mount")
 	cmd.Flag("standalone").Hidden = true
 	cmd.AddCommand(newHolderCommand(), newNodeStatusCommand())
@@ -137,11 +135,10 @@ type daemon struct {
 
 // runNode runs the daemon until ctx ends.
 func runNode(ctx context.Context, c nodeConfig) error {
-	level := slog.LevelInfo
-	if c.verbose {
-		level = slog.LevelDebug
+	log, err := c.report.newLog(os.Stderr)
+	if err != nil {
+		return err
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	if os.Geteuid() != 0 {
 		return errors.New("the node daemon mounts file systems: run it as root")
 	}
@@ -303,11 +300,18 @@ func (d *daemon) serve(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, snapshots.Close())
 	}
+	metrics, err := d.listenMetrics(ctx)
+	if err != nil {
+		return errors.Join(err, snapshots.Close(), controls.Close())
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
 	wg.Go(func() { cancel(snapshot.Serve(ctx, snapshots, sn)) })
-	wg.Go(func() { cancel(d.serveControl(ctx, controls)) })
+	wg.Go(func() { cancel(serveHTTP(ctx, controls, d.controlHandler())) })
+	if metrics != nil {
+		wg.Go(func() { cancel(serveHTTP(ctx, metrics, d.metricsHandler())) })
+	}
 	wg.Go(func() { // what a crash left; containerd asks for it only when it has removed something
 		if err := sn.Cleanup(ctx); err != nil {
 			d.log.Warn("left-over directories of snapshots stay", "error", err)
@@ -322,27 +326,6 @@ func (d *daemon) serve(ctx context.Context) error {
 	wg.Wait()
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
 		return err
-	}
-	return nil
-}
-
-// serveControl answers control clients until ctx ends, then lets requests end.
-func (d *daemon) serveControl(ctx context.Context, l net.Listener) error {
-	server := &http.Server{
-		Handler:           control.Handler(d.images, d.info, d.log),
-		ReadHeaderTimeout: 10 * time.Second,
-	}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
-	select {
-	case err := <-served:
-		return fmt.Errorf("serve the control socket: %w", err)
-	case <-ctx.Done():
-	}
-	last, stop := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-	defer stop()
-	if err := server.Shutdown(last); err != nil {
-		return errors.Join(err, server.Close())
 	}
 	return nil
 }

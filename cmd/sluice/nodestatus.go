@@ -8,7 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -84,21 +84,14 @@ func printStatus(out io.Writer, s control.Status) error {
 	fmt.Fprintf(w, "traffic\t%s in %d requests, %d failed; %d reads waited, %d chunks came damaged\n\n",
 		size(s.Traffic.Bytes), s.Traffic.Requests, s.Traffic.Failures, s.Cache.Faults, s.Cache.Corrupt)
 	if len(s.Images) > 0 {
-		fmt.Fprintln(w, "IMAGE\tLAYERS\tSIZE\tHERE\tMOUNTS\tSTATE")
+		fmt.Fprintln(w, "IMAGE\tLAYERS\tSIZE\tHERE\tMOUNTS\tPLANE\tSTATE")
 	}
 	for _, i := range s.Images {
-		state := "streaming"
-		if i.Complete {
-			state = "complete"
+		plane := i.Plane
+		if plane == "" {
+			plane = "-"
 		}
-		if i.Problem != "" {
-			state = i.Problem
-		}
-		here := 100.0
-		if i.Size > 0 {
-			here = 100 * float64(i.Cached) / float64(i.Size)
-		}
-		fmt.Fprintf(w, "%s\t%d\t%s\t%.0f%%\t%d\t%s\n", i.Reference, i.Layers, size(i.Size), here, len(i.Mounts), state)
+		fmt.Fprintf(w, "%s\t%d\t%s\t%.0f%%\t%d\t%s\t%s\n", i.Reference, i.Layers, size(i.Size), i.Percent, len(i.Mounts), plane, i.State)
 	}
 	if len(s.Claims) > 0 {
 		fmt.Fprintln(w, "\nMOUNTED\tIMAGE")
@@ -113,7 +106,7 @@ func printStatus(out io.Writer, s control.Status) error {
 	if len(s.Pulls) > 0 {
 		fmt.Fprintln(w, "\nPULLED\tIMAGE\tTOOK\tSTREAMS")
 	}
-	for _, p := range s.Pulls {
+	for _, p := range s.Pulls[max(0, len(s.Pulls)-shownPulls):] {
 		streams := "yes"
 		if p.Reason != "" {
 			streams = "no: " + string(p.Reason)
@@ -123,27 +116,36 @@ func printStatus(out io.Writer, s control.Status) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	return printReasons(out, s.Pulls)
+	return printProblems(out, s.Status)
 }
 
-// printReasons tells what happened in pulls that don't stream: once for each
-// image, what came last.
-func printReasons(out io.Writer, pulls []mount.Outcome) error {
-	said := make(map[string]bool)
-	for _, p := range slices.Backward(pulls) {
-		if said[p.Reference] {
+// printProblems tells what is wrong and what to do about it: of images on the
+// node, and of those whose last pull went the ordinary way.
+func printProblems(out io.Writer, s mount.Status) error {
+	var b strings.Builder
+	for _, i := range s.Images {
+		if i.Problem == "" && i.Remedy == "" {
 			continue
 		}
-		said[p.Reference] = true
-		if p.Reason == "" {
-			continue // it streams now
-		}
-		if _, err := fmt.Fprintf(out, "\n%s doesn't stream:\n  %s\n", p.Reference, p.Message); err != nil {
-			return err
+		fmt.Fprintf(&b, "\n%s is %s, with a problem:\n", i.Reference, i.State)
+		for _, text := range []string{i.Problem, i.Remedy} {
+			if text != "" {
+				fmt.Fprintf(&b, "  %s\n", indent(text))
+			}
 		}
 	}
-	return nil
+	for _, n := range s.NotStreaming {
+		fmt.Fprintf(&b, "\n%s doesn't stream: %s\n  %s\n  What to do: %s\n", n.Reference, n.Meaning, indent(n.Message), n.Remedy)
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
 }
+
+// indent indents the second and later lines of a message.
+func indent(s string) string { return strings.ReplaceAll(strings.TrimSpace(s), "\n", "\n  ") }
+
+// shownPulls is how many of the last pulls the table has.
+const shownPulls = 20
 
 func ofQuota(q int64) string {
 	if q == 0 {

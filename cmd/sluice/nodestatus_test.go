@@ -10,27 +10,45 @@ import (
 	"sluice/internal/node/mount/control"
 )
 
-// The table stays narrow; why an image doesn't stream is said beneath it, once,
-// and not of an image that streams by now.
-func TestStatusSaysWhyImagesDoNotStream(t *testing.T) {
+// The table stays narrow; why an image doesn't stream and what to do is said
+// beneath it.
+func TestStatusSaysWhatIsWrongAndWhatToDo(t *testing.T) {
 	why := "NoStreamingArtifact: " + strings.Repeat("x", 100)
-	no := func(ref string) mount.Outcome {
-		return mount.Outcome{Time: time.Now(), Reference: ref, Reason: mount.NoStreamingArtifact, Message: why}
-	}
 	var out bytes.Buffer
-	err := printStatus(&out, control.Status{Status: mount.Status{Pulls: []mount.Outcome{
-		no("host/never:1"), no("host/later:1"), no("host/never:1"), {Time: time.Now(), Reference: "host/later:1"},
-	}}})
+	err := printStatus(&out, control.Status{Status: mount.Status{
+		Images: []mount.ImageStatus{
+			{Reference: "host/here:1", State: mount.StateComplete, Plane: "files", Percent: 100},
+			{Reference: "host/bad:1", State: mount.StateQuarantined, Percent: 12, Problem: "the layer lies\nabout itself", Remedy: mount.StateQuarantined.Remedy()},
+		},
+		Pulls: []mount.Outcome{
+			{Time: time.Now(), Reference: "host/never:1", Reason: mount.NoStreamingArtifact, Message: why},
+			{Time: time.Now(), Reference: "host/later:1"},
+		},
+		NotStreaming: []mount.NotStreamed{{
+			Reference: "host/never:1", Message: why, Reason: mount.NoStreamingArtifact,
+			Meaning: mount.NoStreamingArtifact.Meaning(), Remedy: mount.NoStreamingArtifact.Remedy(),
+		}},
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	text := out.String()
-	if strings.Count(text, why) != 1 || !strings.Contains(text, "\nhost/never:1 doesn't stream:\n") || strings.Count(text, "no: NoStreamingArtifact\n") != 3 {
-		t.Errorf("got\n%s", text)
+	for _, want := range []string{
+		"host/bad:1 is quarantined, with a problem:\n  the layer lies\n  about itself\n  convert",
+		"\nhost/never:1 doesn't stream: nobody has converted the image\n  " + why + "\n  What to do: convert it",
+		"no: NoStreamingArtifact\n",
+	} {
+		if strings.Count(text, want) != 1 {
+			t.Errorf("%q isn't there once", want)
+		}
 	}
-	for line := range strings.Lines(text) {
-		if len(line) > 80 && !strings.Contains(line, why) {
+	table, _, _ := strings.Cut(text, "\nhost/bad:1 is")
+	for line := range strings.Lines(table) {
+		if len(line) > 80 {
 			t.Errorf("a line of %d characters: %s", len(line), line)
 		}
+	}
+	if t.Failed() {
+		t.Log(text)
 	}
 }

@@ -32,7 +32,7 @@ func (d *daemon) serveStandalone(ctx context.Context) error {
 		}
 		serving, stop := context.WithCancel(ctx)
 		served := make(chan error, 1)
-		go func() { served <- d.serveControl(serving, l) }()
+		go func() { served <- serveHTTP(serving, l, d.controlHandler()) }()
 		err = d.waitIdle(ctx)
 		// Requests that came meanwhile are still answered.
 		stop()

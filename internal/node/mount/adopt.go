@@ -59,7 +59,7 @@ func (m *Manager) adoptOne(ctx context.Context, name string) error {
 		}
 		return err
 	}
-	m.setAttached(p, layers)
+	m.setAttached(p, layers, false) // for all that can be told
 	return nil
 }
 

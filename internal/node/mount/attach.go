@@ -30,6 +30,7 @@ type point struct {
 	used     time.Time
 	attached bool
 	layers   []*cache.Layer
+	direct   bool // the kernel reads local files, no plane is asked
 }
 
 // releaseLayers gives the cache's layers back.
@@ -141,7 +142,7 @@ func (m *Manager) mount(ctx context.Context, img *image, p *point) error {
 		}
 		return &NotStreaming{Reason: PlaneUnavailable, Err: err}
 	}
-	m.setAttached(p, layers)
+	m.setAttached(p, layers, pi.Direct())
 	return nil
 }
 
@@ -152,10 +153,10 @@ func (m *Manager) attached(p *point) bool {
 }
 
 // setAttached records that a point is mounted, with these layers of the cache.
-func (m *Manager) setAttached(p *point, layers []*cache.Layer) {
+func (m *Manager) setAttached(p *point, layers []*cache.Layer, direct bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	p.attached, p.layers = true, layers
+	p.attached, p.layers, p.direct = true, layers, direct
 }
 
 // planeImage returns what the plane mounts for a part, and the cache's layers
@@ -194,7 +195,7 @@ func (m *Manager) acquire(ctx context.Context, img *image, table *artifact.Table
 	for i, n := range devices {
 		group.Go(func() (err error) {
 			dev := table.Devices[n]
-			if layers[i], err = m.opts.Cache.Acquire(ctx, dev, m.source(img, dev.Blob), nil); err != nil {
+			if layers[i], err = m.opts.Cache.Acquire(ctx, dev, m.source(img, dev.Blob), &img.meter); err != nil {
 				return cacheError(fmt.Errorf("content of layer %s: %w", dev.DiffID, err))
 			}
 			return nil

@@ -253,7 +253,7 @@ func (m *Manager) fillTable(ctx context.Context, img *image) error {
 
 // fillDevice brings all content of one device.
 func (m *Manager) fillDevice(ctx context.Context, img *image, dev *artifact.Device) error {
-	l, err := m.opts.Cache.Acquire(ctx, dev, m.source(img, dev.Blob), nil)
+	l, err := m.opts.Cache.Acquire(ctx, dev, m.source(img, dev.Blob), &img.meter)
 	if err != nil {
 		return cacheError(err)
 	}

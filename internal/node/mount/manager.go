@@ -36,6 +36,9 @@ type Options struct {
 	Cache *cache.Cache
 	Plane plane.Plane
 
+	// PlaneName is how status output calls the plane; default "fuse".
+	PlaneName string
+
 	// Registry returns where to read a repository of a registry, whose host is
 	// spelled as in references: "docker.io", "127.0.0.1:5000". Credentials and
 	// mirrors are per repository. It is called for every use, so it should be
@@ -109,6 +112,7 @@ type Manager struct {
 	known   map[subject]oci.Digest // what earlier pulls found
 	calls   map[subject]*call
 	recent  []Outcome // the last pulls, oldest first
+	pulls   map[Reason]PullCount
 	claims  map[string]*claim
 }
 
@@ -130,6 +134,9 @@ func (o Options) withDefaults() Options {
 	set(&o.Fetch, defaultFetch)
 	set(&o.Remember, defaultRemember)
 	set(&o.Linger, defaultLinger)
+	if o.PlaneName == "" {
+		o.PlaneName = "fuse"
+	}
 	if o.wholeTable == 0 {
 		o.wholeTable = wholeTableSize
 	}
@@ -154,6 +161,7 @@ func Open(ctx context.Context, opts Options) (*Manager, error) {
 		images: make(map[oci.Digest]*image),
 		known:  make(map[subject]oci.Digest),
 		calls:  make(map[subject]*call),
+		pulls:  make(map[Reason]PullCount),
 		claims: make(map[string]*claim),
 	}
 	if err := durable.MkdirAll(opts.Root, 0o700); err != nil {

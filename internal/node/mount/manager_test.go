@@ -206,7 +206,7 @@ func TestWhyNot(t *testing.T) {
 				t.Errorf("deciding took %v", d)
 			}
 			status := m.Status(t.Context())
-			if test.want != mount.Disabled && (len(status.Pulls) != 1 || status.Pulls[0].Reason != test.want) {
+			if len(status.Pulls) != 1 || status.Pulls[0].Reason != test.want || len(status.NotStreaming) != 1 || status.NotStreaming[0].Remedy == "" {
 				t.Errorf("status says %+v", status.Pulls)
 			}
 		})

@@ -36,10 +36,19 @@ type Outcome struct {
 	Reason    Reason        `json:"reason,omitempty"`
 	Message   string        `json:"message,omitempty"`
 	Duration  time.Duration `json:"duration"`
+	Requests  int64         `json:"requests"` // for content, as far as they were made by then
+	Bytes     int64         `json:"bytes"`    // that had arrived by then
 }
 
 // maxRecent bounds the outcomes that are remembered.
-const maxRecent = 64
+const maxRecent = 256
+
+// PullCount counts pulls that ended in the same way since the start.
+type PullCount struct {
+	Reason Reason        `json:"reason,omitempty"` // empty: they stream
+	Pulls  int64         `json:"pulls"`
+	Time   time.Duration `json:"time"` // that all of them took
+}
 
 // Pull makes the image that ref names ready to be mounted. manifest is the
 // digest of its manifest for this platform where the caller knows it; without
@@ -66,18 +75,6 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (Im
 		img.used, img.removed = time.Now(), false
 		m.mu.Unlock()
 		return m.ready(ctx, img)
-	}
-	if m.opts.Disabled {
-		m.mu.Unlock()
-		return Image{}, notStreaming(Disabled, "streaming is switched off on this node")
-	}
-	if len(m.opts.From) > 0 && !slices.Contains(m.opts.From, s.registry) {
-		m.mu.Unlock()
-		return Image{}, notStreaming(Disabled, "this node doesn't stream from %s, only from %q", s.registry, m.opts.From)
-	}
-	if err := unusable(m.opts.Plane); err != nil {
-		m.mu.Unlock()
-		return Image{}, &NotStreaming{Reason: PlaneUnavailable, Err: err}
 	}
 	c, ok := m.calls[s]
 	if !ok || c.over(time.Now()) {
@@ -139,23 +136,27 @@ func (m *Manager) ready(ctx context.Context, img *image) (Image, error) {
 // run makes a call's answer.
 func (m *Manager) run(ctx context.Context, c *call, ref oci.Reference, s subject) {
 	began := time.Now()
-	var fetched time.Time
 	img, err := m.pull(ctx, ref, s)
 	if err == nil {
-		fetched = time.Now()
 		_, err = m.Attach(ctx, img.id, Merged, "")
 	}
 	o := Outcome{Time: began, Reference: ref.String(), Manifest: s.digest, Duration: time.Since(began)}
 	if err != nil {
 		c.err = err
-		o.Reason, o.Message = ReasonOf(err), err.Error()
+		if o.Reason, o.Message = ReasonOf(err), err.Error(); o.Reason == "" {
+			o.Reason = reasonFor(err)
+		}
 	} else {
 		c.image, o.Artifact = img.id, img.id
-		m.log.InfoContext(ctx, "image streams", "image", ref.String(), "artifact", img.id, "layers", len(img.manifest.Layers),
-			"duration", o.Duration, "fetch", fetched.Sub(began))
+		o.Requests, o.Bytes = img.counter.Requests.Load(), img.counter.Bytes.Load()
+	}
+	if ctx.Err() == nil { // it's not the daemon that ends
+		m.logOutcome(ctx, o)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	count := m.pulls[o.Reason]
+	m.pulls[o.Reason] = PullCount{o.Reason, count.Pulls + 1, count.Time + o.Duration}
 	c.until = time.Now().Add(m.opts.Remember)
 	if err == nil && s.digest != "" {
 		delete(m.calls, s) // m.known has it; where a tag points to, only this call
@@ -166,8 +167,39 @@ func (m *Manager) run(ctx context.Context, c *call, ref oci.Reference, s subject
 	close(c.done)
 }
 
+// logOutcome writes the line that each pull has in the log. That an image has no
+// artifact is nothing to warn of.
+func (m *Manager) logOutcome(ctx context.Context, o Outcome) {
+	log := m.log.With("image", o.Reference, "manifest", o.Manifest, "duration", o.Duration)
+	switch o.Reason {
+	case "":
+		log.InfoContext(ctx, "image streams", "artifact", o.Artifact, "requests", o.Requests, "bytes", o.Bytes)
+	case NoStreamingArtifact, Disabled:
+		log.InfoContext(ctx, "image is pulled the ordinary way", "reason", o.Reason, "error", o.Message, "remedy", o.Reason.Remedy())
+	default:
+		log.WarnContext(ctx, "image is pulled the ordinary way", "reason", o.Reason, "error", o.Message, "remedy", o.Reason.Remedy())
+	}
+}
+
+// refused returns why nothing of a registry is streamed here, nil if it may be.
+func (m *Manager) refused(registry string) error {
+	if m.opts.Disabled {
+		return notStreaming(Disabled, "streaming is switched off on this node")
+	}
+	if len(m.opts.From) > 0 && !slices.Contains(m.opts.From, registry) {
+		return notStreaming(Disabled, "this node doesn't stream from %s, only from %q", registry, m.opts.From)
+	}
+	if err := unusable(m.opts.Plane); err != nil {
+		return &NotStreaming{Reason: PlaneUnavailable, Err: err}
+	}
+	return nil
+}
+
 // pull finds an image's artifact and brings home what a mount needs.
 func (m *Manager) pull(ctx context.Context, ref oci.Reference, s subject) (*image, error) {
+	if err := m.refused(s.registry); err != nil {
+		return nil, err
+	}
 	reg, err := m.opts.Registry(s.registry, s.repository)
 	if err != nil {
 		return nil, notStreaming(RegistryUnavailable, "registry %s: %w", s.registry, err)

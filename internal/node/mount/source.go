@@ -75,7 +75,8 @@ func (m *Manager) source(img *image, desc oci.Descriptor) blob.Source {
 		}
 		return append(all[1:], all[0])
 	}}
-	hedged := blob.Hedge(blob.Count(s, &m.counter), blob.Count(second, &m.counter), &m.hedger)
+	count := func(s blob.Source) blob.Source { return blob.Count(blob.Count(s, &img.counter), &m.counter) }
+	hedged := blob.Hedge(count(s), count(second), &m.hedger)
 	return blob.Retry(hedged, m.opts.Retry)
 }
 

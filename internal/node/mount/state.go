@@ -13,7 +13,9 @@ import (
 	"time"
 
 	"sluice/internal/artifact"
+	"sluice/internal/blob"
 	"sluice/internal/durable"
+	"sluice/internal/node/cache"
 	"sluice/oci"
 )
 
@@ -23,6 +25,9 @@ type image struct {
 	dir      string
 	mount    string             // how the names of its mounts' directories begin
 	manifest *artifact.Manifest // never changes
+
+	meter   cache.Meter  // what reading its content costs
+	counter blob.Counter // what was asked of registries for it
 
 	// opening guards table. It is held while the table is read.
 	opening sync.Mutex

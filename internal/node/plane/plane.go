@@ -174,6 +174,17 @@ func (e *UnsupportedError) Error() string {
 // counts them in 16 bits and 0 means the metadata itself.
 const MaxDevices = 65535
 
+// Direct reports whether every device is a local file, so that nothing of ours
+// is in the way of a read.
+func (img Image) Direct() bool {
+	for _, d := range img.Devices {
+		if d.File == "" {
+			return false
+		}
+	}
+	return true
+}
+
 // Check tells what is wrong with img, without looking at any file.
 func (img Image) Check() error {
 	if img.Metadata == "" {

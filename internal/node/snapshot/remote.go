@@ -177,12 +177,12 @@ func (s *Snapshotter) forget(ctx context.Context, id string) {
 	}
 }
 
-// logOrdinary tells why a layer is pulled the ordinary way. That an image has
-// no artifact is nothing to warn of.
+// logOrdinary tells why a layer is pulled the ordinary way, unless it's for a
+// reason that concerns the whole image: the log has that once for each pull.
 func (s *Snapshotter) logOrdinary(ctx context.Context, target string, labels map[string]string, err error) {
 	log := s.log.WarnContext
-	if r := mount.ReasonOf(err); r == mount.NoStreamingArtifact || r == mount.Disabled {
-		log = s.log.InfoContext
+	if mount.ReasonOf(err) != "" {
+		log = s.log.DebugContext
 	}
 	log(ctx, "layer is pulled the ordinary way",
 		"image", labels[snapshotters.TargetRefLabel],

@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"sluice/internal/node/mount/control"
+	"sluice/internal/node/report"
+)
+
+// reportConfig is the flags of what the daemon tells of itself.
+type reportConfig struct {
+	metrics   string // address
+	logFormat string
+	verbose   bool
+}
+
+func (c *reportConfig) register(f *pflag.FlagSet) {
+	f.StringVar(&c.metrics, "metrics-listen", "", "serve Prometheus metrics at HOST:PORT, `ADDRESS`,\nwithout credentials: best on loopback (default: on\nthe control socket only)")
+	f.StringVar(&c.logFormat, "log-format", "text", "log in `FORMAT`: text or json")
+	f.BoolVar(&c.verbose, "verbose", false, "log what goes well, too")
+}
+
+// newLog returns the daemon's log.
+func (c *reportConfig) newLog(w io.Writer) (*slog.Logger, error) {
+	opts := &slog.HandlerOptions{Level: slog.LevelInfo}
+	if c.verbose {
+		opts.Level = slog.LevelDebug
+	}
+	switch c.logFormat {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, opts)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, opts)), nil
+	}
+	return nil, fmt.Errorf("--log-format %q: use text or json", c.logFormat)
+}
+
+// controlHandler answers at the control socket.
+func (d *daemon) controlHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", control.Handler(d.images, d.info, d.log))
+	mux.Handle("GET /metrics", report.Metrics(d.images.Status))
+	return mux
+}
+
+// metricsHandler answers where anybody may ask.
+func (d *daemon) metricsHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", report.Metrics(d.images.Status))
+	return mux
+}
+
+// listenMetrics listens where --metrics-listen says; nil without it.
+func (d *daemon) listenMetrics(ctx context.Context) (net.Listener, error) {
+	if d.config.report.metrics == "" {
+		return nil, nil
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", d.config.report.metrics)
+	if err != nil {
+		return nil, fmt.Errorf("--metrics-listen: %w", err)
+	}
+	d.log.Info("metrics", "url", "http://"+l.Addr().String()+"/metrics")
+	return l, nil
+}
+
+// serveHTTP answers clients until ctx ends, then lets requests end.
+func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
+	server := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	last, stop := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer stop()
+	if err := server.Shutdown(last); err != nil {
+		return errors.Join(err, server.Close())
+	}
+	return nil
+}

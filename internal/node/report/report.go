@@ -1,0 +1,160 @@
+// Package report tells machines how a node fares: Prometheus metrics of what a
+// mount.Manager says of itself.
+//
+// Nothing is counted here. Each scrape asks for one mount.Status and makes
+// samples of it, so metrics and `sluice node status` never disagree, reading
+// content costs nothing for them, and an image that leaves the node takes its
+// metrics along. The labels image (its reference) and artifact (what tells two
+// images of one reference apart) have as many values as the node has images,
+// of which MaxImages have metrics.
+//
+// docs/containerd.md has a table of all metrics, for which a test takes the
+// names and texts in this package.
+package report
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"sluice/internal/node/cache"
+	"sluice/internal/node/mount"
+)
+
+// MaxImages is how many images have metrics of their own, the first by
+// reference. sluice_node_images counts all.
+const MaxImages = 500
+
+// Metrics returns the handler of GET /metrics: what status returns, and the Go
+// runtime's and the process's own metrics. It asks for no credentials.
+func Metrics(status func(context.Context) mount.Status) http.Handler {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		// A registry of its own for each scrape: the status belongs to the
+		// request, whose end ends looking it up.
+		now := prometheus.NewRegistry()
+		now.MustRegister(&samples{status(req.Context())})
+		promhttp.HandlerFor(prometheus.Gatherers{r, now}, promhttp.HandlerOpts{}).ServeHTTP(w, req)
+	})
+}
+
+// metric is a metric of the node.
+type metric struct {
+	name, help string
+	kind       prometheus.ValueType
+	labels     []string
+}
+
+func (m metric) desc() *prometheus.Desc { return prometheus.NewDesc(m.name, m.help, m.labels, nil) }
+
+// histogram marks a metric that isn't of a simple kind.
+const histogram prometheus.ValueType = -1
+
+// ofImage are the labels of an image's metrics.
+var ofImage = []string{"image", "artifact"}
+
+// The metrics.
+var (
+	images        = metric{"sluice_node_images", "Images on the node, by state.", prometheus.GaugeValue, []string{"state"}}
+	notStreaming  = metric{"sluice_node_images_not_streaming", "Images whose last pull went the ordinary way, of the last 256 pulls, by reason.", prometheus.GaugeValue, []string{"reason"}}
+	pulls         = metric{"sluice_node_pulls_total", "Pulls that asked for streaming, by outcome: streaming, or the reason why not.", prometheus.CounterValue, []string{"outcome"}}
+	pullSeconds   = metric{"sluice_node_pull_seconds_total", "Time that these pulls took until it was known whether they stream, and the image was mounted.", prometheus.CounterValue, []string{"outcome"}}
+	requests      = metric{"sluice_node_registry_requests_total", "Requests to registries for blobs and parts of them.", prometheus.CounterValue, nil}
+	failures      = metric{"sluice_node_registry_failures_total", "Those that failed, each attempt by itself.", prometheus.CounterValue, nil}
+	received      = metric{"sluice_node_registry_received_bytes_total", "Bytes of blobs that came.", prometheus.CounterValue, nil}
+	cacheBytes    = metric{"sluice_node_cache_bytes", "Disk that content takes.", prometheus.GaugeValue, nil}
+	cacheQuota    = metric{"sluice_node_cache_limit_bytes", "Above it layers that nobody uses are evicted; 0: no limit.", prometheus.GaugeValue, nil}
+	cacheLayers   = metric{"sluice_node_cache_layers", "Layers with content on the disk.", prometheus.GaugeValue, nil}
+	corrupt       = metric{"sluice_node_corrupt_chunks_total", "Chunks that arrived damaged. They were asked for again.", prometheus.CounterValue, nil}
+	imageInfo     = metric{"sluice_node_image_info", "1, for each image: its state, and the plane that serves it.", prometheus.GaugeValue, []string{"image", "artifact", "state", "plane"}}
+	imageSize     = metric{"sluice_node_image_size_bytes", "Content of an image, decoded.", prometheus.GaugeValue, ofImage}
+	imagePresent  = metric{"sluice_node_image_present_bytes", "Content of an image that is here, about.", prometheus.GaugeValue, ofImage}
+	imageFetched  = metric{"sluice_node_image_fetched_bytes_total", "Compressed content of an image that came, by origin: a reader waited (fault), would want it next (readahead), boot pack (bootpack), background fill (background).", prometheus.CounterValue, []string{"image", "artifact", "origin"}}
+	imageWait     = metric{"sluice_node_image_read_wait_seconds", "Reads that had to wait for content (faults): how many, and how long.", histogram, ofImage}
+	imageFailures = metric{"sluice_node_image_read_failures_total", "Reads of an image that failed, so that a program got an I/O error.", prometheus.CounterValue, ofImage}
+)
+
+// all lists the metrics, as the documentation does.
+func all() []metric {
+	return []metric{
+		images, notStreaming, pulls, pullSeconds, requests, failures, received, cacheBytes, cacheQuota, cacheLayers, corrupt,
+		imageInfo, imageSize, imagePresent, imageFetched, imageWait, imageFailures,
+	}
+}
+
+// samples are the metrics of one status.
+type samples struct{ s mount.Status }
+
+// Describe implements prometheus.Collector.
+func (*samples) Describe(to chan<- *prometheus.Desc) {
+	for _, m := range all() {
+		to <- m.desc()
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *samples) Collect(to chan<- prometheus.Metric) {
+	put := func(m metric, v float64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(m.desc(), m.kind, v, labels...)
+	}
+	states := map[mount.State]int{mount.StateStreaming: 0, mount.StateComplete: 0, mount.StateQuarantined: 0, mount.StateBroken: 0}
+	for _, i := range c.s.Images {
+		states[i.State]++
+	}
+	for state, n := range states {
+		put(images, float64(n), string(state))
+	}
+	reasons := make(map[mount.Reason]int)
+	for _, n := range c.s.NotStreaming {
+		reasons[n.Reason]++
+	}
+	counts := make(map[mount.Reason]mount.PullCount)
+	for _, n := range c.s.Counts {
+		counts[n.Reason] = n
+	}
+	for _, r := range append(mount.Reasons(), "") {
+		outcome := string(r)
+		if r == "" {
+			outcome = "streaming"
+		} else {
+			put(notStreaming, float64(reasons[r]), outcome)
+		}
+		put(pulls, float64(counts[r].Pulls), outcome)
+		put(pullSeconds, counts[r].Time.Seconds(), outcome)
+	}
+	put(requests, float64(c.s.Traffic.Requests))
+	put(failures, float64(c.s.Traffic.Failures))
+	put(received, float64(c.s.Traffic.Bytes))
+	put(cacheBytes, float64(c.s.Cache.Bytes))
+	put(cacheQuota, float64(c.s.Cache.Quota))
+	put(cacheLayers, float64(c.s.Cache.Layers))
+	put(corrupt, float64(c.s.Cache.Corrupt))
+	for _, i := range c.s.Images[:min(len(c.s.Images), MaxImages)] {
+		c.collectImage(to, put, i)
+	}
+}
+
+func (c *samples) collectImage(to chan<- prometheus.Metric, put func(metric, float64, ...string), i mount.ImageStatus) {
+	ref, artifact := i.Reference, i.Artifact.String()
+	put(imageInfo, 1, ref, artifact, string(i.State), i.Plane)
+	put(imageSize, float64(i.Size), ref, artifact)
+	put(imagePresent, float64(i.Cached), ref, artifact)
+	put(imageFailures, float64(i.Reads.Failures), ref, artifact)
+	for origin, n := range i.Reads.Bytes {
+		put(imageFetched, float64(n), ref, artifact, origin)
+	}
+	buckets := make(map[float64]uint64)
+	var total uint64
+	bounds := cache.LatencyBounds()
+	for k, n := range i.Reads.Latency {
+		total += uint64(n)
+		if k < len(bounds) {
+			buckets[bounds[k].Seconds()] = total
+		}
+	}
+	to <- prometheus.MustNewConstHistogram(imageWait.desc(), total, i.Reads.Wait.Seconds(), buckets, ref, artifact)
+}
