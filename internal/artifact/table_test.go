@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -216,6 +217,33 @@ func TestTablePageIsAskedForAgain(t *testing.T) {
 	if _, err := table.Devices[0].Chunk(t.Context(), 19999); err != nil {
 		t.Errorf("the page, mended: %v", err)
 	}
+}
+
+// A source that sends a page wrong is asked once more, and told so.
+func TestTablePageOfALiar(t *testing.T) {
+	content, ref := encodedTable(t, fakeDevice(1, 20000, MediaTypeLayer))
+	damaged := bytes.Clone(content)
+	damaged[len(damaged)-1] ^= 0x10
+	table, err := OpenTable(t.Context(), ref, liar{blob.FromBytes(damaged), blob.FromBytes(content)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := table.Devices[0].Chunk(t.Context(), 19999); err != nil {
+		t.Error(err)
+	}
+}
+
+// liar is a source that tells the truth to those who doubt.
+type liar struct {
+	blob.Source
+	truth blob.Source
+}
+
+func (l liar) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	if blob.Doubted(ctx) {
+		return l.truth.ReadRange(ctx, off, n)
+	}
+	return l.Source.ReadRange(ctx, off, n)
 }
 
 func TestTableWaitsNoLongerThanTheContext(t *testing.T) {

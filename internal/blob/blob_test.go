@@ -133,6 +133,23 @@ func TestOtherBlob(t *testing.T) {
 	if err := blob.ReadFull(t.Context(), blob.FromRegistry(r, "a/b", desc), make([]byte, 10), 0); !errors.Is(err, oci.ErrDigestInvalid) {
 		t.Errorf("a registry that answers with another blob: %v, want ErrDigestInvalid", err)
 	}
+	two := &mirrored{registry: registry{content: blobtest.Content(1000)}, mirror: registry{content: blobtest.Content(999)}}
+	if err := blob.ReadFull(t.Context(), blob.FromRegistry(two, "a/b", two.descriptor()), make([]byte, 10), 0); err != nil {
+		t.Errorf("a registry whose mirror has another blob: %v", err)
+	}
+}
+
+// mirrored is a registry whose mirror answers, unless there's doubt.
+type mirrored struct {
+	registry
+	mirror registry
+}
+
+func (r *mirrored) GetBlobRange(ctx context.Context, repo string, digest oci.Digest, off, n int64) (oci.BlobReader, error) {
+	if blob.Doubted(ctx) {
+		return r.registry.GetBlobRange(ctx, repo, digest, off, n)
+	}
+	return r.mirror.GetBlobRange(ctx, repo, digest, off, n)
 }
 
 // TestRetryResumes checks that a cut stream goes on at the byte where it

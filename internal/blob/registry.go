@@ -2,6 +2,7 @@ package blob
 
 import (
 	"context"
+	"errors"
 	"io"
 
 	"sluice/oci"
@@ -9,8 +10,8 @@ import (
 
 // FromRegistry returns the blob that desc names in a repository of r. Every
 // ReadRange is one GetBlobRange. A registry that answers for another blob, or
-// says that the blob has another size than desc, is an error that is
-// oci.ErrDigestInvalid or oci.ErrSizeInvalid.
+// says that the blob has another size than desc, is asked once more with Doubt,
+// and then is an error that is oci.ErrDigestInvalid or oci.ErrSizeInvalid.
 func FromRegistry(r oci.Reader, repo string, desc oci.Descriptor) Source {
 	return &registrySource{reader: r, repo: repo, desc: desc}
 }
@@ -31,15 +32,32 @@ func (s *registrySource) ReadRange(ctx context.Context, off, n int64) (io.ReadCl
 	if n == 0 {
 		return emptyReader(ctx), nil // registries refuse a range of nothing
 	}
-	body, err := s.reader.GetBlobRange(ctx, s.repo, s.desc.Digest, off, n)
+	body, err := s.open(ctx, off, n)
+	if err != nil && isOther(err) && !Doubted(ctx) {
+		body, err = s.open(Doubt(ctx), off, n)
+	}
 	if err != nil {
 		return nil, &RangeError{Blob: name, Offset: off, Length: n, Err: err}
 	}
+	return &exactReader{ctx: ctx.Err, r: body, name: name, off: off, n: n}, nil
+}
+
+// open opens a range and checks that it is of the blob.
+func (s *registrySource) open(ctx context.Context, off, n int64) (oci.BlobReader, error) {
+	body, err := s.reader.GetBlobRange(ctx, s.repo, s.desc.Digest, off, n)
+	if err != nil {
+		return nil, err
+	}
 	if err := s.checkDescriptor(body.Descriptor()); err != nil {
 		body.Close()
-		return nil, &RangeError{Blob: name, Offset: off, Length: n, Err: err}
+		return nil, err
 	}
-	return &exactReader{ctx: ctx.Err, r: body, name: name, off: off, n: n}, nil
+	return body, nil
+}
+
+// isOther reports whether an error says that a registry has another blob.
+func isOther(err error) bool {
+	return errors.Is(err, oci.ErrDigestInvalid) || errors.Is(err, oci.ErrSizeInvalid)
 }
 
 // checkDescriptor compares what the registry says of the blob with what is

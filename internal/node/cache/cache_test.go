@@ -247,6 +247,20 @@ func TestDamagedOnTheWay(t *testing.T) {
 	mustRead(t, l, f, f.chunks[victim].Offset, 1000)   // and the source has recovered
 }
 
+// TestSourceThatLies: content that a source sends wrong until it's told so is
+// right in the end.
+func TestSourceThatLies(t *testing.T) {
+	f := newFixture(t, 1, 1_000_000, 20_000)
+	src := &source{size: int64(len(f.blob)), open: func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+		if !blob.Doubted(ctx) {
+			return io.NopCloser(bytes.NewReader(make([]byte, n))), nil
+		}
+		return io.NopCloser(bytes.NewReader(f.blob[off : off+n])), nil
+	}}
+	l := acquire(t, openCache(t, Options{}), f, blob.Retry(blob.Hedge(src, src, new(blob.Hedger)), blob.RetryOptions{}))
+	mustRead(t, l, f, 0, 1_000_000)
+}
+
 // TestGarbage: a source that sends something else altogether costs two
 // requests, not two per chunk.
 func TestGarbage(t *testing.T) {

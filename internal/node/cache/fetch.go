@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"sluice/internal/artifact"
+	"sluice/internal/blob"
 )
 
 const (
@@ -284,7 +285,8 @@ type frames interface {
 
 // stream gets a run's frames from src and puts each as it arrives. before is
 // called before each frame is read, and may end it. What arrived damaged is
-// asked for once more; bad is what then still is.
+// asked for once more, elsewhere if src knows of elsewhere; bad is what then
+// still is.
 func (l *Layer) stream(ctx context.Context, src frames, run []want, before func() error) (bad []want, err error) {
 	suspect, err := l.streamOnce(ctx, src, run, before)
 	for err == nil && len(suspect) > 0 {
@@ -293,7 +295,7 @@ func (l *Layer) stream(ctx context.Context, src frames, run []want, before func(
 			n++
 		}
 		var still []want
-		still, err = l.streamOnce(ctx, src, suspect[:n], before)
+		still, err = l.streamOnce(blob.Doubt(ctx), src, suspect[:n], before)
 		bad = append(bad, still...)
 		suspect = suspect[n:]
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"testing"
 
+	"sluice/internal/blob"
 	"sluice/oci"
 )
 
@@ -23,13 +24,13 @@ func TestAgain(t *testing.T) {
 		{oci.ErrTooManyRequests, 1},
 	} {
 		calls := 0
-		_, err := again(t.Context(), func() (int, error) { calls++; return 0, c.err })
+		_, err := again(t.Context(), func(context.Context) (int, error) { calls++; return 0, c.err })
 		if calls != c.want || !errors.Is(err, c.err) {
 			t.Errorf("%v: asked %d times, want %d, error %v", c.err, calls, c.want, err)
 		}
 	}
 	calls := 0
-	v, err := again(t.Context(), func() (int, error) {
+	v, err := again(t.Context(), func(context.Context) (int, error) {
 		if calls++; calls == 1 {
 			return 0, errors.New("connection reset")
 		}
@@ -38,10 +39,19 @@ func TestAgain(t *testing.T) {
 	if v != 7 || err != nil {
 		t.Errorf("the second answer is %d, %v, want 7", v, err)
 	}
+	v, err = again(t.Context(), func(ctx context.Context) (int, error) {
+		if !blob.Doubted(ctx) {
+			return 0, oci.ErrDigestInvalid
+		}
+		return 7, nil
+	})
+	if v != 7 || err != nil {
+		t.Errorf("what comes from elsewhere is %d, %v, want 7", v, err)
+	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	calls = 0
-	if _, err := again(ended, func() (int, error) { calls++; return 0, oci.ErrDigestInvalid }); calls != 1 || err == nil {
+	if _, err := again(ended, func(context.Context) (int, error) { calls++; return 0, oci.ErrDigestInvalid }); calls != 1 || err == nil {
 		t.Errorf("asked %d times without time for it, %v", calls, err)
 	}
 }

@@ -88,11 +88,13 @@ func (m *Manager) fetchFiles(ctx context.Context, img *image) error {
 	var metadata blob.Source
 	group, gctx := errgroup.WithContext(ctx)
 	group.Go(func() (err error) {
-		metadata, err = again(gctx, func() (blob.Source, error) { return m.spoolMetadata(gctx, img, img.manifest.Metadata.Blob) })
+		metadata, err = again(gctx, func(gctx context.Context) (blob.Source, error) {
+			return m.spoolMetadata(gctx, img, img.manifest.Metadata.Blob)
+		})
 		return err
 	})
 	group.Go(func() error {
-		_, err := again(gctx, func() (struct{}, error) { return struct{}{}, m.fetchTable(gctx, img) })
+		_, err := again(gctx, func(gctx context.Context) (struct{}, error) { return struct{}{}, m.fetchTable(gctx, img) })
 		if err == nil {
 			m.background(func(ctx context.Context) { m.boot(ctx, img) })
 		}

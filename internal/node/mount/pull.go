@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"sluice/internal/artifact"
+	"sluice/internal/blob"
 	"sluice/internal/node/plane"
 	"sluice/oci"
 )
@@ -237,9 +238,10 @@ const againAfter = 100 * time.Millisecond
 // again calls get, and once more if it failed in a way that may pass. The
 // client of a registry repeats requests that weren't answered; this is for
 // answers that were cut or damaged, or came from something else in between. One
-// of those must not make an image of gigabytes come the ordinary way.
-func again[T any](ctx context.Context, get func() (T, error)) (T, error) {
-	v, err := get()
+// of those must not make an image of gigabytes come the ordinary way, nor a
+// mirror that sends something else.
+func again[T any](ctx context.Context, get func(context.Context) (T, error)) (T, error) {
+	v, err := get(ctx)
 	if err == nil || !mayPass(err) {
 		return v, err
 	}
@@ -247,7 +249,10 @@ func again[T any](ctx context.Context, get func() (T, error)) (T, error) {
 	defer pause.Stop()
 	select {
 	case <-pause.C:
-		return get()
+		if reasonOf(err) == IntegrityFailure {
+			ctx = blob.Doubt(ctx)
+		}
+		return get(ctx)
 	case <-ctx.Done():
 		return v, err
 	}
@@ -255,11 +260,16 @@ func again[T any](ctx context.Context, get func() (T, error)) (T, error) {
 
 // mayPass reports whether an error of a registry may not be the answer next time.
 func mayPass(err error) bool {
-	r := ReasonOf(err)
-	if r == "" {
-		r = reasonFor(err)
-	}
+	r := reasonOf(err)
 	return (r == RegistryUnavailable || r == IntegrityFailure) && !errors.Is(err, oci.ErrTooManyRequests)
+}
+
+// reasonOf is the reason that err carries, or that an error of a registry means.
+func reasonOf(err error) Reason {
+	if r := ReasonOf(err); r != "" {
+		return r
+	}
+	return reasonFor(err)
 }
 
 // reasonFor classifies an error of a registry.

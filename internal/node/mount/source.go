@@ -27,7 +27,11 @@ func (s *origins) Size() int64 { return s.size }
 
 func (s *origins) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	var errs []error
-	for _, o := range s.list() {
+	list := s.list()
+	if blob.Doubted(ctx) && len(list) > 1 { // the first sent something else
+		list = slices.Concat(list[1:], list[:1])
+	}
+	for _, o := range list {
 		src, err := s.open(o)
 		if err == nil {
 			var r io.ReadCloser
