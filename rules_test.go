@@ -40,6 +40,7 @@ var levels = map[string]int{
 	"internal/streaming":        4,
 	"internal/webhook":          4,
 	"internal/node/mount":       4,
+	"internal/node/hosts":       4,
 	"internal/node/credentials": 4,
 	"internal/acr":              5,
 	"internal/node/snapshot":    5,
@@ -50,8 +51,8 @@ var levels = map[string]int{
 
 // homes pins heavy or delicate libraries to the packages that may import them.
 var homes = map[string][]string{
-	"github.com/containerd/containerd":       {"internal/node/snapshot"},
-	"github.com/containerd/errdefs":          {"internal/node/snapshot"},
+	"github.com/containerd/containerd":       {"internal/node/snapshot", "internal/node/hosts"}, // hosts: its parser is what hosts.toml means
+	"github.com/containerd/errdefs":          {"internal/node/snapshot", "internal/node/hosts"},
 	"google.golang.org/grpc":                 {"internal/node/snapshot"},
 	"go.etcd.io/bbolt":                       {"internal/node/snapshot"},
 	"oras.land/oras-go":                      {"internal/remote"},
@@ -65,6 +66,8 @@ var homes = map[string][]string{
 	"github.com/prometheus/client_golang":    {"internal/registry", "internal/node/report"},
 	"go.opentelemetry.io/otel/exporters":     {"cmd"},
 	"github.com/BurntSushi/toml":             {"internal/config"},
+	"github.com/pelletier/go-toml":           {"internal/node/hosts"},       // containerd's
+	"github.com/sirupsen/logrus":             {"internal/node/hosts"},       // what containerd's parser complains to
 	"go.yaml.in/yaml":                        {"internal/node/credentials"}, // kubelet's configuration
 	"github.com/johannesboyne/gofakes3":      nil,                           // tests only: S3 in this process
 	"github.com/opencontainers/runtime-spec": {"internal/node/run"},
