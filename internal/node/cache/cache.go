@@ -214,6 +214,12 @@ func (c *Cache) Close() error {
 	return errors.Join(append(errs, c.lock.Close())...)
 }
 
+func (c *Cache) isClosed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closed
+}
+
 // dirtied makes the flusher look in a while.
 func (c *Cache) dirtied() {
 	select {

@@ -33,6 +33,7 @@ var errUndelivered = errors.New("the delivery that should bring the chunk doesn'
 // more than 2 s away at its pace. A Delivery that goes on after a stall is
 // waited for again. It may be used concurrently; Close ends it.
 type Delivery struct {
+	traffic  *traffic // in which it counts: Fill stands back for it
 	patience time.Duration
 
 	// mu is a leaf lock, but content.mu may be held when it's taken.
@@ -46,8 +47,9 @@ type Delivery struct {
 
 // NewDelivery returns a delivery whose source takes about roundTrip to answer,
 // which decides how long a pause is a stall.
-func NewDelivery(roundTrip time.Duration) *Delivery {
-	return &Delivery{patience: min(max(stallTrips*roundTrip, minStall), maxStall)}
+func (c *Cache) NewDelivery(roundTrip time.Duration) *Delivery {
+	c.traffic.enter()
+	return &Delivery{traffic: c.traffic, patience: min(max(stallTrips*roundTrip, minStall), maxStall)}
 }
 
 // Reader returns r, watched: what is read from it is the delivery's progress,
@@ -91,13 +93,16 @@ func (d *Delivery) stall() {
 }
 
 // Close ends the delivery: what it hasn't brought isn't expected any more, and
-// is fetched by those who wait for it.
+// is fetched by those who wait for it. Only the first call does anything.
 func (d *Delivery) Close() {
 	d.mu.Lock()
-	d.closed = true
-	parts := d.parts
-	d.parts = nil
+	closed, parts := d.closed, d.parts
+	d.closed, d.parts = true, nil
 	d.mu.Unlock()
+	if closed {
+		return
+	}
+	d.traffic.leave()
 	for _, c := range parts {
 		c.giveUp(d, true)
 	}

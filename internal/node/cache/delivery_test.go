@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
@@ -45,7 +46,7 @@ func TestDelivery(t *testing.T) {
 	l := acquire(t, openCache(t, Options{}), f, blob.Count(f.source(), &count))
 	order := rand.New(rand.NewPCG(1, 1)).Perm(len(f.chunks))
 	frames, at := pack(f, order)
-	d := NewDelivery(10 * time.Second) // patient
+	d := l.cache.NewDelivery(10 * time.Second) // patient
 	defer d.Close()
 	l.Expect(d, append(order, -1, 1<<20), append(at, 0, 0))
 
@@ -116,7 +117,7 @@ func TestDeliveryFails(t *testing.T) {
 			if name == "stalls" {
 				trip = time.Millisecond
 			}
-			d := NewDelivery(trip)
+			d := l.cache.NewDelivery(trip)
 			defer d.Close()
 			l.Expect(d, order, at)
 			pr, pw := io.Pipe()
@@ -151,7 +152,7 @@ func TestDeliveryFails(t *testing.T) {
 // TestDeliveryTooFar: a reader doesn't wait for what comes long after what
 // is being brought now.
 func TestDeliveryTooFar(t *testing.T) {
-	d := NewDelivery(time.Millisecond)
+	d := openCache(t, Options{}).NewDelivery(time.Millisecond)
 	d.progress(1 << 20)
 	d.began = time.Now().Add(-time.Second)
 	if !d.worth(2 << 20) {
@@ -193,7 +194,7 @@ func TestDeliveries(t *testing.T) {
 				frames[bad] ^= 0x10
 			}
 			wg.Go(func() {
-				d := NewDelivery(0)
+				d := c.NewDelivery(0)
 				d.patience = 100 * time.Microsecond
 				defer d.Close()
 				l.Expect(d, order, at)
@@ -218,6 +219,53 @@ func TestDeliveries(t *testing.T) {
 		defer l.content.mu.Unlock()
 		if len(l.content.expected) != 0 {
 			rt.Errorf("%d chunks are expected from nobody", len(l.content.expected))
+		}
+	})
+}
+
+// TestFillLeavesDeliveries: Fill hardly asks while a delivery is on its way, and
+// leaves alone what that brings.
+func TestFillLeavesDeliveries(t *testing.T) {
+	f := newFixture(t, 1, 200_000, 20_000)
+	order := []int{0, 1, 2}
+	frames, at := pack(f, order)
+	synctest.Test(t, func(t *testing.T) {
+		var count blob.Counter
+		l := acquire(t, openCache(t, Options{}), f, blob.Count(f.source(), &count))
+		d := l.cache.NewDelivery(time.Hour)
+		l.Expect(d, order, at)
+		filled := make(chan error, 1)
+		go func() { filled <- l.Fill(t.Context()) }()
+		time.Sleep(maxYield / 2)
+		if n := count.Requests.Load(); n != 0 {
+			t.Errorf("%d requests beside a delivery, want none", n)
+		}
+		if err := deliver(t.Context(), l, f, d.Reader(bytes.NewReader(frames)), order); err != nil {
+			t.Fatal(err)
+		}
+		d.Close()
+		d.Close() // which it may
+		if err := <-filled; err != nil {
+			t.Fatal(err)
+		}
+		if n := count.Bytes.Load(); n != int64(len(f.blob)-len(frames)) {
+			t.Errorf("Fill fetched %d bytes, want %d", n, len(f.blob)-len(frames))
+		}
+	})
+}
+
+// TestFillAfterDelivery: what a delivery promised and didn't bring, Fill fetches.
+func TestFillAfterDelivery(t *testing.T) {
+	f := newFixture(t, 1, 200_000, 20_000)
+	order := []int{0, 1, 2}
+	_, at := pack(f, order)
+	synctest.Test(t, func(t *testing.T) {
+		l := acquire(t, openCache(t, Options{}), f, f.source())
+		d := l.cache.NewDelivery(time.Hour)
+		l.Expect(d, order, at)
+		time.AfterFunc(5*maxYield, d.Close)
+		if err := l.Fill(t.Context()); err != nil || !l.Complete() {
+			t.Errorf("complete: %v, %v", l.Complete(), err)
 		}
 	})
 }

@@ -17,8 +17,16 @@ const (
 	// fillTimeout bounds one request of Fill, bandwidth limit included.
 	fillTimeout = 5 * time.Minute
 
+	// minFill and maxFill bound the size of a request of Fill, in bytes. A
+	// request is broken off when a reader comes to wait, so they begin small,
+	// and are small again after that. They grow as long as nobody minds and one
+	// takes less than fillGrowth, beside which a round trip is little.
+	minFill    = 256 << 10
+	maxFill    = 32 << 20
+	fillGrowth = time.Second
+
 	// fillSeconds is for how many seconds one request of Fill may use the
-	// bandwidth.
+	// bandwidth that Options.FillBandwidth leaves it.
 	fillSeconds = 10
 
 	// fillRounds is how often Fill starts over when chunks turn out to be
@@ -81,37 +89,59 @@ func (l *Layer) Fill(ctx context.Context) error {
 }
 
 // fillMissing fetches, in order, all chunks that aren't on disk, or said to
-// be.
+// be. What others are fetching it leaves to them, and fetches if they didn't.
 func (l *Layer) fillMissing(ctx context.Context) error {
 	src := blob.Limit(l.src, l.cache.limiter)
-	for next := 0; next < l.content.count; {
-		run, err := l.missing(ctx, next)
+	most := int64(maxFill)
+	if b := l.cache.opts.FillBandwidth; b > 0 {
+		most = min(most, b*fillSeconds)
+	}
+	size := min(minFill, most)
+	for next := 0; ; {
+		run, busy, err := l.missing(ctx, next, size)
 		if err != nil {
 			return err
 		}
 		if len(run) == 0 {
-			return nil
+			if !busy && next == 0 {
+				return nil
+			}
+			if busy {
+				l.cache.traffic.pause(ctx)
+			}
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			next = 0
+			continue
 		}
-		next = run[len(run)-1].chunk + 1
-		if err := l.fillRun(ctx, src, run); err != nil {
+		began := time.Now()
+		err = l.fillRun(ctx, src, run)
+		switch {
+		case errors.Is(err, errDisturbed): // some of it may have come
+			size = min(minFill, most)
+		case err != nil:
 			return err
+		default:
+			next = run[len(run)-1].chunk + 1
+			if time.Since(began) < fillGrowth {
+				size = min(4*size, most)
+			}
 		}
 	}
-	return nil
 }
 
-// missing returns the first run of missing chunks from chunk i on, as long as
-// one request may be.
-func (l *Layer) missing(ctx context.Context, i int) ([]want, error) {
+// missing returns the first run of missing chunks from chunk i on, up to most
+// bytes of the blob. busy tells that some are missing that others fetch.
+func (l *Layer) missing(ctx context.Context, i int, most int64) (run []want, busy bool, _ error) {
 	c := l.content
-	most := l.cache.opts.MaxRequest
-	if b := l.cache.opts.FillBandwidth; b > 0 {
-		most = min(most, b*fillSeconds)
-	}
-	var run []want
 	var size int64
 	for ; i < c.count; i++ {
-		if c.chunks[i].Load()&(present|claimed) != 0 {
+		wanted := c.chunks[i].Load()&(present|claimed) == 0
+		if wanted && c.underWay(i) {
+			wanted, busy = false, true
+		}
+		if !wanted {
 			if len(run) > 0 {
 				break
 			}
@@ -119,20 +149,43 @@ func (l *Layer) missing(ctx context.Context, i int) ([]want, error) {
 		}
 		ch, err := l.dev.Chunk(ctx, i)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if size += int64(ch.BlobLength); size > most && len(run) > 0 {
 			break
 		}
 		run = append(run, want{chunk: i, ch: ch, origin: Background})
 	}
-	return run, nil
+	return run, busy, nil
 }
 
-// fillRun fetches one run, standing back for faults before each chunk of it.
-// Chunks have no flight meanwhile: a fault for one doesn't wait for a request
-// that is standing back for it.
+// underWay reports whether somebody is bringing chunk i.
+func (c *content) underWay(i int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f := c.flights[i]
+	return f != nil && !f.landed || c.awaited(i)
+}
+
+// fillRun fetches one run when nobody waits for content, and breaks off with
+// errDisturbed when somebody begins to. A node that always faults must get
+// complete, too: after maxYield one chunk is fetched all the same. Chunks have
+// no flight meanwhile: a fault for one doesn't wait for a request that is
+// standing back for it.
 func (l *Layer) fillRun(ctx context.Context, src frames, run []want) error {
+	if err := l.cache.traffic.fill(ctx); err != nil {
+		return err
+	}
+	defer l.cache.traffic.endFill()
+	ctx, cancel := context.WithTimeoutCause(ctx, fillTimeout, fmt.Errorf("%w (%v)", ErrTimeout, fillTimeout))
+	defer cancel()
+	if l.cache.traffic.yield(ctx) {
+		var undisturbed func()
+		ctx, undisturbed = l.cache.traffic.untilBusy(ctx)
+		defer undisturbed()
+	} else {
+		run = run[:1]
+	}
 	var decoded int64
 	for _, w := range run {
 		decoded += int64(w.ch.Length)
@@ -140,16 +193,9 @@ func (l *Layer) fillRun(ctx context.Context, src frames, run []want) error {
 	if err := l.cache.room(l.slot, decoded); err != nil {
 		return err
 	}
-	if err := l.cache.traffic.fill(ctx); err != nil {
-		return err
-	}
-	defer l.cache.traffic.endFill()
-	ctx, cancel := context.WithTimeoutCause(ctx, fillTimeout, fmt.Errorf("%w (%v)", ErrTimeout, fillTimeout))
-	defer cancel()
 	c := l.content
 	c.failing.Store(false) // so that the disk is tried again
 	before := func() error {
-		l.cache.traffic.yield(ctx)
 		if c.failing.Load() {
 			return fmt.Errorf("the disk does not take what is fetched; make room in %s", c.dir)
 		}

@@ -190,11 +190,12 @@ func (l *Layer) Release() {
 }
 
 // begin registers work that Release has to stop and to wait for. The work
-// ends with done.
+// ends with done. None begins after the cache was closed.
 func (l *Layer) begin(ctx context.Context) (_ context.Context, done func(), _ error) {
+	closed := l.cache.isClosed()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.released {
+	if closed || l.released {
 		return nil, nil, fmt.Errorf("layer %s: %w", l.dev.Key, ErrClosed)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)

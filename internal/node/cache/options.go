@@ -30,7 +30,8 @@ type Options struct {
 	// sequential reader; default 4 MiB, negative for none.
 	ReadAhead int64
 
-	// MaxRequest bounds the bytes of one ranged request; default 4 MiB.
+	// MaxRequest bounds the bytes of one ranged request, but for those of
+	// Fill, which end when a reader comes to wait; default 4 MiB.
 	MaxRequest int64
 
 	// FillBandwidth bounds what all Fills together fetch, in bytes per

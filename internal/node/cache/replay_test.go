@@ -135,7 +135,7 @@ func (l *link) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, erro
 	if err := sleep(ctx, l.trip); err != nil {
 		return nil, err
 	}
-	return &linkReader{l: l, next: first, end: off + n}, nil
+	return &linkReader{l: l, given: ctx.Err, next: first, end: off + n}, nil
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
@@ -148,14 +148,18 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 type linkReader struct {
-	l    *link
-	next int
-	end  int64
-	rest []byte
+	l     *link
+	given func() error // up
+	next  int
+	end   int64
+	rest  []byte
 }
 
 func (r *linkReader) Read(p []byte) (int, error) {
 	const packet = 16 << 10
+	if err := r.given(); err != nil {
+		return 0, err
+	}
 	if len(r.rest) == 0 {
 		if r.next == len(r.l.chunks) || r.l.chunks[r.next].BlobOffset >= r.end {
 			return 0, io.EOF

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 )
@@ -19,7 +20,14 @@ const (
 	// next chunk all the same: a node that always faults must get complete,
 	// too.
 	maxYield = time.Second
+
+	// minPause keeps a Fill that waits for what others bring from turning in
+	// circles.
+	minPause = 10 * time.Millisecond
 )
+
+// errDisturbed ends a request of Fill because somebody waits for content.
+var errDisturbed = errors.New("somebody waits for content")
 
 // traffic decides who may use the network. Faults always may; read-ahead if
 // there's not much of it yet; Fill when nobody waits.
@@ -29,8 +37,11 @@ type traffic struct {
 	pace       pace
 
 	mu     sync.Mutex    // a leaf lock
-	active int           // fetches for faults and read-ahead
+	active int           // fetches for faults and read-ahead, and deliveries
 	quiet  chan struct{} // closed when active is 0
+
+	disturb map[int]func() // who wants to know when active isn't 0 any more
+	serial  int
 }
 
 func newTraffic() *traffic {
@@ -38,6 +49,7 @@ func newTraffic() *traffic {
 		readAheads: make(chan struct{}, maxReadAheads),
 		fills:      make(chan struct{}, maxFills),
 		quiet:      make(chan struct{}),
+		disturb:    map[int]func(){},
 	}
 	close(t.quiet)
 	return t
@@ -46,8 +58,12 @@ func newTraffic() *traffic {
 func (t *traffic) enter() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.active++; t.active == 1 {
-		t.quiet = make(chan struct{})
+	if t.active++; t.active > 1 {
+		return
+	}
+	t.quiet = make(chan struct{})
+	for _, f := range t.disturb {
+		f()
 	}
 }
 
@@ -89,21 +105,57 @@ func (t *traffic) fill(ctx context.Context) error {
 
 func (t *traffic) endFill() { <-t.fills }
 
-// yield waits while somebody waits for content, but maxYield at most.
-func (t *traffic) yield(ctx context.Context) {
+// yield waits while somebody waits for content, but maxYield at most. It
+// reports whether nobody does now.
+func (t *traffic) yield(ctx context.Context) bool {
 	t.mu.Lock()
 	quiet := t.quiet
 	t.mu.Unlock()
 	select {
 	case <-quiet:
-		return
+		return true
 	default:
 	}
 	timer := time.NewTimer(maxYield)
 	defer timer.Stop()
 	select {
 	case <-quiet:
+		return true
 	case <-timer.C:
 	case <-ctx.Done():
+	}
+	return false
+}
+
+// pause waits for what others are bringing: while somebody waits, as yield
+// does, and a moment in any case.
+func (t *traffic) pause(ctx context.Context) {
+	t.yield(ctx)
+	timer := time.NewTimer(minPause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// untilBusy returns a context that ends with errDisturbed when somebody waits
+// for content. done must be called.
+func (t *traffic) untilBusy(ctx context.Context) (_ context.Context, done func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.active > 0 {
+		cancel(errDisturbed)
+		return ctx, func() {}
+	}
+	id := t.serial
+	t.serial++
+	t.disturb[id] = func() { cancel(errDisturbed) }
+	return ctx, func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		delete(t.disturb, id)
+		cancel(nil)
 	}
 }

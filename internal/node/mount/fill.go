@@ -10,7 +10,6 @@ import (
 
 	"sluice/internal/artifact"
 	"sluice/internal/durable"
-	"sluice/internal/node/cache"
 	"sluice/oci"
 )
 
@@ -98,7 +97,7 @@ func (m *Manager) bootPack(ctx context.Context, img *image) error {
 		return err
 	}
 	defer r.Close()
-	delivery := cache.NewDelivery(time.Since(asked))
+	trip := time.Since(asked)
 	all := make([]int, len(table.Devices))
 	for i := range all {
 		all[i] = i
@@ -114,6 +113,7 @@ func (m *Manager) bootPack(ctx context.Context, img *image) error {
 			l.Release()
 		}
 	}()
+	delivery := m.opts.Cache.NewDelivery(trip)
 	defer delivery.Close()
 	expect := func(refs []artifact.ChunkRef) error {
 		for i, l := range layers {
@@ -150,13 +150,14 @@ func (m *Manager) queueFill(id oci.Digest) {
 }
 
 // resumeFills queues what an earlier process didn't finish, but not images that
-// lost content to the cache's bounds: they wait until they are mounted again.
+// lost content to the cache's bounds: those wait until they are mounted again,
+// or pinned.
 func (m *Manager) resumeFills(ctx context.Context) {
 	for _, img := range m.list() {
 		m.mu.Lock()
 		mounted := img.mounted()
 		m.mu.Unlock()
-		if _, evicted := m.here(ctx, img); mounted || !evicted {
+		if _, evicted := m.here(ctx, img); mounted || !evicted || img.pinned() {
 			m.queueFill(img.id)
 		}
 	}
