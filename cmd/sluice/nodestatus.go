@@ -1,13 +1,8 @@
 package main
 
 import (
-	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -26,51 +21,22 @@ func newNodeStatusCommand() *cobra.Command {
 		Short: "Show which images stream, which don't and why",
 		Args:  arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "table" && output != "json" {
-				return fmt.Errorf("--output %q: use table or json", output)
+			if err := checkOutput(output); err != nil {
+				return err
 			}
-			s, err := nodeStatus(cmd.Context(), f)
+			s, err := askDaemon(cmd.Context(), f, (*control.Client).Status)
 			if err != nil {
 				return err
 			}
 			if output == "json" {
-				e := json.NewEncoder(cmd.OutOrStdout())
-				e.SetIndent("", "  ")
-				return e.Encode(s)
+				return printJSON(cmd.OutOrStdout(), s)
 			}
 			return printStatus(cmd.OutOrStdout(), s)
 		},
 	}
-	cmd.Flags().StringVar(&f.root, "root", "", "ask the daemon with its state in `DIR` (default: the\nmachine's sluice node, or else that of sluice mount)")
-	cmd.Flags().StringVar(&f.run, "run", "", "`DIR` of the daemon's sockets (default: where the\ndaemon of --root says)")
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "print a `FORMAT`: table or json")
+	f.registerAsk(cmd)
+	registerOutput(cmd, &output)
 	return cmd
-}
-
-// nodeStatus asks the machine's node daemon, or without one the standalone
-// one; with a root, only the one there.
-func nodeStatus(ctx context.Context, f daemonFlags) (control.Status, error) {
-	roots := []string{f.root}
-	if f.root == "" {
-		roots = []string{nodeRoot, standaloneRoot}
-	}
-	var first error
-	for _, root := range roots {
-		dir, err := filepath.Abs(root)
-		if err != nil {
-			return control.Status{}, err
-		}
-		s, err := control.NewClient(controlSocket(f.sockets(dir))).Status(ctx)
-		switch {
-		case errors.Is(err, os.ErrPermission):
-			return s, errors.New("the node daemon answers root only: run it with sudo")
-		case !errors.Is(err, control.ErrNoDaemon):
-			return s, err
-		case first == nil:
-			first = fmt.Errorf("%w: is sluice node running?", err)
-		}
-	}
-	return control.Status{}, first
 }
 
 // printStatus prints the status for people.

@@ -16,6 +16,9 @@ var (
 
 	// ErrQuota ends a Fill for which there's no room.
 	ErrQuota = errors.New("the cache's quota is used up by layers in use; raise it or remove images")
+
+	// ErrUnsettled is a Prune before Settled.
+	ErrUnsettled = errors.New("what is in use isn't known yet, so soon after the start; try again in a while")
 )
 
 // IntegrityError is content that isn't what its digest promises, and that

@@ -172,12 +172,13 @@ type KeptLayer struct {
 }
 
 // Prune removes layers that nobody has acquired and no image needs, least
-// recently used first, also quarantined ones. Before Settled it removes nothing.
-// When ctx ends, Prune does too, with ctx's error and what it did.
+// recently used first, also quarantined ones. Before Settled it removes nothing,
+// and returns ErrUnsettled. When ctx ends, Prune does too, with ctx's error and
+// what it did.
 func (c *Cache) Prune(ctx context.Context, opts PruneOptions) (p Pruned, err error) {
 	needs := c.needs.Load()
 	if needs == nil {
-		return p, nil
+		return p, ErrUnsettled
 	}
 	idle, total := c.idle((*needs)())
 	for _, u := range c.Layers() {

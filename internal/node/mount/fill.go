@@ -175,9 +175,10 @@ func (m *Manager) fillLoop(ctx context.Context) {
 				continue
 			}
 			began := time.Now()
-			err := m.work(ctx, img, m.fill)
+			whole := !m.opts.NoFill || img.pinned()
+			err := m.work(ctx, img, func(ctx context.Context, img *image) error { return m.fill(ctx, img, whole) })
 			m.mu.Lock()
-			img.filling, img.filled = false, err == nil && !m.opts.NoFill
+			img.filling, img.filled = false, err == nil && whole
 			img.problem = err
 			m.mu.Unlock()
 			if err == nil {
@@ -189,9 +190,9 @@ func (m *Manager) fillLoop(ctx context.Context) {
 	}
 }
 
-// fill brings all that is missing of an image: what a restart without the
-// registry needs first, then content.
-func (m *Manager) fill(ctx context.Context, img *image) error {
+// fill brings what is missing of an image: what a restart without the registry
+// needs first, then, if it is to be whole, content.
+func (m *Manager) fill(ctx context.Context, img *image, whole bool) error {
 	if err := m.fillTable(ctx, img); err != nil {
 		return err
 	}
@@ -202,7 +203,7 @@ func (m *Manager) fill(ctx context.Context, img *image) error {
 			}
 		}
 	}
-	if m.opts.NoFill {
+	if !whole {
 		return nil
 	}
 	table, err := m.openTable(ctx, img)

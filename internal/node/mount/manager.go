@@ -72,7 +72,8 @@ type Options struct {
 	// same layers.
 	From []string
 
-	// NoFill leaves content that nobody reads in the registry.
+	// NoFill leaves content that nobody reads in the registry, but for pinned
+	// images.
 	NoFill bool
 
 	// wholeTable is wholeTableSize, but for tests.
@@ -99,7 +100,8 @@ type Manager struct {
 	hedger  blob.Hedger  // how long their answers take
 	fills   chan oci.Digest
 
-	// naming is held while a directory beneath images gets or loses its name.
+	// naming is held while a directory beneath images gets or loses its name,
+	// or an image is pinned.
 	naming sync.Mutex
 
 	// mu guards what follows, and the fields of image and point that say so.

@@ -165,10 +165,14 @@ func isLower(dir, options string) bool {
 func (m *Manager) sweepImages(ctx context.Context, may idle) {
 	m.naming.Lock()
 	defer m.naming.Unlock()
+	pinned := make(map[*image]bool) // none is pinned or removed meanwhile
+	for _, img := range m.list() {
+		pinned[img] = img.pinned()
+	}
 	var gone []*image
 	m.mu.Lock()
 	for id, img := range m.images {
-		if !m.settled || len(img.holders) > 0 || !may(img, img.used) || img.mounted() {
+		if !m.settled || len(img.holders) > 0 || !may(img, img.used) || img.mounted() || pinned[img] {
 			continue
 		}
 		delete(m.images, id)

@@ -2,16 +2,10 @@ package mount
 
 import (
 	"context"
-	"path/filepath"
 
 	"sluice/internal/node/cache"
 	"sluice/oci"
 )
-
-// filePinned, in an image's directory, exists while the image is pinned.
-const filePinned = "pinned"
-
-func (img *image) pinned() bool { return exists(filepath.Join(img.dir, filePinned)) }
 
 // needs returns what this node's images want of the cache's layers.
 func (m *Manager) needs() map[oci.Digest]cache.Need {

@@ -6,6 +6,10 @@
 //	GET    /v1/status            -> Status
 //	POST   /v1/mounts            Mount -> Mounted
 //	DELETE /v1/mounts?name=NAME  name is a claim's ID or directory
+//	GET    /v1/disk              -> mount.DiskUsage
+//	POST   /v1/prune             mount.PruneOptions -> mount.Pruned
+//	PUT    /v1/pins?image=NAME   name is a reference or an artifact's digest
+//	DELETE /v1/pins?image=NAME
 //
 // An answer other than 2xx has an Error as its body.
 package control
@@ -18,6 +22,7 @@ import (
 	"net/http"
 	"os"
 
+	"sluice/internal/node/cache"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/plane"
 )
@@ -92,6 +97,7 @@ func Handler(m *mount.Manager, info Info, log *slog.Logger) http.Handler {
 		}
 		w.WriteHeader(http.StatusNoContent)
 	})
+	handleDisk(mux, m, log)
 	return mux
 }
 
@@ -103,6 +109,8 @@ func fail(w http.ResponseWriter, err error, log *slog.Logger) {
 		code = http.StatusNotFound
 	case errors.Is(err, plane.ErrBusy):
 		code = http.StatusConflict
+	case errors.Is(err, cache.ErrUnsettled):
+		code = http.StatusServiceUnavailable
 	case errors.Is(err, context.Canceled):
 		code = 499 // nobody reads it
 	case mount.ReasonOf(err) != "":

@@ -1,6 +1,7 @@
 package control_test
 
 import (
+	"context"
 	"errors"
 	"io"
 	"log/slog"
@@ -8,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"sluice/internal/node/cache"
@@ -65,6 +67,40 @@ func TestClient(t *testing.T) {
 	}
 	if err := client.Unmount(t.Context(), "/not/mounted"); !errors.Is(err, mount.ErrUnknownClaim) {
 		t.Errorf("unmounting what isn't mounted: %v", err)
+	}
+}
+
+// TestDisk asks for what concerns the disk, sensibly and not.
+func TestDisk(t *testing.T) {
+	socket := serve(t)
+	client := control.NewClient(socket)
+	if u, err := client.DiskUsage(t.Context()); err != nil || u.Images == nil || u.DiskSize == 0 {
+		t.Errorf("usage is %+v, %v", u, err)
+	}
+	// Its owners haven't come back yet.
+	if p, err := client.Prune(t.Context(), mount.PruneOptions{All: true}); err == nil || !strings.Contains(err.Error(), "so soon after the start") {
+		t.Errorf("pruned %+v, %v", p, err)
+	}
+	for _, name := range []string{"", "no.such/image:1", "NO REFERENCE", "a b&c=%%%?/..", strings.Repeat("x", 100_000)} {
+		for _, pinned := range []bool{true, false} {
+			if err := client.Pin(t.Context(), name, pinned); err == nil || !strings.Contains(err.Error(), "not an image of this node") {
+				t.Errorf("pinning %.20q: %v, want that there's no such image", name, err)
+			}
+		}
+	}
+	raw := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}}
+	defer raw.CloseIdleConnections()
+	for _, body := range []string{"", "{", "[]", `{"all":1}`, `{"olderThan":"1h"}`, `{"keep":1e30}`, `{"spareMe":true}`} {
+		resp, err := raw.Post("http://node/v1/prune", "application/json", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusBadRequest {
+			t.Errorf("prune %q is answered %d, want 400", body, resp.StatusCode)
+		}
 	}
 }
 
