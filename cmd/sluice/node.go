@@ -17,7 +17,6 @@ import (
 	"sluice/internal/node/cache"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
-	"sluice/internal/node/plane"
 	"sluice/internal/node/plane/fuse"
 	"sluice/internal/node/snapshot"
 )
@@ -33,6 +32,7 @@ type nodeConfig struct {
 	from          []string
 	plainHTTP     []string
 	mountOptions  []string
+	plane         string
 	remapIDs      bool
 	standalone    bool
 	report        reportConfig
@@ -70,7 +70,12 @@ In containerd's config.toml:
 The daemon may be stopped, killed and updated while containers run: their
 reads wait for the next one.`,
 		Args: arguments(0, 0),
-		RunE: func(cmd *cobra.Command, _ []string) error { return runNode(cmd.Context(), c) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := c.checkPlane(); err != nil {
+				return err
+			}
+			return runNode(cmd.Context(), c)
+		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&c.root, "root", nodeRoot, "`DIR` of images and content; not on overlayfs\n")
@@ -83,6 +88,7 @@ reads wait for the next one.`,
 	f.StringArrayVar(&c.plainHTTP, "plain-http", nil, "speak HTTP without TLS with registry `HOST`; may\nbe repeated (loopback is by itself)")
 	f.StringArrayVar(&c.mountOptions, "overlay-option", nil, "`OPTION` of overlayfs mounts; may be repeated")
 	f.BoolVar(&c.remapIDs, "remap-ids", false, "map IDs of user namespaces; give containerd's\nproxy plugin the capability \"remap-ids\", too")
+	c.registerPlane(f)
 	f.DurationVar(&c.decide, "decide-timeout", 10*time.Second, "look `TIME` long for a streaming artifact, then\npull the ordinary way")
 	f.DurationVar(&c.fetch, "fetch-timeout", time.Minute, "`TIME` that an artifact's metadata may take\n")
 	f.DurationVar(&c.read, "read-timeout", time.Minute, "`TIME` that a read of a container waits for content\nbefore it fails with EIO")
@@ -129,7 +135,7 @@ type daemon struct {
 	config nodeConfig
 	log    *slog.Logger
 	cache  *cache.Cache
-	fuse   *fuse.Plane // nil where the kernel can't
+	plane  servedPlane // nil where the kernel can't
 	images *mount.Manager
 	info   control.Info
 }
@@ -218,7 +224,7 @@ func openDaemon(ctx context.Context, c nodeConfig, log *slog.Logger) (_ *daemon,
 		return nil, err
 	}
 	options := mount.Options{
-		Root: c.root, Cache: d.cache, Plane: images, Registry: registries(c.plainHTTP, log),
+		Root: c.root, Cache: d.cache, Plane: images, PlaneName: d.info.Plane.Name, Registry: registries(c.plainHTTP, log),
 		Decide: c.decide, Fetch: c.fetch, Remember: c.recheck, Retry: c.retry(), Disabled: c.disabled, From: c.from, NoFill: c.noFill, Log: log,
 	}
 	if c.standalone {
@@ -228,50 +234,19 @@ func openDaemon(ctx context.Context, c nodeConfig, log *slog.Logger) (_ *daemon,
 	return d, err
 }
 
-// openPlane opens the plane, or one that says why there's none.
-func (d *daemon) openPlane(ctx context.Context) (plane.Plane, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("find my own program, which keeps the FUSE connection: %w", err)
-	}
-	d.fuse, err = fuse.Open(ctx, fuse.Options{
-		Dir: filepath.Join(d.config.run, "plane"), HolderCommand: []string{self, "node", "holder"}, ReadTimeout: d.config.read, Log: d.log,
-	})
-	var unsupported *plane.UnsupportedError
-	if errors.As(err, &unsupported) {
-		d.log.Error("images can't be streamed on this machine, they are pulled the ordinary way", "error", err)
-		d.info.Reason = err.Error()
-		return mount.NoPlane(err), nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	start := d.fuse.Start()
-	d.info.Resumed, d.info.Reason = start.Resumed, start.Reason
-	return d.fuse, nil
-}
-
 // close ends the daemon's part; mounts stay.
 func (d *daemon) close() error {
 	var errs []error
 	if d.images != nil {
 		errs = append(errs, d.images.Close())
 	}
-	if d.fuse != nil {
-		errs = append(errs, d.fuse.Close())
+	if d.plane != nil {
+		errs = append(errs, d.plane.Close())
 	}
 	if d.cache != nil {
 		errs = append(errs, d.cache.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// lost is closed when the plane is of no use any more.
-func (d *daemon) lost() <-chan struct{} {
-	if d.fuse == nil {
-		return nil
-	}
-	return d.fuse.Lost()
 }
 
 // errLost ends a daemon whose FUSE mount was taken away. The next one makes a

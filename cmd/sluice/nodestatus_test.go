@@ -8,6 +8,8 @@ import (
 
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
+	"sluice/internal/node/plane"
+	"sluice/internal/node/plane/fuse"
 )
 
 // The table stays narrow; why an image doesn't stream and what to do is said
@@ -50,5 +52,30 @@ func TestStatusSaysWhatIsWrongAndWhatToDo(t *testing.T) {
 	}
 	if t.Failed() {
 		t.Log(text)
+	}
+}
+
+// The status says which plane runs, and why not a better one.
+func TestStatusSaysWhichPlane(t *testing.T) {
+	for name, c := range map[string]struct {
+		plane control.Plane
+		want  string
+	}{
+		"the best": {
+			describeFUSE(plane.Support{Kernel: "6.18.1", Mode: plane.FileBacked}, fuse.Start{Resends: true}),
+			"plane    file-backed EROFS over FUSE; complete layers are read directly (Linux 6.18.1)\ncache",
+		},
+		"an old kernel": {
+			describeFUSE(plane.Support{Kernel: "6.6.1", Mode: plane.Loop, Reasons: []string{"no file-backed EROFS"}}, fuse.Start{}),
+			"plane    EROFS on loop devices over FUSE; complete layers by loop devices, too (Linux 6.6.1)\n         no file-backed EROFS\n         reads that are under way when the daemon dies fail",
+		},
+	} {
+		var out bytes.Buffer
+		if err := printStatus(&out, control.Status{Daemon: control.Info{Plane: c.plane}}); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(out.String(), c.want) {
+			t.Errorf("%s: got\n%s\nwant\n%s", name, out.String(), c.want)
+		}
 	}
 }

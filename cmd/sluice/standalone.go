@@ -50,14 +50,14 @@ func (d *daemon) serveStandalone(ctx context.Context) error {
 		return err
 	}
 	d.images.SweepMounts(ctx, time.Now().Add(time.Hour))
-	if d.fuse == nil {
+	if d.plane == nil {
 		return nil
 	}
 	err := d.images.Close()
 	d.images = nil
 	// The holder goes too: nothing of this daemon is left but its files.
-	err = errors.Join(err, d.fuse.Shutdown(ctx))
-	d.fuse = nil
+	err = errors.Join(err, d.plane.Shutdown(ctx))
+	d.plane = nil
 	return err
 }
 

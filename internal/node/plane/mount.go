@@ -27,8 +27,13 @@ func MountEROFS(metadata string, devices []string, dir string, options ...string
 		return fmt.Errorf("mount %s on %s: %w", metadata, dir, err)
 	}
 	defer unix.Close(mnt)
+	return place(mnt, metadata, dir)
+}
+
+// place gives a mount its place in the tree.
+func place(mnt int, what, dir string) error {
 	if err := unix.MoveMount(mnt, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("move mount of %s to %s: %w", metadata, dir, err)
+		return fmt.Errorf("move mount of %s to %s: %w", what, dir, err)
 	}
 	return nil
 }

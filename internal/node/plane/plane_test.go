@@ -2,10 +2,12 @@ package plane_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,12 +29,18 @@ func needRoot(t *testing.T) {
 func TestProbe(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
-	s, err := plane.Probe(dir)
-	if err != nil {
-		t.Skip(err)
+	for _, mode := range plane.Modes() {
+		s, err := plane.Probe(dir, mode)
+		var unsupported *plane.UnsupportedError
+		switch {
+		case errors.As(err, &unsupported):
+			t.Log(mode, err)
+		case err != nil || s.Mode != mode || s.Kernel == "" || len(s.Reasons) > 0:
+			t.Errorf("%s: got %+v, %v", mode, s, err)
+		}
 	}
-	if s.Mode != plane.FileBacked || s.Kernel == "" {
-		t.Errorf("got %+v", s)
+	if s, err := plane.Probe(filepath.Join(dir, "no"), plane.FileBacked); !errors.Is(err, plane.ErrNotProbed) || s.Mode != "" {
+		t.Errorf("in a directory that isn't there: %+v, %v", s, err)
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("the probe left %v, %v", left, err)
@@ -40,7 +48,7 @@ func TestProbe(t *testing.T) {
 }
 
 // TestProbeOverlay: the kernel refuses metadata on a stacked file system, and
-// the reason says so.
+// the reason says so; a loop device does not mind.
 func TestProbeOverlay(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
@@ -55,13 +63,17 @@ func TestProbeOverlay(t *testing.T) {
 		t.Skip("no overlayfs here: ", err)
 	}
 	t.Cleanup(func() { plane.Unmount(merged, true) })
-	s, err := plane.Probe(merged)
+	s, err := plane.Probe(merged, plane.FileBacked)
 	var unsupported *plane.UnsupportedError
 	if !errors.As(err, &unsupported) || s.Mode != "" {
 		t.Fatalf("got %+v, %v", s, err)
 	}
 	if text := err.Error(); !strings.Contains(text, "is on overlayfs") {
 		t.Errorf("the reason does not name overlayfs: %s", text)
+	}
+	s, err = plane.Probe(merged, plane.Modes()...)
+	if err != nil || s.Mode != plane.Loop || len(s.Reasons) != 1 || !strings.Contains(s.Reasons[0], "is on overlayfs") {
+		t.Errorf("got %+v, %v; want loop devices, and why", s, err)
 	}
 }
 
@@ -88,6 +100,76 @@ func TestLongPaths(t *testing.T) {
 	for _, f := range img.Files {
 		if err := f.Verify(dir); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// boundLoops are the loop devices of files below dir.
+func boundLoops(t *testing.T, dir string) []string {
+	t.Helper()
+	names, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var bound []string
+	for _, name := range names {
+		if file, err := os.ReadFile(name); err == nil && strings.HasPrefix(string(file), dir) { // else it was just let go
+			bound = append(bound, name)
+		}
+	}
+	return bound
+}
+
+// TestLoopsLetGo: loop devices live exactly as long as the mount that has them.
+func TestLoopsLetGo(t *testing.T) {
+	needRoot(t)
+	base := t.TempDir()
+	var devs []planetest.Dev
+	for i := range 5 {
+		dev := planetest.NewDev(uint64(i+1), 8192)
+		dev.File = true
+		devs = append(devs, dev)
+	}
+	img := planetest.Build(t, devs)
+	metadata := filepath.Join(base, "metadata")
+	if err := os.Rename(img.Plane.Metadata, metadata); err != nil {
+		t.Fatal(err)
+	}
+	files := []string{}
+	for i, d := range img.Plane.Devices {
+		files = append(files, filepath.Join(base, fmt.Sprint(i)))
+		if err := os.Rename(d.File, files[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := t.TempDir()
+	if err := plane.MountEROFSLoop(metadata, files[:4], dir); err == nil {
+		t.Error("mounted with one device too few")
+	}
+	if err := plane.MountEROFSLoop(metadata, append(files[:4:4], filepath.Join(base, "no")), dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("mounted with a device that isn't there: %v", err)
+	}
+	if bound := boundLoops(t, base); len(bound) > 0 {
+		t.Errorf("mounts that failed left %q", bound)
+	}
+	if err := plane.MountEROFSLoop(metadata, files, dir); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { plane.Unmount(dir, true) })
+	if bound := boundLoops(t, base); len(bound) != 6 {
+		t.Errorf("the mount has %d loop devices, want 6", len(bound))
+	}
+	for _, f := range img.Files {
+		if err := f.Verify(dir); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := plane.Unmount(dir, false); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); len(boundLoops(t, base)) > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("after the unmount there still are %q", boundLoops(t, base))
 		}
 	}
 }

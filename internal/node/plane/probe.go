@@ -18,36 +18,60 @@ type Support struct {
 	Kernel string
 	// Mode that works, empty if none does.
 	Mode Mode
+	// Reasons why the modes that were tried before it don't, in words.
+	Reasons []string
 }
 
-// Mode is a way of giving images to the kernel.
+// Mode is how EROFS gets at files.
 type Mode string
 
-// FileBacked: EROFS reads devices as files, which a FUSE mount has.
-const FileBacked Mode = "file-backed EROFS over FUSE"
+const (
+	// FileBacked: EROFS reads files itself (Linux 6.12).
+	FileBacked Mode = "file-backed"
+	// Loop: EROFS reads loop devices, which read files (Linux 6.4, since
+	// when its blocks may be smaller than a page).
+	Loop Mode = "loop"
+)
 
-// Probe finds out by trying whether images whose metadata lies in dir can be
-// mounted: it makes a tiny EROFS file there, creates the file system without
-// mounting it anywhere, and removes the file. The error is an
-// *UnsupportedError with all reasons, in words, if no mode works.
-//
-// What FUSE needs besides (FUSE_HAS_RESEND, Linux 6.9) is older than file-backed
-// mounts; opening the plane checks it when the kernel names its features.
-func Probe(dir string) (Support, error) {
+// Modes are all modes, the best first.
+func Modes() []Mode { return []Mode{FileBacked, Loop} }
+
+// Probe finds out by trying in which of the modes, the first that works,
+// images whose metadata lies in dir can be mounted: it makes a tiny EROFS file
+// there, creates the file system without mounting it anywhere, and removes the
+// file. The error is an *UnsupportedError with all reasons, in words, if none
+// works, and ErrNotProbed when dir can't be written to.
+func Probe(dir string, modes ...Mode) (Support, error) {
 	s := Support{Kernel: kernelRelease()}
-	var reasons []string
-	if err := probeEROFS(dir); err != nil {
-		reasons = append(reasons, fmt.Sprintf("%s (this is Linux %s; mounting EROFS from files needs Linux 6.12 with CONFIG_EROFS_FS_BACKED_BY_FILE)", err, s.Kernel))
+	name, err := probeFile(dir)
+	if err != nil {
+		return s, fmt.Errorf("%w: %w", ErrNotProbed, err)
+	}
+	defer os.Remove(name)
+	for _, m := range modes {
+		if err := probe(m, name); err != nil {
+			s.Reasons = append(s.Reasons, fmt.Sprintf("%s (this is Linux %s)", err, s.Kernel))
+			continue
+		}
+		s.Mode = m
+		break
+	}
+	var lacking []string
+	if s.Mode == "" {
+		lacking = s.Reasons
 	}
 	if err := probeFUSE(); err != nil {
-		reasons = append(reasons, err.Error())
+		lacking = append(lacking, err.Error())
 	}
-	if len(reasons) > 0 {
-		return s, &UnsupportedError{Reasons: reasons}
+	if len(lacking) > 0 {
+		s.Mode = ""
+		return s, &UnsupportedError{Reasons: lacking}
 	}
-	s.Mode = FileBacked
 	return s, nil
 }
+
+// ErrNotProbed: nothing was found out.
+var ErrNotProbed = errors.New("cannot try to mount an EROFS file")
 
 func kernelRelease() string {
 	var u unix.Utsname
@@ -57,21 +81,31 @@ func kernelRelease() string {
 	return unix.ByteSliceToString(u.Release[:])
 }
 
-func probeEROFS(dir string) error {
+// probeFile writes an empty EROFS into dir.
+func probeFile(dir string) (string, error) {
 	f, err := os.CreateTemp(dir, ".probe-*.erofs")
 	if err != nil {
-		return fmt.Errorf("cannot write into the metadata directory: %w", err)
+		return "", err
 	}
 	name, err := filepath.Abs(f.Name())
-	defer os.Remove(f.Name())
-	defer f.Close()
-	if err != nil {
-		return err
+	if err == nil {
+		_, err = erofs.Write(f, erofs.Image{Root: &erofs.Inode{Mode: unix.S_IFDIR | 0o755}})
 	}
-	if _, err := erofs.Write(f, erofs.Image{Root: &erofs.Inode{Mode: unix.S_IFDIR | 0o755}}); err != nil {
-		return fmt.Errorf("write an EROFS file: %w", err)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return "", errors.Join(fmt.Errorf("write an EROFS file: %w", err), os.Remove(f.Name()))
 	}
-	mnt, err := openEROFS(name, nil, nil)
+	return name, nil
+}
+
+// probe tells why the EROFS file name can't be mounted in mode m.
+func probe(m Mode, name string) error {
+	var mnt int
+	var err error
+	if m == Loop {
+		mnt, err = openEROFSLoop(name, nil)
+	} else {
+		mnt, err = openEROFS(name, nil, nil)
+	}
 	switch {
 	case err == nil:
 		return unix.Close(mnt)
@@ -81,8 +115,11 @@ func probeEROFS(dir string) error {
 		return errors.New("the kernel has no EROFS")
 	case errors.Is(err, unix.ENOSYS):
 		return fmt.Errorf("the kernel has no fsopen(2): %w", err)
+	case m == Loop:
+		return fmt.Errorf("EROFS can't be mounted from loop devices, which needs Linux 6.4 and CONFIG_BLK_DEV_LOOP: %w", err)
 	}
-	return fmt.Errorf("an EROFS file in %s cannot be mounted: %w%s", dir, err, stackedHint(dir))
+	dir := filepath.Dir(name)
+	return fmt.Errorf("EROFS can't be mounted from files in %s, which needs Linux 6.12 and CONFIG_EROFS_FS_BACKED_BY_FILE: %w%s", dir, err, stackedHint(dir))
 }
 
 // stackedHint names the commonest reason that isn't the kernel's age.

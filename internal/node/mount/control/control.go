@@ -38,10 +38,24 @@ type Info struct {
 	Standalone bool `json:"standalone,omitempty"`
 	// Snapshotter is the socket that containerd uses, if there's one.
 	Snapshotter string `json:"snapshotter,omitempty"`
+	// Plane is how images get to the kernel.
+	Plane Plane `json:"plane"`
 	// Resumed: the mounts of an earlier daemon go on. Otherwise Reason says
 	// why not, if there were any.
 	Resumed bool   `json:"resumed"`
 	Reason  string `json:"reason,omitempty"`
+}
+
+// Plane says how images get to the kernel.
+type Plane struct {
+	// Name is what `sluice node --plane` calls it; empty if images can't be
+	// streamed, and are pulled the ordinary way.
+	Name   string `json:"name,omitempty"`
+	Kernel string `json:"kernel"` // release, as uname -r prints it
+	// How it works, in words.
+	How string `json:"how"`
+	// Reasons why it isn't a better one, and what it can't do.
+	Reasons []string `json:"reasons,omitempty"`
 }
 
 // Status is the answer to GET /v1/status.

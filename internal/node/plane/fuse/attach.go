@@ -41,6 +41,9 @@ func (k kernel) Mount(metadata string, devices []book.Device, dir string) error 
 		}
 		paths = append(paths, d.File)
 	}
+	if k.p.opts.Mode == plane.Loop {
+		return plane.MountEROFSLoop(metadata, paths, dir)
+	}
 	if k.p.opts.DirectIO {
 		options = append(options, "directio")
 	}

@@ -54,7 +54,7 @@ func (c *connection) held() holder.Held {
 const fuseType = "fuse.sluice"
 
 // connect mounts a new FUSE file system on dir and settles INIT.
-func connect(dir, epoch string, background int) (_ *connection, err error) {
+func connect(dir, epoch string, background int, want uint64) (_ *connection, err error) {
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, &plane.UnsupportedError{Reasons: []string{fmt.Sprintf("open /dev/fuse: %v", err)}}
@@ -71,7 +71,7 @@ func connect(dir, epoch string, background int) (_ *connection, err error) {
 			_ = plane.Unmount(dir, true)
 		}
 	}()
-	init, err := handshake(fd, background)
+	init, err := handshake(fd, background, want)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +93,7 @@ func connect(dir, epoch string, background int) (_ *connection, err error) {
 const handshakeTimeout = 10 * time.Second
 
 // handshake answers INIT, the first request of a connection.
-func handshake(fd, background int) (negotiated, error) {
+func handshake(fd, background int, want uint64) (negotiated, error) {
 	deadline := time.Now().Add(handshakeTimeout)
 	var msg [requestSize]byte
 	for {
@@ -115,16 +115,16 @@ func handshake(fd, background int) (negotiated, error) {
 		if !ok || req.op != opInit {
 			return negotiated{}, fmt.Errorf("the kernel's first FUSE request is %d, not INIT", req.op)
 		}
-		return replyInit(fd, req, background)
+		return replyInit(fd, req, background, want)
 	}
 }
 
-func replyInit(fd int, req request, background int) (negotiated, error) {
+func replyInit(fd int, req request, background int, want uint64) (negotiated, error) {
 	var reply [outHeaderSize + initOutSize]byte
-	init, ok := answerInit(req.body, reply[outHeaderSize:], background)
+	init, ok := answerInit(req.body, reply[outHeaderSize:], background, want)
 	if !ok {
 		return negotiated{}, &plane.UnsupportedError{Reasons: []string{fmt.Sprintf(
-			"FUSE of this kernel (7.%d, flags %#x) lacks what resuming needs (FUSE_HAS_RESEND, Linux 6.9)", init.Minor, init.Flags)}}
+			"FUSE of this kernel (7.%d, flags %#x) lacks large or asynchronous reads (flags %#x)", init.Minor, init.Flags, needFlags)}}
 	}
 	putHeader(reply[:], len(reply), 0, req.unique)
 	if _, err := unix.Write(fd, reply[:]); err != nil {
@@ -196,18 +196,50 @@ func (c *connection) verify(dir, epoch string) error {
 	return nil
 }
 
+// resends reports whether the kernel gives out again what a process took and
+// didn't answer.
+func (c *connection) resends() bool { return c.session.Init.Flags&initHasResend != 0 }
+
 // close drops this process's descriptor. If it was the last one, the
 // connection ends.
 func (c *connection) close() { unix.Close(c.fd) }
 
-// file wraps the descriptor for the runtime's poller and takes it over.
-func (c *connection) file() (*os.File, error) {
-	if err := unix.SetNonblock(c.fd, true); err != nil {
-		return nil, fmt.Errorf("make /dev/fuse non-blocking: %w", err)
+// reader returns a descriptor to read requests from and to answer them on,
+// which waits in the runtime's poller. Where the kernel resends it is the one
+// that the holder has, too. Elsewhere it's a clone: what was read through it is
+// aborted when it's closed, which is better than never answered.
+func (c *connection) reader() (int, *os.File, error) {
+	var fd int
+	var err error
+	if c.resends() {
+		fd, err = unix.FcntlInt(uintptr(c.fd), unix.F_DUPFD_CLOEXEC, 0)
+	} else {
+		fd, err = cloneDevice(c.fd)
 	}
-	f := os.NewFile(uintptr(c.fd), "/dev/fuse")
+	if err != nil {
+		return -1, nil, fmt.Errorf("another descriptor of the FUSE connection: %w", err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return -1, nil, fmt.Errorf("make /dev/fuse non-blocking: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "/dev/fuse")
 	if err := f.SetReadDeadline(time.Time{}); err != nil {
-		return nil, fmt.Errorf("wait for /dev/fuse through the poller: %w", err)
+		f.Close()
+		return -1, nil, fmt.Errorf("wait for /dev/fuse through the poller: %w", err)
 	}
-	return f, nil
+	return fd, f, nil
+}
+
+// cloneDevice opens another channel of a FUSE connection.
+func cloneDevice(fd int) (int, error) {
+	clone, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.IoctlSetPointerInt(clone, devIocClone, fd); err != nil {
+		unix.Close(clone)
+		return -1, err
+	}
+	return clone, nil
 }

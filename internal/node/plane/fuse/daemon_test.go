@@ -27,6 +27,9 @@ type daemonSpec struct {
 	Images   []daemonImage
 	MaxDelay time.Duration // of each read of content
 	DirectIO bool
+	Mode     plane.Mode
+	// NoResend: as on a kernel before 6.9.
+	NoResend bool
 	// OrphanGrace as in fuse.Options.
 	OrphanGrace time.Duration
 }
@@ -80,9 +83,13 @@ func serveSpec() error {
 	}
 	ctx := context.Background()
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	p, err := fuse.Open(ctx, fuse.Options{
-		Dir: spec.Dir, HolderCommand: holderCommand(), DirectIO: spec.DirectIO, OrphanGrace: spec.OrphanGrace, Log: log,
-	})
+	options := fuse.Options{
+		Dir: spec.Dir, HolderCommand: holderCommand(), DirectIO: spec.DirectIO, Mode: spec.Mode, OrphanGrace: spec.OrphanGrace, Log: log,
+	}
+	if spec.NoResend {
+		options = options.WithoutResend()
+	}
+	p, err := fuse.Open(ctx, options)
 	if err != nil {
 		return err
 	}

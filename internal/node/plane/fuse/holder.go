@@ -27,14 +27,17 @@ type kind struct{}
 // Over implements holder.Kind: the FUSE mount is gone.
 func (kind) Over(h holder.Held) bool { return aborted(h.FD) }
 
-// AnswerOrphans implements holder.Kind.
-func (kind) AnswerOrphans(h holder.Held, first bool) error { return answerOrphans(h.FD, first) }
+// AnswerOrphans implements holder.Kind. Where the kernel can't resend, it has
+// aborted what the last daemon took.
+func (kind) AnswerOrphans(h holder.Held, first bool) error {
+	return answerOrphans(h.FD, first && connectionOf(h).resends())
+}
 
-// answerOrphans gives EIO to all requests that wait; first also to those which
-// the last daemon took and did not answer.
-func answerOrphans(fd int, first bool) error {
+// answerOrphans gives EIO to all requests that wait; with resend also to those
+// which the last daemon took and did not answer.
+func answerOrphans(fd int, resend bool) error {
 	s := &server{fd: fd, log: slog.Default()}
-	if first {
+	if resend {
 		if err := s.resend(); err != nil {
 			return err
 		}

@@ -30,7 +30,8 @@
 //
 //   - All workers read the one descriptor which the holder has too. Requests
 //     read through a clone of it (FUSE_DEV_IOC_CLONE) die with the clone, see
-//     docs/decisions/0003.
+//     docs/decisions/0003. Before Linux 6.9 that is what saves their readers
+//     from waiting for ever, so there the daemon reads through a clone.
 //   - A node is in state.json before the kernel can learn it, and is never
 //     given to another device while the connection lives.
 //   - Buffers that the kernel copies requests into and replies from have been
@@ -83,11 +84,18 @@ type Options struct {
 	// device beyond what EROFS asked for, across the borders of files. A page
 	// by default, which is none: see docs/decisions/0004.
 	Readahead int
+	// Mode is how new mounts get at the FUSE mount's files, plane.FileBacked
+	// by default. Mounts of an earlier process go on in theirs.
+	Mode plane.Mode
 	// DirectIO makes EROFS read devices past the page cache of the FUSE
-	// mount. See docs/decisions/0002 for what that costs and gains.
+	// mount. See docs/decisions/0002 for what that costs and gains. Loop
+	// devices always do.
 	DirectIO bool
 	// Log, slog.Default() by default.
 	Log *slog.Logger
+
+	// without are flags of INIT not to ask for, but for tests.
+	without uint64
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -102,6 +110,9 @@ func (o Options) withDefaults() (Options, error) {
 	o.ReadTimeout = positive(o.ReadTimeout, time.Minute)
 	o.AdoptTimeout = positive(o.AdoptTimeout, 10*time.Second)
 	o.OrphanGrace = positive(o.OrphanGrace, 10*time.Minute)
+	if o.Mode == "" {
+		o.Mode = plane.FileBacked
+	}
 	if o.Readahead <= 0 {
 		o.Readahead = os.Getpagesize()
 	}
@@ -130,6 +141,10 @@ type Start struct {
 	Resumed bool
 	// Reason says why not, empty if there was nothing to resume.
 	Reason string
+	// Resends: what this process reads from the kernel and doesn't answer is
+	// given to the next one. Without it, before Linux 6.9, reads that are
+	// under way when the process dies fail with EIO.
+	Resends bool
 	// Images that are mounted and can be adopted, by directory.
 	Images []string
 	// Stale images are mounted but lost their content for ever. Attach them
@@ -222,7 +237,9 @@ func (p *Plane) open(ctx context.Context) error {
 		p.conn.close()
 		return err
 	}
+	p.start.Resends = p.conn.resends()
 	if err := p.serve(); err != nil {
+		p.conn.close()
 		return err
 	}
 	p.keeper.Watch(p.conn.held())
@@ -280,7 +297,7 @@ func (p *Plane) fresh(ctx context.Context) error {
 		}
 	}
 	epoch := rand.Text()
-	conn, err := connect(p.blobs(), epoch, p.opts.background())
+	conn, err := connect(p.blobs(), epoch, p.opts.background(), wantFlags&^p.opts.without)
 	if err != nil {
 		return err
 	}
@@ -300,22 +317,20 @@ func (p *Plane) fresh(ctx context.Context) error {
 	return nil
 }
 
-// serve starts the workers. It takes p.conn's
-// descriptor over.
+// serve starts the workers.
 func (p *Plane) serve() error {
-	dev, err := p.conn.file()
+	fd, dev, err := p.conn.reader()
 	if err != nil {
-		p.conn.close()
 		return err
 	}
 	s := &server{
-		dev: dev, fd: p.conn.fd, table: p.table, log: p.log,
+		dev: dev, fd: fd, table: p.table, log: p.log,
 		patience:  supply.Patience{Read: p.opts.ReadTimeout, Adopt: p.opts.AdoptTimeout},
 		openFlags: openKeepCache, lost: make(chan struct{}),
 	}
 	s.base, s.cancel = context.WithCancel(context.Background())
 	s.table.add(&device{supply.New(pollName, 0, true), pollNode})
-	if p.start.Resumed {
+	if p.start.Resumed && p.start.Resends {
 		if err := s.resend(); err != nil {
 			dev.Close()
 			return err
@@ -357,6 +372,7 @@ func (p *Plane) close() error {
 	p.keeper.Leave()
 	p.book.Close()
 	err := p.server.dev.Close()
+	p.conn.close()
 	return errors.Join(err, p.lock.Close())
 }
 

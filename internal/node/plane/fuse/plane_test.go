@@ -57,6 +57,24 @@ func TestPlane(t *testing.T) {
 	})
 }
 
+// TestPlaneLoop forces what kernels before 6.12 need.
+func TestPlaneLoop(t *testing.T) {
+	planetest.Run(t, planetest.Options{Lazy: true}, func(t *testing.T) plane.Plane {
+		return open(t, fuse.Options{Mode: plane.Loop})
+	})
+}
+
+// TestPlaneWithoutResend is a kernel before 6.9.
+func TestPlaneWithoutResend(t *testing.T) {
+	planetest.Run(t, planetest.Options{Lazy: true}, func(t *testing.T) plane.Plane {
+		p := open(t, fuse.Options{Mode: plane.Loop}.WithoutResend())
+		if p.Start().Resends {
+			t.Error("the kernel was asked to resend")
+		}
+		return p
+	})
+}
+
 func TestPlaneDirectIO(t *testing.T) {
 	planetest.Run(t, planetest.Options{Lazy: true}, func(t *testing.T) plane.Plane {
 		return open(t, fuse.Options{DirectIO: true})

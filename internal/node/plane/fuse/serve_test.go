@@ -96,19 +96,26 @@ func TestInit(t *testing.T) {
 	ne.PutUint32(body[4:], 45)
 	ne.PutUint32(body[12:], initMaxPages|initExt|initAsyncDIO|1<<3)
 	out := make([]byte, initOutSize)
-	if n, ok := answerInit(body, out, 10); ok {
-		t.Errorf("a kernel without FUSE_HAS_RESEND was accepted: %+v", n)
+	if n, ok := answerInit(body, out, 10, wantFlags); !ok || n.Flags&initHasResend != 0 {
+		t.Errorf("of a kernel without FUSE_HAS_RESEND: %+v, %v", n, ok)
 	}
 	const resend = initHasResend >> 32
 	ne.PutUint32(body[16:], resend|1<<30)
-	n, ok := answerInit(body, out, 10)
+	n, ok := answerInit(body, out, 10, wantFlags)
 	if !ok || n.Flags != initMaxPages|initExt|initAsyncDIO|initHasResend {
 		t.Errorf("got %+v, %v", n, ok)
 	}
 	if ne.Uint32(out[32:]) != resend || ne.Uint16(out[28:]) != maxPages || ne.Uint32(out[4:]) != 40 {
 		t.Errorf("reply % x", out)
 	}
-	if _, ok := answerInit(body[:8], out, 10); ok {
+	if n, ok := answerInit(body, out, 10, wantFlags&^initHasResend); !ok || n.Flags&initHasResend != 0 || ne.Uint32(out[32:]) != 0 {
+		t.Errorf("not asked for resending, but got %+v, %v", n, ok)
+	}
+	if _, ok := answerInit(body[:8], out, 10, wantFlags); ok {
 		t.Error("half a request was accepted")
+	}
+	ne.PutUint32(body[12:], initMaxPages|initExt)
+	if n, ok := answerInit(body, out, 10, wantFlags); ok {
+		t.Errorf("a kernel without FUSE_ASYNC_DIO was accepted: %+v", n)
 	}
 }

@@ -62,6 +62,8 @@ const (
 
 	notifyResend = 7 // FUSE_NOTIFY_RESEND
 
+	devIocClone = 0x8004e500 // FUSE_DEV_IOC_CLONE, _IOR(229, 0, uint32_t)
+
 	rootNode  = 1 // FUSE_ROOT_ID
 	pollNode  = 2 // see calmPoller
 	firstNode = 3 // of devices
@@ -157,11 +159,12 @@ type negotiated struct {
 // server cannot do without.
 const (
 	wantFlags = initAsyncRead | initAsyncDIO | initParallelDirops | initMaxPages | initExt | initHasResend
-	needFlags = initMaxPages | initExt | initHasResend
+	needFlags = initAsyncDIO | initMaxPages | initExt
 )
 
-// answerInit reads an INIT request's body and writes the reply's body.
-func answerInit(body, out []byte, background int) (negotiated, bool) {
+// answerInit reads an INIT request's body and writes the reply's body, asking
+// for the flags want.
+func answerInit(body, out []byte, background int, want uint64) (negotiated, bool) {
 	if len(body) < 20 || ne.Uint32(body) != 7 {
 		return negotiated{}, false
 	}
@@ -169,7 +172,7 @@ func answerInit(body, out []byte, background int) (negotiated, bool) {
 	if offered&initExt != 0 {
 		offered |= uint64(ne.Uint32(body[16:])) << 32
 	}
-	n := negotiated{Minor: ne.Uint32(body[4:]), Flags: offered & wantFlags, MaxReadahead: maxRead}
+	n := negotiated{Minor: ne.Uint32(body[4:]), Flags: offered & want, MaxReadahead: maxRead}
 	clear(out[:initOutSize])
 	ne.PutUint32(out[0:], 7)
 	ne.PutUint32(out[4:], min(n.Minor, 40)) // the last version whose structs these are

@@ -1,0 +1,77 @@
+package lifecycle
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sluice/test/bed"
+)
+
+// TestLoopDevices runs a node as on a kernel that can't mount EROFS from files,
+// and kills its daemon while a container runs.
+func TestLoopDevices(t *testing.T) {
+	s := theStage(t)
+	n := s.newNode(t, s.tools, "--plane", "fuse-loop")
+	start(t, n)
+	if p := status(t, n).Daemon.Plane; p.Name != "fuse-loop" || len(p.Reasons) == 0 {
+		t.Errorf("the status says %+v", p)
+	}
+	must(t, n.Pull(t.Context(), bed.Sluice, s.ref("app:1")))
+	streams(t, n, s.ref("app:1"))
+	if len(boundLoops(t, n.Dir)) == 0 {
+		t.Error("no loop device reads the image")
+	}
+	_, err := n.Ctr(t.Context(), "run", "--detach", "--net-host", "--snapshotter", bed.Sluice, s.ref("app:1"), "waiter",
+		"/bin/sh", "-c", "while ! test -e /go; do sleep 0.1; done; sha256sum /data/* >/sums; sync; sleep 1000000")
+	must(t, err)
+	n.Sluice.Kill()
+	must(t, n.StartSluice(t.Context()))
+	_, err = n.Ctr(t.Context(), "tasks", "exec", "--exec-id", "go", "waiter", "/bin/touch", "/go")
+	must(t, err)
+	sums := filepath.Join(n.Dir, "sluice", "snapshots", "*", "fs", "sums")
+	eventually(t, 20*time.Second, "the container reads what its files are", func() bool {
+		all, _ := filepath.Glob(sums)
+		if len(all) != 1 {
+			return false
+		}
+		got, err := os.ReadFile(all[0])
+		return err == nil && string(got) == sumsOf(s.app)
+	})
+	// With all content here the next mount reads complete layers' files, by
+	// loop devices too.
+	eventually(t, 20*time.Second, "all content has arrived", func() bool {
+		i := status(t, n).Images
+		return len(i) == 1 && i[0].Complete
+	})
+	_, err = n.Ctr(t.Context(), "tasks", "rm", "--force", "waiter")
+	must(t, err)
+	_, err = n.Ctr(t.Context(), "containers", "rm", "waiter")
+	must(t, err)
+	must(t, n.PowerOff(t.Context()))
+	if bound := boundLoops(t, n.Dir); len(bound) > 0 {
+		t.Errorf("loop devices without a mount: %q", bound)
+	}
+	start(t, n)
+	s.runs(t, n, bed.Sluice, "app:1", s.app)
+	bound := boundLoops(t, n.Dir)
+	if !strings.Contains(strings.Join(bound, ""), filepath.Join(n.Dir, "sluice", "cache")) {
+		t.Errorf("no loop device reads a complete layer's file: %q", bound)
+	}
+}
+
+// boundLoops are the files below dir that loop devices read.
+func boundLoops(t *testing.T, dir string) []string {
+	t.Helper()
+	names, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	must(t, err)
+	var bound []string
+	for _, name := range names {
+		if file, err := os.ReadFile(name); err == nil && strings.HasPrefix(string(file), dir) { // else it was just let go
+			bound = append(bound, string(file))
+		}
+	}
+	return bound
+}
