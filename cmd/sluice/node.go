@@ -38,6 +38,7 @@ type nodeConfig struct {
 	report        reportConfig
 	decide, fetch time.Duration
 	read, recheck time.Duration
+	credentials   credentialConfig
 }
 
 // The directories of the machine's node daemon, and of the one that `sluice
@@ -86,6 +87,7 @@ reads wait for the next one.`,
 	f.StringArrayVar(&c.from, "from", nil, "registry to stream from, as HOST or HOST:PORT; may be repeated; images of others are pulled the ordinary way (default: any)")
 	f.BoolVar(&c.disabled, "disable-streaming", false, "pull new images the ordinary way")
 	f.StringArrayVar(&c.plainHTTP, "plain-http", nil, "speak HTTP without TLS with registry `HOST`; may\nbe repeated (loopback is by itself)")
+	c.credentials.register(f)
 	f.StringArrayVar(&c.mountOptions, "overlay-option", nil, "`OPTION` of overlayfs mounts; may be repeated")
 	f.BoolVar(&c.remapIDs, "remap-ids", false, "map IDs of user namespaces; give containerd's\nproxy plugin the capability \"remap-ids\", too")
 	c.registerPlane(f)
@@ -136,6 +138,7 @@ type daemon struct {
 	log    *slog.Logger
 	cache  *cache.Cache
 	plane  servedPlane // nil where the kernel can't
+	creds  *nodeCredentials
 	images *mount.Manager
 	info   control.Info
 }
@@ -219,12 +222,14 @@ func openDaemon(ctx context.Context, c nodeConfig, log *slog.Logger) (_ *daemon,
 	if err != nil {
 		return nil, err
 	}
+	d.creds = c.credentials.open(c.plainHTTP, log)
+	d.info.Credentials = d.creds.Status
 	images, err := d.openPlane(ctx)
 	if err != nil {
 		return nil, err
 	}
 	options := mount.Options{
-		Root: c.root, Cache: d.cache, Plane: images, PlaneName: d.info.Plane.Name, Registry: registries(c.plainHTTP, log),
+		Root: c.root, Cache: d.cache, Plane: images, PlaneName: d.info.Plane.Name, Registry: registries(c.plainHTTP, d.creds.For, log),
 		Decide: c.decide, Fetch: c.fetch, Remember: c.recheck, Retry: c.retry(), Disabled: c.disabled, From: c.from, NoFill: c.noFill, Log: log,
 	}
 	if c.standalone {
@@ -245,6 +250,9 @@ func (d *daemon) close() error {
 	}
 	if d.cache != nil {
 		errs = append(errs, d.cache.Close())
+	}
+	if d.creds != nil {
+		d.creds.close()
 	}
 	return errors.Join(errs...)
 }

@@ -9,19 +9,20 @@ import (
 	"sluice/internal/remote"
 )
 
-// registries returns the function that finds registries by host. They share
-// connections.
-func registries(plain []string, log *slog.Logger) func(host, repository string) (mount.Registry, error) {
+// registries returns the function that finds registries by host, for one
+// repository each. They share connections.
+func registries(plain []string, credentials func(repository string) remote.CredentialFunc, log *slog.Logger) func(host, repository string) (mount.Registry, error) {
 	var mu sync.Mutex
 	known := make(map[string]*remote.Registry)
 	transport := remote.NewTransport()
-	return func(host, _ string) (mount.Registry, error) {
+	return func(host, repository string) (mount.Registry, error) {
+		name := host + "/" + repository
 		mu.Lock()
 		defer mu.Unlock()
-		if r := known[host]; r != nil {
+		if r := known[name]; r != nil {
 			return r, nil
 		}
-		opts := remote.Options{Transport: transport, Log: log}
+		opts := remote.Options{Transport: transport, Credentials: credentials(repository), Log: log}
 		if slices.Contains(plain, host) {
 			opts.PlainHTTP = remote.PlainHTTPAlways
 		}
@@ -29,7 +30,7 @@ func registries(plain []string, log *slog.Logger) func(host, repository string) 
 		if err != nil {
 			return nil, err
 		}
-		known[host] = r
+		known[name] = r
 		return r, nil
 	}
 }

@@ -31,7 +31,10 @@ func newNodeStatusCommand() *cobra.Command {
 			if output == "json" {
 				return printJSON(cmd.OutOrStdout(), s)
 			}
-			return printStatus(cmd.OutOrStdout(), s)
+			if err := printStatus(cmd.OutOrStdout(), s); err != nil {
+				return err
+			}
+			return printCredentials(cmd.OutOrStdout(), s.Credentials)
 		},
 	}
 	f.registerAsk(cmd)

@@ -24,6 +24,7 @@ import (
 // NewPlugins.
 type Plugins struct {
 	plugins []*plugin
+	problem error // of the configuration
 }
 
 // PluginOptions configure Plugins. Config and BinDir are required.
@@ -75,8 +76,9 @@ type plugin struct {
 	keeper  *keeper[auths]
 }
 
-// NewPlugins reads the configuration. Plugins that want a service account's
-// token are left out: it belongs to a pod, and a node has none.
+// NewPlugins reads the configuration. If that is wrong no plugin is used, and the
+// error is told to those who ask for credentials, too. Plugins that want a
+// service account's token are left out: it belongs to a pod, and a node has none.
 func NewPlugins(o PluginOptions) (*Plugins, error) {
 	if o.Timeout <= 0 {
 		o.Timeout = pluginTimeout
@@ -86,7 +88,7 @@ func NewPlugins(o PluginOptions) (*Plugins, error) {
 	}
 	configs, err := readProviders(o.Config)
 	if err != nil {
-		return nil, fmt.Errorf("credential providers: %w", err)
+		return &Plugins{problem: err}, err
 	}
 	p := new(Plugins)
 	seen := make(map[string]bool)
@@ -96,7 +98,8 @@ func NewPlugins(o PluginOptions) (*Plugins, error) {
 			err = errors.New("it's there twice")
 		}
 		if err != nil {
-			return nil, fmt.Errorf("credential provider %.100q of %s: %w", c.Name, o.Config, err)
+			err = fmt.Errorf("credential provider %.100q of %s: %w", c.Name, o.Config, err)
+			return &Plugins{problem: err}, err
 		}
 		seen[c.Name] = true
 		if c.TokenAttributes != nil && c.TokenAttributes.RequireServiceAccount {
@@ -179,6 +182,9 @@ func (*Plugins) Name() string { return "credential providers" }
 // Credential implements Source: of several plugins, it's the first credential
 // that isn't refused.
 func (p *Plugins) Credential(ctx context.Context, req Request) (remote.Credential, time.Time, error) {
+	if p.problem != nil {
+		return remote.Credential{}, time.Time{}, p.problem
+	}
 	var found remote.Credential
 	var until time.Time
 	err := ErrNone

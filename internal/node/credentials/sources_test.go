@@ -158,8 +158,12 @@ func TestPluginConfigurations(t *testing.T) {
 		if content != "" {
 			write(t, file, content)
 		}
-		if _, err := credentials.NewPlugins(credentials.PluginOptions{Config: file, BinDir: dir}); err == nil || !strings.Contains(err.Error(), file) {
+		p, err := credentials.NewPlugins(credentials.PluginOptions{Config: file, BinDir: dir})
+		if err == nil || !strings.Contains(err.Error(), file) {
 			t.Errorf("%s: %v", name, err)
+		}
+		if _, _, told := p.Credential(t.Context(), credentials.Request{Host: "a.io", Repository: "x"}); !errors.Is(told, err) {
+			t.Errorf("%s: those who ask are told %v", name, told)
 		}
 	}
 	write(t, filepath.Join(dir, "d", "1.yaml"), good)

@@ -23,6 +23,7 @@ import (
 	"os"
 
 	"sluice/internal/node/cache"
+	"sluice/internal/node/credentials"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/plane"
 )
@@ -44,6 +45,8 @@ type Info struct {
 	// why not, if there were any.
 	Resumed bool   `json:"resumed"`
 	Reason  string `json:"reason,omitempty"`
+	// Credentials returns who the node is to registries. Nil: it isn't told.
+	Credentials func() []credentials.Status `json:"-"`
 }
 
 // Plane says how images get to the kernel.
@@ -62,6 +65,7 @@ type Plane struct {
 type Status struct {
 	Daemon Info `json:"daemon"`
 	mount.Status
+	Credentials []credentials.Status `json:"credentials,omitempty"`
 }
 
 // Mount is the body of POST /v1/mounts.
@@ -89,7 +93,11 @@ func Handler(m *mount.Manager, info Info, log *slog.Logger) http.Handler {
 	info.PID = os.Getpid()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
-		reply(w, http.StatusOK, Status{Daemon: info, Status: m.Status(r.Context())}, log)
+		s := Status{Daemon: info, Status: m.Status(r.Context())}
+		if info.Credentials != nil {
+			s.Credentials = info.Credentials()
+		}
+		reply(w, http.StatusOK, s, log)
 	})
 	mux.HandleFunc("POST /v1/mounts", func(w http.ResponseWriter, r *http.Request) {
 		var req Mount
