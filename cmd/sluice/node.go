@@ -15,6 +15,7 @@ import (
 
 	"sluice/internal/blob"
 	"sluice/internal/node/cache"
+	"sluice/internal/node/hosts"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
 	"sluice/internal/node/plane/fuse"
@@ -30,7 +31,7 @@ type nodeConfig struct {
 	noFill        bool
 	disabled      bool
 	from          []string
-	plainHTTP     []string
+	registries    registriesConfig
 	mountOptions  []string
 	plane         string
 	remapIDs      bool
@@ -86,7 +87,7 @@ reads wait for the next one.`,
 	f.BoolVar(&c.noFill, "no-fill", false, "fetch content only when it is read")
 	f.StringArrayVar(&c.from, "from", nil, "registry to stream from, as HOST or HOST:PORT; may be repeated; images of others are pulled the ordinary way (default: any)")
 	f.BoolVar(&c.disabled, "disable-streaming", false, "pull new images the ordinary way")
-	f.StringArrayVar(&c.plainHTTP, "plain-http", nil, "speak HTTP without TLS with registry `HOST`; may\nbe repeated (loopback is by itself)")
+	c.registries.register(f)
 	c.credentials.register(f)
 	f.StringArrayVar(&c.mountOptions, "overlay-option", nil, "`OPTION` of overlayfs mounts; may be repeated")
 	f.BoolVar(&c.remapIDs, "remap-ids", false, "map IDs of user namespaces; give containerd's\nproxy plugin the capability \"remap-ids\", too")
@@ -139,6 +140,7 @@ type daemon struct {
 	cache  *cache.Cache
 	plane  servedPlane // nil where the kernel can't
 	creds  *nodeCredentials
+	hosts  *hosts.Hosts
 	images *mount.Manager
 	info   control.Info
 }
@@ -222,14 +224,15 @@ func openDaemon(ctx context.Context, c nodeConfig, log *slog.Logger) (_ *daemon,
 	if err != nil {
 		return nil, err
 	}
-	d.creds = c.credentials.open(c.plainHTTP, log)
-	d.info.Credentials = d.creds.Status
+	d.creds = c.credentials.open(c.registries.plainHTTP, log)
+	d.hosts = c.registries.open(d.creds.For, log)
+	d.info.Credentials, d.info.Registries = d.creds.Status, d.hosts.Problems
 	images, err := d.openPlane(ctx)
 	if err != nil {
 		return nil, err
 	}
 	options := mount.Options{
-		Root: c.root, Cache: d.cache, Plane: images, PlaneName: d.info.Plane.Name, Registry: registries(c.plainHTTP, d.creds.For, log),
+		Root: c.root, Cache: d.cache, Plane: images, PlaneName: d.info.Plane.Name, Registry: readRegistries(d.hosts),
 		Decide: c.decide, Fetch: c.fetch, Remember: c.recheck, Retry: c.retry(), Disabled: c.disabled, From: c.from, NoFill: c.noFill, Log: log,
 	}
 	if c.standalone {
@@ -250,6 +253,9 @@ func (d *daemon) close() error {
 	}
 	if d.cache != nil {
 		errs = append(errs, d.cache.Close())
+	}
+	if d.hosts != nil {
+		d.hosts.Close()
 	}
 	if d.creds != nil {
 		d.creds.close()

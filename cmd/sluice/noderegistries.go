@@ -1,36 +1,59 @@
 package main
 
 import (
+	"fmt"
+	"io"
 	"log/slog"
-	"slices"
-	"sync"
+	"path/filepath"
 
+	"github.com/spf13/pflag"
+
+	"sluice/internal/node/hosts"
 	"sluice/internal/node/mount"
 	"sluice/internal/remote"
 )
 
-// registries returns the function that finds registries by host, for one
-// repository each. They share connections.
-func registries(plain []string, credentials func(repository string) remote.CredentialFunc, log *slog.Logger) func(host, repository string) (mount.Registry, error) {
-	var mu sync.Mutex
-	known := make(map[string]*remote.Registry)
-	transport := remote.NewTransport()
+// registriesConfig is the flags that say where registries are.
+type registriesConfig struct {
+	dirs      []string
+	plainHTTP []string
+}
+
+func (c *registriesConfig) register(f *pflag.FlagSet) {
+	f.StringArrayVar(&c.dirs, "hosts-dir", filepath.SplitList(hosts.DefaultDirs), "`DIR` of hosts.toml files and certificates, as\ncontainerd's config_path; may be repeated\n")
+	f.StringArrayVar(&c.plainHTTP, "plain-http", nil, "speak HTTP without TLS with registry `HOST`; may\nbe repeated (loopback is by itself)")
+}
+
+// open returns where registries are. The caller closes it.
+func (c *registriesConfig) open(credentials func(repository string) remote.CredentialFunc, log *slog.Logger) *hosts.Hosts {
+	var dirs []string
+	for _, list := range c.dirs {
+		dirs = append(dirs, filepath.SplitList(list)...)
+	}
+	return hosts.Open(hosts.Options{Dirs: dirs, PlainHTTP: c.plainHTTP, Credentials: credentials, Log: log})
+}
+
+// readRegistries is a mount.Manager's function to find registries.
+func readRegistries(h *hosts.Hosts) func(host, repository string) (mount.Registry, error) {
 	return func(host, repository string) (mount.Registry, error) {
-		name := host + "/" + repository
-		mu.Lock()
-		defer mu.Unlock()
-		if r := known[name]; r != nil {
-			return r, nil
-		}
-		opts := remote.Options{Transport: transport, Credentials: credentials(repository), Log: log}
-		if slices.Contains(plain, host) {
-			opts.PlainHTTP = remote.PlainHTTPAlways
-		}
-		r, err := remote.New(host, opts)
+		r, err := h.Registry(host, repository)
 		if err != nil {
 			return nil, err
 		}
-		known[name] = r
 		return r, nil
 	}
+}
+
+// printRegistries tells what is wrong with registries.
+func printRegistries(out io.Writer, problems []hosts.Problem) error {
+	for _, p := range problems {
+		what := "its file is wrong and doesn't count"
+		if p.Host != "" {
+			what = p.Host + " fails"
+		}
+		if _, err := fmt.Fprintf(out, "\nregistry %s: %s:\n  %s\n", p.Registry, what, indent(p.Error)); err != nil {
+			return err
+		}
+	}
+	return nil
 }

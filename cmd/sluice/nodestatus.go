@@ -34,7 +34,10 @@ func newNodeStatusCommand() *cobra.Command {
 			if err := printStatus(cmd.OutOrStdout(), s); err != nil {
 				return err
 			}
-			return printCredentials(cmd.OutOrStdout(), s.Credentials)
+			if err := printCredentials(cmd.OutOrStdout(), s.Credentials); err != nil {
+				return err
+			}
+			return printRegistries(cmd.OutOrStdout(), s.Registries)
 		},
 	}
 	f.registerAsk(cmd)

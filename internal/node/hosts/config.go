@@ -67,7 +67,7 @@ func (h *Hosts) load(host string, f files) (*config, error) {
 		HostDir:      func(string) (string, error) { return f.dir, nil },
 		UpdateClient: clients.update,
 	}
-	if slices.Contains(h.opts.PlainHTTP, host) {
+	if h.isPlain(host, f.dir != "") {
 		options.DefaultScheme = "http"
 	}
 	all, err := dockerconfig.ConfigureHosts(ctx, options)(host)
@@ -101,6 +101,14 @@ func (h *Hosts) load(host string, f files) (*config, error) {
 		c.hosts = append(c.hosts, e)
 	}
 	return c, nil
+}
+
+// isPlain reports whether a registry is spoken to without TLS if no file says
+// otherwise. One on loopback that no file knows is; with files, TLS is tried
+// first, as containerd does.
+func (h *Hosts) isPlain(host string, known bool) bool {
+	_, port, _ := net.SplitHostPort(host)
+	return slices.Contains(h.opts.PlainHTTP, host) || !known && port != "443" && docker.IsLocalhost(host)
 }
 
 // newEndpoint returns what containerd has read of one host, as an endpoint

@@ -182,17 +182,32 @@ func TestDockersCertificates(t *testing.T) {
 	}
 }
 
-// On loopback a registry may speak TLS with any certificate, or do without, as
-// containerd has it.
+// A registry on loopback that has a directory may speak TLS with any certificate,
+// or do without, as containerd has it. One that has none does without, and costs
+// no attempt.
 func TestLoopback(t *testing.T) {
-	for name, s := range map[string]*server{"plain": serve(t).fill(t), "TLS": serveTLS(t, newAuthority(t), nil).fill(t)} {
+	plain, secret := serve(t).fill(t), serveTLS(t, newAuthority(t), nil).fill(t)
+	root := dir(t, map[string]string{plain.addr() + "/README": "", secret.addr() + "/README": ""})
+	for name, c := range map[string]struct {
+		server      *server
+		dirs        []string
+		connections int
+	}{
+		"without a directory": {plain, nil, 1},
+		"plain":               {plain, []string{root}, 2},
+		"TLS":                 {secret, []string{root}, 1},
+	} {
 		t.Run(name, func(t *testing.T) {
-			r, err := openDirs(t).Registry(s.addr(), repo)
+			before := c.server.connections()
+			r, err := openDirs(t, c.dirs...).Registry(c.server.addr(), repo)
 			if err != nil {
 				t.Fatal(err)
 			}
 			for i := range int64(3) {
 				checkRange(t, r, i, 100)
+			}
+			if n := c.server.connections() - before; n != c.connections {
+				t.Errorf("%d connections, want %d", n, c.connections)
 			}
 		})
 	}

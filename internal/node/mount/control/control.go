@@ -24,6 +24,7 @@ import (
 
 	"sluice/internal/node/cache"
 	"sluice/internal/node/credentials"
+	"sluice/internal/node/hosts"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/plane"
 )
@@ -47,6 +48,8 @@ type Info struct {
 	Reason  string `json:"reason,omitempty"`
 	// Credentials returns who the node is to registries. Nil: it isn't told.
 	Credentials func() []credentials.Status `json:"-"`
+	// Registries returns what is wrong with registries. Nil: it isn't told.
+	Registries func() []hosts.Problem `json:"-"`
 }
 
 // Plane says how images get to the kernel.
@@ -66,6 +69,7 @@ type Status struct {
 	Daemon Info `json:"daemon"`
 	mount.Status
 	Credentials []credentials.Status `json:"credentials,omitempty"`
+	Registries  []hosts.Problem      `json:"registries,omitempty"`
 }
 
 // Mount is the body of POST /v1/mounts.
@@ -96,6 +100,9 @@ func Handler(m *mount.Manager, info Info, log *slog.Logger) http.Handler {
 		s := Status{Daemon: info, Status: m.Status(r.Context())}
 		if info.Credentials != nil {
 			s.Credentials = info.Credentials()
+		}
+		if info.Registries != nil {
+			s.Registries = info.Registries()
 		}
 		reply(w, http.StatusOK, s, log)
 	})
