@@ -2,6 +2,7 @@ package cache
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -61,6 +62,89 @@ func TestDiskFull(t *testing.T) {
 		t.Errorf("Fill when there's room again: %v", err)
 	}
 	mustRead(t, l, f, 0, 4<<20)
+}
+
+// TestNoSpaceAnywhere runs out of space at every page that a cache writes, in
+// turn: content is read all the same, what is recorded is on the disk, and when
+// there's room the layer gets complete.
+func TestNoSpaceAnywhere(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to mount a tmpfs")
+	}
+	const page = 4096
+	f := newFixture(t, 1, 30*page, 3*page)
+	full := false
+	for pages := 1; pages == 1 || full; pages++ {
+		dir := t.TempDir()
+		if err := unix.Mount("sluice-test", dir, "tmpfs", 0, fmt.Sprintf("size=%d", pages*page)); err != nil {
+			t.Skipf("cannot mount a tmpfs: %v", err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }) // of a test that failed
+		full = noSpace(t, dir, f)
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Fatal(err)
+		}
+		if pages > 100 {
+			t.Fatal("the disk is full however large it is")
+		}
+	}
+}
+
+// noSpace uses a cache on a disk that may be too small, then enlarges that. It
+// reports whether it was.
+func noSpace(t *testing.T, disk string, f *fixture) (full bool) {
+	dir := filepath.Join(disk, "cache")
+	c, err := Open(t.Context(), Options{Dir: dir, FlushInterval: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	c.Settled(nil)
+	l, err := c.Acquire(t.Context(), f.device(t), f.source(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { l.Release() }()
+	mustRead(t, l, f, 0, l.Size())
+	for off := int64(0); off < l.Size(); off += 1000 {
+		mustRead(t, l, f, off, 1000)
+	}
+	full = l.Fill(t.Context()) != nil
+	if full == l.Complete() {
+		t.Errorf("the disk is full: %v, and the layer is complete: %v", full, l.Complete())
+	}
+	l.Release()
+	_ = c.Close() // some of it may not be recorded
+	checkDisk(t, dir, f)
+
+	// The next process finds the disk as it is, then gets room.
+	if c, err = Open(t.Context(), Options{Dir: dir, FlushInterval: time.Millisecond}); err != nil {
+		t.Fatal(err)
+	}
+	if l, err = c.Acquire(t.Context(), f.device(t), f.source(), nil); err != nil {
+		t.Fatal(err)
+	}
+	mustRead(t, l, f, 0, l.Size())
+	if err := unix.Mount("", disk, "", unix.MS_REMOUNT, "size=16m"); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if err = l.Fill(t.Context()); err == nil || time.Now().After(deadline) {
+			break
+		}
+	}
+	if err != nil || !l.Complete() {
+		t.Errorf("with room again: complete: %v, %v", l.Complete(), err)
+	}
+	mustRead(t, l, f, 0, l.Size())
+	l.Release()
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, complete := checkDisk(t, dir, f); !complete {
+		t.Error("it isn't recorded as complete")
+	}
+	return full
 }
 
 // TestReadOnlyDisk is every other error of writing: the disk goes read-only

@@ -117,18 +117,22 @@ func (l *Layer) gather(ctx context.Context, wants []want, p []byte, off int64, w
 		w := &wants[k]
 		piece, from := overlap(p, off, w.ch)
 		switch {
-		case w.flight == nil && failed == nil:
-			if err := c.read(piece, w.ch.Offset+from); err != nil {
-				if bad := c.bad.Load(); bad != nil {
-					again, failed = false, bad
-					continue
-				}
-				c.distrust(w.chunk, err)
+		case w.flight == nil:
+			err := c.read(piece, w.ch.Offset+from)
+			if err == nil {
+				continue
+			}
+			if bad := c.bad.Load(); bad != nil {
+				again, failed = false, bad
+				continue
+			}
+			c.distrust(w.chunk, err) // each at once: there may be more than rounds
+			if failed == nil {
 				again, failed = true, err
 			}
-		case w.flight != nil && failed != nil:
+		case failed != nil:
 			c.leave(w.flight)
-		case w.flight != nil:
+		default:
 			buf, err := c.wait(ctx, w.flight)
 			switch {
 			case buf != nil:
