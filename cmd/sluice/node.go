@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
 	"sluice/internal/blob"
 	"sluice/internal/node/cache"
@@ -20,6 +21,7 @@ import (
 	"sluice/internal/node/mount/control"
 	"sluice/internal/node/plane/fuse"
 	"sluice/internal/node/snapshot"
+	"sluice/internal/node/timeline"
 )
 
 // nodeConfig is the flags of `sluice node`.
@@ -99,7 +101,7 @@ reads wait for the next one.`,
 	c.report.register(f)
 	f.BoolVar(&c.standalone, "standalone", false, "no snapshotter; end with the last mount")
 	cmd.Flag("standalone").Hidden = true
-	cmd.AddCommand(newHolderCommand(), newNodeStatusCommand(),
+	cmd.AddCommand(newHolderCommand(), newNodeStatusCommand(), newNodeTraceCommand(),
 		newNodeDiskUsageCommand(), newNodePruneCommand(), newNodePinCommand(true), newNodePinCommand(false))
 	return cmd
 }
@@ -143,6 +145,9 @@ type daemon struct {
 	hosts  *hosts.Hosts
 	images *mount.Manager
 	info   control.Info
+
+	recorder timeline.Recorder        // the last starts
+	traces   *sdktrace.TracerProvider // makes their spans
 }
 
 // runNode runs the daemon until ctx ends.
@@ -231,9 +236,13 @@ func openDaemon(ctx context.Context, c nodeConfig, log *slog.Logger) (_ *daemon,
 	if err != nil {
 		return nil, err
 	}
+	if d.traces, err = newTraces(ctx, "sluice-node", c.report.traces, &d.recorder); err != nil {
+		return nil, fmt.Errorf("--traces-endpoint: %w", err)
+	}
 	options := mount.Options{
 		Root: c.root, Cache: d.cache, Plane: images, PlaneName: d.info.Plane.Name, Registry: readRegistries(d.hosts),
-		Decide: c.decide, Fetch: c.fetch, Remember: c.recheck, Retry: c.retry(), Disabled: c.disabled, From: c.from, NoFill: c.noFill, Log: log,
+		Decide: c.decide, Fetch: c.fetch, Remember: c.recheck, Retry: c.retry(), Disabled: c.disabled, From: c.from, NoFill: c.noFill,
+		Tracer: d.traces.Tracer("sluice/internal/node/mount"), Log: log,
 	}
 	if c.standalone {
 		options.Linger = 30 * 24 * time.Hour // nobody else remembers which images are wanted
@@ -241,6 +250,9 @@ func openDaemon(ctx context.Context, c nodeConfig, log *slog.Logger) (_ *daemon,
 	d.images, err = mount.Open(ctx, options)
 	return d, err
 }
+
+// flushTime bounds how long the daemon's end waits for traces to be sent.
+const flushTime = 2 * time.Second
 
 // close ends the daemon's part; mounts stay.
 func (d *daemon) close() error {
@@ -250,6 +262,14 @@ func (d *daemon) close() error {
 	}
 	if d.plane != nil {
 		errs = append(errs, d.plane.Close())
+	}
+	if d.traces != nil {
+		// What can't be sent by then is lost.
+		ctx, cancel := context.WithTimeout(context.Background(), flushTime)
+		defer cancel()
+		if err := d.traces.Shutdown(ctx); err != nil {
+			d.log.Warn("the last traces weren't sent", "error", err)
+		}
 	}
 	if d.cache != nil {
 		errs = append(errs, d.cache.Close())

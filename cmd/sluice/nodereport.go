@@ -19,12 +19,14 @@ import (
 // reportConfig is the flags of what the daemon tells of itself.
 type reportConfig struct {
 	metrics   string // address
+	traces    string // URL
 	logFormat string
 	verbose   bool
 }
 
 func (c *reportConfig) register(f *pflag.FlagSet) {
 	f.StringVar(&c.metrics, "metrics-listen", "", "serve Prometheus metrics at HOST:PORT, `ADDRESS`,\nwithout credentials: best on loopback (default: on\nthe control socket only)")
+	f.StringVar(&c.traces, "traces-endpoint", "", "send traces of pulls and starts to OTLP/HTTP at `URL`\n(default: keep the last ones, for sluice node trace)")
 	f.StringVar(&c.logFormat, "log-format", "text", "log in `FORMAT`: text or json")
 	f.BoolVar(&c.verbose, "verbose", false, "log what goes well, too")
 }
@@ -47,7 +49,7 @@ func (c *reportConfig) newLog(w io.Writer) (*slog.Logger, error) {
 // controlHandler answers at the control socket.
 func (d *daemon) controlHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("/", control.Handler(d.images, d.info, d.log))
+	mux.Handle("/", control.Handler(d.images, &d.recorder, d.info, d.log))
 	mux.Handle("GET /metrics", report.Metrics(d.images.Status))
 	return mux
 }

@@ -265,7 +265,7 @@ func (s *server) openTraces(ctx context.Context) (trace.TracerProvider, error) {
 	if s.config.Traces.Endpoint == "" {
 		return nil, nil
 	}
-	provider, err := newTraces(ctx, s.config.Traces.Endpoint)
+	provider, err := newTraces(ctx, "sluice-registry", s.config.Traces.Endpoint)
 	if err != nil {
 		return nil, fmt.Errorf("traces to %s: %w", s.config.Traces.Endpoint, err)
 	}

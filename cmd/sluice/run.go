@@ -85,16 +85,25 @@ func runImage(ctx context.Context, f imageFlags, image string, c run.Container, 
 	if err != nil {
 		return err
 	}
-	m, err := mountImage(ctx, client, control.Mount{Reference: f.image(image), PID: os.Getpid()}, os.Stderr)
+	done, err := mountContainer(ctx, client, f.image(image), &c)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		err = errors.Join(err, client.Unmount(context.WithoutCancel(ctx), m.Claim.ID))
-	}()
+	defer func() { err = errors.Join(err, done()) }()
+	return runContainer(ctx, c, runc)
+}
+
+// mountContainer mounts an image for a container and completes that by its
+// config. done unmounts it.
+func mountContainer(ctx context.Context, client *control.Client, image string, c *run.Container) (done func() error, err error) {
+	m, err := mountImage(ctx, client, control.Mount{Reference: image, PID: os.Getpid()}, os.Stderr)
+	if err != nil {
+		return nil, err
+	}
+	done = func() error { return client.Unmount(context.WithoutCancel(ctx), m.Claim.ID) }
 	var config oci.ImageConfig
 	if err := json.Unmarshal(m.Config, &config); err != nil {
-		return fmt.Errorf("config of %s: %w", image, err)
+		return nil, errors.Join(fmt.Errorf("config of %s: %w", image, err), done())
 	}
 	if user := c.Config.Config.User; user != "" {
 		config.Config.User = user
@@ -105,6 +114,11 @@ func runImage(ctx context.Context, f imageFlags, image string, c run.Container, 
 			c.Env[i] = v + "=" + os.Getenv(v)
 		}
 	}
+	return done, nil
+}
+
+// runContainer runs a container until its process ends.
+func runContainer(ctx context.Context, c run.Container, runc string) error {
 	code, err := run.Run(ctx, c, run.Options{
 		// Beside the image's mount, which isn't on overlayfs.
 		Dir:  filepath.Join(filepath.Dir(filepath.Dir(c.Rootfs)), "run"),

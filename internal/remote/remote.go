@@ -172,7 +172,7 @@ func New(host string, opts Options) (*Registry, error) {
 	for name, values := range opts.Header {
 		header[http.CanonicalHeaderKey(name)] = values
 	}
-	plain := &http.Client{Transport: opts.Transport, CheckRedirect: checkRedirect(opts.Header)}
+	plain := &http.Client{Transport: &tracedTransport{opts.Transport}, CheckRedirect: checkRedirect(opts.Header)}
 	return &Registry{
 		host:   host,
 		base:   base,

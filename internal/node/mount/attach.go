@@ -113,7 +113,7 @@ func (m *Manager) pointFor(img *image, part Part) *point {
 }
 
 // mount makes sure that a point is mounted.
-func (m *Manager) mount(ctx context.Context, img *image, p *point) error {
+func (m *Manager) mount(ctx context.Context, img *image, p *point) (err error) {
 	select {
 	case <-p.lock:
 	case <-ctx.Done():
@@ -123,6 +123,8 @@ func (m *Manager) mount(ctx context.Context, img *image, p *point) error {
 	if m.attached(p) {
 		return nil
 	}
+	ctx, span := m.step(ctx, "mount")
+	defer func() { end(span, err) }()
 	if err := m.mend(ctx, img, p.part); err != nil {
 		return err
 	}
@@ -178,7 +180,7 @@ func (m *Manager) planeImage(ctx context.Context, img *image, part Part) (plane.
 		return plane.Image{}, nil, err
 	}
 	for i, n := range img.metadata(part).Devices {
-		pi.Devices = append(pi.Devices, planeDevice(table.Devices[n], layers[i]))
+		pi.Devices = append(pi.Devices, planeDevice(img, table.Devices[n], layers[i]))
 	}
 	return pi, layers, nil
 }
@@ -214,12 +216,12 @@ func (m *Manager) acquire(ctx context.Context, img *image, table *artifact.Table
 }
 
 // planeDevice gives a layer to the plane: as a file when all of it is there.
-func planeDevice(dev *artifact.Device, l *cache.Layer) plane.Device {
+func planeDevice(img *image, dev *artifact.Device, l *cache.Layer) plane.Device {
 	d := plane.Device{Name: dev.Key.Algorithm().String() + "-" + dev.Key.Encoded(), Size: dev.Size}
 	if l.Complete() {
 		d.File = l.Path()
 	} else {
-		d.Content = l
+		d.Content = content{l, img}
 	}
 	return d
 }

@@ -69,7 +69,7 @@ func (m *Manager) pullChecked(ctx context.Context, r oci.Reference) (Image, []by
 	}
 	dctx, cancel := context.WithTimeoutCause(ctx, m.opts.Decide, fmt.Errorf("the registry didn't send the image's manifest within %v", m.opts.Decide))
 	defer cancel()
-	manifest, err := again(dctx, func(dctx context.Context) (oci.Manifest, error) { return m.platformManifest(dctx, reg, r) })
+	manifest, err := try(dctx, m, "resolve", func(ctx context.Context) (oci.Manifest, error) { return m.platformManifest(ctx, reg, r) })
 	if err != nil {
 		return Image{}, nil, err
 	}
@@ -83,7 +83,7 @@ func (m *Manager) pullChecked(ctx context.Context, r oci.Reference) (Image, []by
 	}
 	configs := make(chan answer, 1)
 	go func() {
-		config, err := again(dctx, func(dctx context.Context) ([]byte, error) { return readConfig(dctx, reg, r.Repository, parsed.Config) })
+		config, err := try(dctx, m, "config", func(ctx context.Context) ([]byte, error) { return readConfig(ctx, reg, r.Repository, parsed.Config) })
 		configs <- answer{config, err}
 	}()
 	img, err := m.Pull(ctx, r.String(), manifest.Descriptor.Digest)

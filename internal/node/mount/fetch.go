@@ -47,7 +47,9 @@ func (m *Manager) fetch(ctx context.Context, f *found, o origin) (*image, error)
 		close(img.gone)
 		return nil, registryError("fetch metadata and chunk table of "+img.id.String(), err)
 	}
+	_, span := m.step(ctx, "store")
 	installed, err := m.install(img, f.content)
+	end(span, err)
 	if err != nil {
 		close(img.gone)
 		return nil, notStreaming(PlaneUnavailable, "store the image: %w", err)
@@ -88,15 +90,15 @@ func (m *Manager) fetchFiles(ctx context.Context, img *image) error {
 	var metadata blob.Source
 	group, gctx := errgroup.WithContext(ctx)
 	group.Go(func() (err error) {
-		metadata, err = again(gctx, func(gctx context.Context) (blob.Source, error) {
-			return m.spoolMetadata(gctx, img, img.manifest.Metadata.Blob)
+		metadata, err = try(gctx, m, "metadata", func(ctx context.Context) (blob.Source, error) {
+			return m.spoolMetadata(ctx, img, img.manifest.Metadata.Blob)
 		})
 		return err
 	})
 	group.Go(func() error {
-		_, err := again(gctx, func(gctx context.Context) (struct{}, error) { return struct{}{}, m.fetchTable(gctx, img) })
+		_, err := try(gctx, m, "chunk table", func(ctx context.Context) (struct{}, error) { return struct{}{}, m.fetchTable(ctx, img) })
 		if err == nil {
-			m.background(func(ctx context.Context) { m.boot(ctx, img) })
+			m.background(func(background context.Context) { m.boot(follow(background, ctx), img) })
 		}
 		return err
 	})
@@ -179,7 +181,9 @@ type fileSource struct {
 
 // unpack makes a part's EROFS file from its compressed metadata. Everything
 // about it has been checked when the file has its name.
-func (m *Manager) unpack(ctx context.Context, img *image, table *artifact.Table, part Part, src blob.Source) error {
+func (m *Manager) unpack(ctx context.Context, img *image, table *artifact.Table, part Part, src blob.Source) (err error) {
+	ctx, span := m.step(ctx, "unpack metadata")
+	defer func() { end(span, err) }()
 	ref := img.metadata(part)
 	f, err := durable.Create(img.dir, 0o600)
 	if err != nil {

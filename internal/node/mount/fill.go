@@ -80,11 +80,13 @@ func (img *image) isGone() bool {
 
 // bootPack puts a boot pack's chunks into the cache while they arrive. Readers
 // of those that are still to come wait for them, as long as it gets on.
-func (m *Manager) bootPack(ctx context.Context, img *image) error {
+func (m *Manager) bootPack(ctx context.Context, img *image) (err error) {
 	desc := img.manifest.BootPack
 	if desc == nil {
 		return nil
 	}
+	ctx, span := m.step(ctx, "boot pack")
+	defer func() { end(span, err) }()
 	ctx, cancel := context.WithTimeoutCause(ctx, bootTimeout, fmt.Errorf("it didn't arrive within %v", bootTimeout))
 	defer cancel()
 	table, err := m.openTable(ctx, img)

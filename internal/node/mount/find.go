@@ -20,7 +20,7 @@ const (
 func (m *Manager) find(ctx context.Context, reg Registry, ref oci.Reference, s subject) (*found, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.opts.Decide, fmt.Errorf("the registry didn't say within %v whether the image has a streaming artifact", m.opts.Decide))
 	defer cancel()
-	f, err := again(ctx, func(ctx context.Context) (*found, error) { return m.findFor(ctx, reg, ref, s) })
+	f, err := try(ctx, m, "find artifact", func(ctx context.Context) (*found, error) { return m.findFor(ctx, reg, ref, s) })
 	if err != nil && ctx.Err() != nil {
 		// A registry's client may not report why its context ended.
 		return nil, notStreaming(RegistryUnavailable, "%w", errors.Join(context.Cause(ctx), err))

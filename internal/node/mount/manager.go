@@ -11,6 +11,9 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+
 	"sluice/internal/blob"
 	"sluice/internal/durable"
 	"sluice/internal/node/cache"
@@ -82,6 +85,10 @@ type Options struct {
 	// Retry bounds the patience with a registry during reads of content.
 	Retry blob.RetryOptions
 
+	// Tracer makes a trace of each pull. Steps that are somebody's who is
+	// traced, of pulls and mounts, are part of that trace. Nil makes none.
+	Tracer trace.Tracer
+
 	// Log receives what operators should know. Nil discards it.
 	Log *slog.Logger
 }
@@ -138,6 +145,9 @@ func (o Options) withDefaults() Options {
 	set(&o.Linger, defaultLinger)
 	if o.PlaneName == "" {
 		o.PlaneName = "fuse"
+	}
+	if o.Tracer == nil {
+		o.Tracer = noop.NewTracerProvider().Tracer("")
 	}
 	if o.wholeTable == 0 {
 		o.wholeTable = wholeTableSize

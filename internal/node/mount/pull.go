@@ -84,7 +84,7 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (Im
 		m.mu.Unlock()
 		// Not the caller's context: others may wait for the same answer, and
 		// one who gave up will ask again.
-		m.background(func(ctx context.Context) { m.run(ctx, c, r, s) })
+		m.background(func(background context.Context) { m.run(follow(background, ctx), c, r, s) })
 	} else {
 		m.mu.Unlock()
 	}
@@ -126,6 +126,7 @@ func (m *Manager) wait(ctx context.Context, c *call) (Image, error) {
 
 // ready makes sure that an image which is here can be mounted.
 func (m *Manager) ready(ctx context.Context, img *image) (Image, error) {
+	m.watchReads(ctx, img)
 	if _, err := m.Attach(ctx, img.id, Merged, ""); err != nil {
 		return Image{}, err
 	}
@@ -136,17 +137,21 @@ func (m *Manager) ready(ctx context.Context, img *image) (Image, error) {
 
 // run makes a call's answer.
 func (m *Manager) run(ctx context.Context, c *call, ref oci.Reference, s subject) {
-	began := time.Now()
+	began, caller := time.Now(), ctx
+	ctx, span := m.opts.Tracer.Start(ctx, "pull", imageAttribute(ref.String()))
+	if !sampled(caller) {
+		caller = ctx
+	}
 	img, err := m.pull(ctx, ref, s)
 	if err == nil {
+		m.watchReads(caller, img)
 		_, err = m.Attach(ctx, img.id, Merged, "")
 	}
+	end(span, err)
 	o := Outcome{Time: began, Reference: ref.String(), Manifest: s.digest, Duration: time.Since(began)}
 	if err != nil {
 		c.err = err
-		if o.Reason, o.Message = ReasonOf(err), err.Error(); o.Reason == "" {
-			o.Reason = reasonFor(err)
-		}
+		o.Reason, o.Message = reasonOf(err), err.Error()
 	} else {
 		c.image, o.Artifact = img.id, img.id
 		o.Requests, o.Bytes = img.counter.Requests.Load(), img.counter.Bytes.Load()

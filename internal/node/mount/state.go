@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"sluice/internal/artifact"
@@ -28,6 +29,7 @@ type image struct {
 
 	meter   cache.Meter  // what reading its content costs
 	counter blob.Counter // what was asked of registries for it
+	watch   atomic.Pointer[watch]
 
 	// opening guards table. It is held while the table is read.
 	opening sync.Mutex

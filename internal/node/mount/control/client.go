@@ -12,8 +12,11 @@ import (
 	"net/url"
 	"syscall"
 
+	"go.opentelemetry.io/otel/propagation"
+
 	"sluice/internal/node/mount"
 	"sluice/internal/node/plane"
+	"sluice/internal/node/timeline"
 )
 
 // ErrNoDaemon: nobody answers on the socket.
@@ -58,6 +61,19 @@ func (c *Client) Unmount(ctx context.Context, name string) error {
 	return c.do(ctx, http.MethodDelete, "/v1/mounts?name="+url.QueryEscape(name), nil, nil)
 }
 
+// LastTrace asks what the last start of an image consisted of: nothing if the
+// daemon doesn't remember one.
+func (c *Client) LastTrace(ctx context.Context, image string) ([]timeline.Span, error) {
+	var spans []timeline.Span
+	return spans, c.do(ctx, http.MethodGet, "/v1/traces?image="+url.QueryEscape(image), nil, &spans)
+}
+
+// Trace asks for the daemon's part of a trace.
+func (c *Client) Trace(ctx context.Context, id string) ([]timeline.Span, error) {
+	var spans []timeline.Span
+	return spans, c.do(ctx, http.MethodGet, "/v1/traces?id="+url.QueryEscape(id), nil, &spans)
+}
+
 func (c *Client) do(ctx context.Context, method, path string, body, answer any) error {
 	var content bytes.Buffer
 	if body != nil {
@@ -69,6 +85,7 @@ func (c *Client) do(ctx context.Context, method, path string, body, answer any) 
 	if err != nil {
 		return err
 	}
+	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(req.Header))
 	resp, err := c.http.Do(req)
 	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
 		// The last two: it was killed with the connection in its queue.

@@ -6,12 +6,15 @@
 //	GET    /v1/status            -> Status
 //	POST   /v1/mounts            Mount -> Mounted
 //	DELETE /v1/mounts?name=NAME  name is a claim's ID or directory
+//	GET    /v1/traces?image=REF  -> []timeline.Span, of the last start
+//	GET    /v1/traces?id=TRACE   likewise
 //	GET    /v1/disk              -> mount.DiskUsage
 //	POST   /v1/prune             mount.PruneOptions -> mount.Pruned
 //	PUT    /v1/pins?image=NAME   name is a reference or an artifact's digest
 //	DELETE /v1/pins?image=NAME
 //
-// An answer other than 2xx has an Error as its body.
+// An answer other than 2xx has an Error as its body. A request with a traceparent
+// header (W3C Trace Context) is part of that trace.
 package control
 
 import (
@@ -22,11 +25,14 @@ import (
 	"net/http"
 	"os"
 
+	"go.opentelemetry.io/otel/propagation"
+
 	"sluice/internal/node/cache"
 	"sluice/internal/node/credentials"
 	"sluice/internal/node/hosts"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/plane"
+	"sluice/internal/node/timeline"
 )
 
 // maxBody bounds requests and answers, in bytes.
@@ -92,8 +98,8 @@ type Error struct {
 	Message string       `json:"message"`
 }
 
-// Handler answers the control API for m.
-func Handler(m *mount.Manager, info Info, log *slog.Logger) http.Handler {
+// Handler answers the control API for m, whose traces are in traces.
+func Handler(m *mount.Manager, traces *timeline.Recorder, info Info, log *slog.Logger) http.Handler {
 	info.PID = os.Getpid()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
@@ -126,8 +132,18 @@ func Handler(m *mount.Manager, info Info, log *slog.Logger) http.Handler {
 		}
 		w.WriteHeader(http.StatusNoContent)
 	})
+	mux.HandleFunc("GET /v1/traces", func(w http.ResponseWriter, r *http.Request) {
+		spans := traces.Trace(r.URL.Query().Get("id"))
+		if image := r.URL.Query().Get("image"); image != "" {
+			spans = traces.Last(image)
+		}
+		reply(w, http.StatusOK, append([]timeline.Span{}, spans...), log)
+	})
 	handleDisk(mux, m, log)
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
+		mux.ServeHTTP(w, r.WithContext(ctx))
+	})
 }
 
 // fail answers with an error.

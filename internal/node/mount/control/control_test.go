@@ -16,6 +16,7 @@ import (
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
 	"sluice/internal/node/plane"
+	"sluice/internal/node/timeline"
 )
 
 // serve serves the control API of a manager that can't mount anything, and
@@ -40,7 +41,7 @@ func serve(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: control.Handler(m, control.Info{Root: dir}, slog.New(slog.DiscardHandler))}
+	server := &http.Server{Handler: control.Handler(m, &timeline.Recorder{}, control.Info{Root: dir}, slog.New(slog.DiscardHandler))}
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(l) }()
 	t.Cleanup(func() {
