@@ -20,6 +20,7 @@ import (
 
 	"sluice/internal/node/mount/control"
 	"sluice/internal/node/plane"
+	"sluice/internal/node/timeline"
 	"sluice/internal/remote"
 	"sluice/oci"
 )
@@ -169,6 +170,7 @@ func TestWithoutContainerd(t *testing.T) {
 		if stdout != "me\n" || code != 7 {
 			t.Errorf("run: exit code %d, stdout %q, stderr %s", code, stdout, stderr)
 		}
+		checkTrace(t, flags, addr+"/shell:v1")
 		if _, stderr, code := verb("run", addr+"/nothing:v1"); code != 125 || !strings.Contains(stderr, "isn't in the registry") {
 			t.Errorf("run of what isn't there: exit code %d: %s", code, stderr)
 		}
@@ -199,6 +201,37 @@ func TestWithoutContainerd(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("the daemon doesn't end")
 		}
+	}
+}
+
+// checkTrace checks what sluice node trace shows of a start, and remembers.
+func checkTrace(t *testing.T, flags []string, image string) {
+	t.Helper()
+	trace := func(args ...string) (stdout, stderr string, code int) {
+		return program(t, append(append([]string{"node", "trace"}, flags...), args...)...)
+	}
+	stdout, stderr, code := trace(image, "echo hi; exit 7")
+	if code != 7 || !strings.HasPrefix(stdout, "hi\n\nSTEP ") {
+		t.Errorf("trace: exit code %d, stdout %q, stderr %s", code, stdout, stderr)
+	}
+	for _, step := range []string{"start", "  mount image", "    resolve", "    reads", "  run", "    first output"} {
+		if !strings.Contains(stdout, "\n"+step+" ") {
+			t.Errorf("no step %q in\n%s", step, stdout)
+		}
+	}
+	stdout, stderr, code = trace("--output", "json", image, "echo hi")
+	var spans []timeline.Span
+	if err := json.Unmarshal([]byte(stdout), &spans); err != nil || code != 0 || stderr != "hi\n" || len(spans) < 6 {
+		t.Errorf("as JSON: exit code %d, %d spans, %v, stderr %q", code, len(spans), err, stderr)
+	}
+	if stdout, stderr, code = trace("--last", image); code != 0 || !strings.Contains(stdout, "resolve ") || strings.Contains(stdout, "first output") {
+		t.Errorf("the last one: exit code %d, stdout %s, stderr %s", code, stdout, stderr)
+	}
+	if _, stderr, code = trace("--last", "host.test/never:1"); code != 1 || !strings.Contains(stderr, "remembers no start") {
+		t.Errorf("one that never was: exit code %d, stderr %s", code, stderr)
+	}
+	if stdout, stderr, code = trace("--time", "500ms", image, "echo on; while :; do read x </dev/zero; done"); code != 0 || !strings.HasPrefix(stdout, "on\n") {
+		t.Errorf("a process that doesn't end: exit code %d, stdout %q, stderr %s", code, stdout, stderr)
 	}
 }
 

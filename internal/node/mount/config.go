@@ -59,7 +59,7 @@ func (m *Manager) local(ctx context.Context, r oci.Reference) (Image, error) {
 	if newest == nil {
 		return Image{}, ErrUnknownImage
 	}
-	return m.ready(ctx, newest)
+	return m.ready(ctx, newest, r.String())
 }
 
 func (m *Manager) pullChecked(ctx context.Context, r oci.Reference) (Image, []byte, error) {

@@ -75,7 +75,7 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (Im
 		img := m.images[id]
 		img.used, img.removed = time.Now(), false
 		m.mu.Unlock()
-		return m.ready(ctx, img)
+		return m.ready(ctx, img, r.String())
 	}
 	c, ok := m.calls[s]
 	if !ok || c.over(time.Now()) {
@@ -124,9 +124,9 @@ func (m *Manager) wait(ctx context.Context, c *call) (Image, error) {
 	return img.public(), nil
 }
 
-// ready makes sure that an image which is here can be mounted.
-func (m *Manager) ready(ctx context.Context, img *image) (Image, error) {
-	m.watchReads(ctx, img)
+// ready makes sure that an image which is here, by the name ref, can be mounted.
+func (m *Manager) ready(ctx context.Context, img *image, ref string) (Image, error) {
+	m.watchReads(ctx, img, ref)
 	if _, err := m.Attach(ctx, img.id, Merged, ""); err != nil {
 		return Image{}, err
 	}
@@ -144,7 +144,7 @@ func (m *Manager) run(ctx context.Context, c *call, ref oci.Reference, s subject
 	}
 	img, err := m.pull(ctx, ref, s)
 	if err == nil {
-		m.watchReads(caller, img)
+		m.watchReads(caller, img, ref.String())
 		_, err = m.Attach(ctx, img.id, Merged, "")
 	}
 	end(span, err)

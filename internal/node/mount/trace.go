@@ -60,12 +60,13 @@ type watch struct {
 	last   atomic.Int64 // when the last of them ended, as Unix time in nanoseconds
 }
 
-// watchReads makes the reads that follow part of the trace to which ctx belongs.
-func (m *Manager) watchReads(ctx context.Context, img *image) {
+// watchReads makes the reads that follow part of the trace to which ctx belongs,
+// the start of an image by the name ref.
+func (m *Manager) watchReads(ctx context.Context, img *image, ref string) {
 	if !sampled(ctx) {
 		return
 	}
-	_, span := m.opts.Tracer.Start(ctx, "reads")
+	_, span := m.opts.Tracer.Start(ctx, "reads", imageAttribute(ref))
 	w := &watch{tracer: m.opts.Tracer, span: span}
 	w.last.Store(time.Now().UnixNano())
 	img.watch.Store(w)

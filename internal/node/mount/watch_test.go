@@ -30,7 +30,7 @@ func TestReadsAreTracedAtNoCost(t *testing.T) {
 		t.Errorf("nobody watches, and a read allocates %v times", n)
 	}
 	ctx, span := m.opts.Tracer.Start(t.Context(), "pull", imageAttribute("host/app:1"))
-	m.watchReads(ctx, img)
+	m.watchReads(ctx, img, "host/app:1")
 	read()
 	read()
 	span.End()
