@@ -7,6 +7,8 @@ import (
 	"io"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"sluice/internal/artifact"
 	"sluice/internal/blob"
 )
@@ -225,7 +227,10 @@ func (l *Layer) fits(run []want, w want) bool {
 // Release and Close do.
 func (l *Layer) startFetch(ctx context.Context, run []want, done func(ok bool)) bool {
 	patience := l.cache.opts.FaultTimeout
-	ctx, end, err := l.begin(context.WithoutCancel(ctx))
+	// The reader's context may not be used after the read, by no look at its
+	// values either. All that is the fetch's of it is the trace.
+	ctx = trace.ContextWithSpan(context.Background(), trace.SpanFromContext(ctx))
+	ctx, end, err := l.begin(ctx)
 	if err != nil {
 		l.abort(run, err)
 		done(false)
