@@ -46,6 +46,7 @@ var levels = map[string]int{
 	"internal/acr":                5,
 	"internal/node/mount/control": 5,
 	"internal/node/snapshot":      5,
+	"internal/node/cri":           5,
 	"internal/node/run":           5,
 	"internal/node/report":        5,
 	"cmd":                         6,
@@ -55,7 +56,8 @@ var levels = map[string]int{
 var homes = map[string][]string{
 	"github.com/containerd/containerd":       {"internal/node/snapshot", "internal/node/hosts"}, // hosts: its parser is what hosts.toml means
 	"github.com/containerd/errdefs":          {"internal/node/snapshot", "internal/node/hosts"},
-	"google.golang.org/grpc":                 {"internal/node/snapshot"},
+	"google.golang.org/grpc":                 {"internal/node/snapshot", "internal/node/cri"},
+	"k8s.io/cri-api":                         {"internal/node/cri"},
 	"go.etcd.io/bbolt":                       {"internal/node/snapshot"},
 	"oras.land/oras-go":                      {"internal/remote"},
 	"github.com/Azure/azure-sdk-for-go":      {"internal/storage/azureblob"},
