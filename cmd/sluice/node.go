@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -229,7 +230,7 @@ func openDaemon(ctx context.Context, c nodeConfig, log *slog.Logger) (_ *daemon,
 	if err != nil {
 		return nil, err
 	}
-	d.creds = c.credentials.open(c.registries.plainHTTP, log)
+	d.creds = c.credentials.open(c.run, c.registries.plainHTTP, log)
 	d.hosts = c.registries.open(d.creds.For, log)
 	d.info.Credentials, d.info.Registries = d.creds.Status, d.hosts.Problems
 	images, err := d.openPlane(ctx)
@@ -283,6 +284,17 @@ func (d *daemon) close() error {
 	return errors.Join(errs...)
 }
 
+// closeAny closes the listeners that there are.
+func closeAny(all ...net.Listener) error {
+	var errs []error
+	for _, l := range all {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // errLost ends a daemon whose FUSE mount was taken away. The next one makes a
 // new one.
 var errLost = errors.New("the FUSE connection is lost: somebody unmounted or aborted it")
@@ -306,19 +318,26 @@ func (d *daemon) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	controls, err := control.Listen(controlSocket(d.config.run))
+	kubelet, err := d.listenCRI()
 	if err != nil {
 		return errors.Join(err, snapshots.Close())
 	}
 	metrics, err := d.listenMetrics(ctx)
 	if err != nil {
-		return errors.Join(err, snapshots.Close(), controls.Close())
+		return errors.Join(err, snapshots.Close(), closeAny(kubelet))
+	}
+	controls, err := control.Listen(controlSocket(d.config.run))
+	if err != nil {
+		return errors.Join(err, snapshots.Close(), closeAny(kubelet, metrics))
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
 	wg.Go(func() { cancel(snapshot.Serve(ctx, snapshots, sn)) })
 	wg.Go(func() { cancel(serveHTTP(ctx, controls, d.controlHandler())) })
+	if kubelet != nil {
+		wg.Go(func() { cancel(d.serveCRI(ctx, kubelet)) })
+	}
 	if metrics != nil {
 		wg.Go(func() { cancel(serveHTTP(ctx, metrics, d.metricsHandler())) })
 	}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"path/filepath"
 	"sync"
 	"text/tabwriter"
 	"time"
@@ -12,10 +14,13 @@ import (
 	"github.com/spf13/pflag"
 
 	"sluice/internal/node/credentials"
+	"sluice/internal/node/cri"
+	"sluice/internal/node/mount/control"
 )
 
 // credentialConfig is the flags of who this node is to registries.
 type credentialConfig struct {
+	cri                 string // containerd's socket
 	providers, programs string // kubelet's plugins
 	docker              string
 	pullSecrets         []string
@@ -27,6 +32,7 @@ type credentialConfig struct {
 const systemIdentity = "system"
 
 func (c *credentialConfig) register(f *pflag.FlagSet) {
+	f.StringVar(&c.cri, "cri-socket", "", "forward kubelet's image service, at cri.sock beside the\ndaemon's other sockets, to containerd's `SOCKET`, and\nuse the credentials that come with pulls")
 	f.StringVar(&c.providers, "image-credential-provider-config", "", "kubelet's `FILE` of credential-provider plugins")
 	f.StringVar(&c.programs, "image-credential-provider-bin-dir", "", "`DIR` of these plugins")
 	f.StringVar(&c.docker, "docker-config", "", "`DIR` of docker's config.json (default: docker's own,\n$DOCKER_CONFIG or ~/.docker)")
@@ -39,15 +45,21 @@ func (c *credentialConfig) register(f *pflag.FlagSet) {
 // the background.
 type nodeCredentials struct {
 	*credentials.Chain
+	passed  *credentials.Passed // nil: kubelet isn't listened to
 	stop    context.CancelFunc
 	running sync.WaitGroup
 }
 
-// open makes the chain of sources; plainHTTP are the registries without TLS. A
-// source that is configured wrongly is told of and doesn't keep the daemon from
-// starting: containers wait for it.
-func (c *credentialConfig) open(plainHTTP []string, log *slog.Logger) *nodeCredentials {
+// open makes the chain of sources; run is the daemon's directory of sockets,
+// plainHTTP are the registries without TLS. A source that is configured wrongly is
+// told of and doesn't keep the daemon from starting: containers wait for it.
+func (c *credentialConfig) open(run string, plainHTTP []string, log *slog.Logger) *nodeCredentials {
+	n := new(nodeCredentials)
 	var sources []credentials.Source
+	if c.cri != "" {
+		n.passed = credentials.NewPassed(filepath.Join(run, "credentials.json"), log)
+		sources = append(sources, n.passed)
+	}
 	if c.providers != "" {
 		plugins, err := credentials.NewPlugins(credentials.PluginOptions{Config: c.providers, BinDir: c.programs, Log: log})
 		if err != nil {
@@ -66,8 +78,9 @@ func (c *credentialConfig) open(plainHTTP []string, log *slog.Logger) *nodeCrede
 		}
 		sources = append(sources, credentials.NewAzure(o))
 	}
+	n.Chain = credentials.New(log, sources...)
 	ctx, stop := context.WithCancel(context.Background())
-	n := &nodeCredentials{Chain: credentials.New(log, sources...), stop: stop}
+	n.stop = stop
 	n.running.Go(func() { n.Run(ctx) })
 	return n
 }
@@ -76,6 +89,42 @@ func (c *credentialConfig) open(plainHTTP []string, log *slog.Logger) *nodeCrede
 func (n *nodeCredentials) close() {
 	n.stop()
 	n.running.Wait()
+}
+
+// listenCRI listens where kubelet asks for images, if it's to be listened to.
+func (d *daemon) listenCRI() (net.Listener, error) {
+	if d.creds.passed == nil {
+		return nil, nil
+	}
+	return control.Listen(filepath.Join(d.config.run, "cri.sock"))
+}
+
+// forgetEvery is how often it is looked which images' credentials are needed.
+const forgetEvery = 10 * time.Minute
+
+// serveCRI forwards kubelet's image service until ctx ends, and forgets what it
+// passed for images that left the node.
+func (d *daemon) serveCRI(ctx context.Context, l net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	served := make(chan error, 1)
+	go func() {
+		served <- cri.Serve(ctx, l, cri.Options{Socket: d.config.credentials.cri, Pull: d.creds.passed.Pull, Log: d.log})
+	}()
+	defer cancel()
+	tick := time.NewTicker(forgetEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-served:
+			return err
+		case <-tick.C:
+			var here []string
+			for _, i := range d.images.Status(ctx).Images {
+				here = append(here, i.Reference)
+			}
+			d.creds.passed.Listed(here)
+		}
+	}
 }
 
 // printCredentials prints who the node is to registries.
