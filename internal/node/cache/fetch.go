@@ -163,7 +163,8 @@ func overlap(p []byte, off int64, ch artifact.Chunk) (piece []byte, from int64) 
 
 // enlist gives each want that isn't present a flight, and starts fetches for
 // those that had none and that no Delivery will bring: one for each run of
-// adjacent chunks. It reports whether anything has to be waited for.
+// adjacent chunks, and for what will probably be wanted behind it. It reports
+// whether anything has to be waited for.
 func (l *Layer) enlist(ctx context.Context, wants []want) bool {
 	c := l.content
 	waiting := false
@@ -181,6 +182,9 @@ func (l *Layer) enlist(ctx context.Context, wants []want) bool {
 		} else {
 			runs = append(runs, []want{*w})
 		}
+	}
+	for k := range runs {
+		runs[k] = l.extend(runs[k])
 	}
 	c.mu.Unlock()
 	for _, run := range runs {

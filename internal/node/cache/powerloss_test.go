@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -152,7 +153,10 @@ func checkDisk(t *testing.T, dir string, f *fixture) (claims int, complete bool)
 }
 
 // testDisk is a file system of its own, in a file.
-type testDisk struct{ image, dir string }
+type testDisk struct {
+	image, dir string
+	moves      int
+}
 
 // newTestDisk makes an ext4, or skips the test.
 func newTestDisk(t *testing.T) *testDisk {
@@ -189,11 +193,22 @@ func (d *testDisk) mount(t *testing.T) {
 	}
 }
 
+// unmount takes the disk to another machine: a process in another mount
+// namespace may keep this one's dead file system.
 func (d *testDisk) unmount(t *testing.T) {
 	t.Helper()
 	if err := unix.Unmount(d.dir, 0); err != nil {
 		t.Fatalf("unmount %s: %v", d.dir, err)
 	}
+	d.moves++
+	moved := fmt.Sprintf("%s.%d", strings.TrimSuffix(d.image, filepath.Ext(d.image)), d.moves)
+	if out, err := exec.CommandContext(t.Context(), "cp", "--sparse=always", d.image, moved).CombinedOutput(); err != nil {
+		t.Fatalf("copy the disk: %v: %s", err, out)
+	}
+	if err := os.Remove(d.image); err != nil {
+		t.Fatal(err)
+	}
+	d.image = moved
 }
 
 // cut is the end of all writing. how is 1: what the journal has in memory is

@@ -12,13 +12,14 @@ import (
 // directory side by side, and a program that starts reads many of them, and
 // most of each library that it maps, but from there to here.
 //
-// What was fetched ahead and not read is never more than a part of what was
-// read (creditPart) and a little to begin with (creditBase), per layer, in
-// bytes of the blob. So guessing wrong ends by itself, and reads here and
-// there cost next to nothing more.
+// What was fetched ahead and not read is never more than a little to begin with
+// (creditBase), a part of what was read (creditPart) and a multiple of what was
+// guessed rightly (creditHit), per layer, in bytes of the blob. So guessing
+// wrong ends by itself, and reads here and there cost little more.
 const (
 	creditBase = 256 << 10
-	creditPart = 0.6
+	creditPart = 0.2
+	creditHit  = 2
 )
 
 const (
@@ -32,12 +33,12 @@ const (
 
 	// heatReach is how many chunks to either side a read warms, the next one
 	// by 2*heatReach, the one behind by heatReach, those farther away by less.
-	// hotChunk is the heat from which on a chunk is fetched ahead: two reads
-	// close before it, for example. These and creditPart were chosen by
-	// replaying starts of Python, Perl, Node, PHP, Ruby, git, gcc and
-	// PostgreSQL; somewhat more or less changes little.
+	// hotChunk is the heat from which on a chunk is fetched ahead: one that was
+	// read just before it, or two a little farther away. These and the credit
+	// were chosen by replaying starts of Python, Perl, Node, PHP, Ruby, git,
+	// gcc and PostgreSQL; somewhat more or less changes little.
 	heatReach = 4
-	hotChunk  = 10
+	hotChunk  = 7
 
 	// maxHot is how many such chunks are kept in mind.
 	maxHot = 128
@@ -51,12 +52,13 @@ type foresight struct {
 	hot     []int   // chunks that became hot, the latest last
 
 	used   int64 // bytes of the blob whose chunks were read
-	unused int64 // those that were fetched ahead, and not read yet
+	hits   int64 // of used: those that were fetched ahead
+	unused int64 // bytes that were fetched ahead, and not read yet
 }
 
 // credit is how many bytes of the blob may be fetched ahead now.
 func (a *foresight) credit() int64 {
-	return creditBase + int64(creditPart*float64(a.used)) - a.unused
+	return creditBase + int64(creditPart*float64(a.used)) + creditHit*a.hits - a.unused
 }
 
 // read takes note of the first read of chunk i.
@@ -229,6 +231,7 @@ func (l *Layer) noteRead(ctx context.Context, i int) {
 	c.mu.Lock()
 	if bits&guessed != 0 {
 		c.ahead.unused -= int64(ch.BlobLength)
+		c.ahead.hits += int64(ch.BlobLength)
 	}
 	c.ahead.read(c, i, ch)
 	c.mu.Unlock()
@@ -262,6 +265,26 @@ func (l *Layer) lookAhead(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// extend appends to a run that somebody waits for the hot chunks that follow
+// it. So they come in the same answer, behind what is waited for, and don't
+// share the way with it as another request would. content.mu is held.
+func (l *Layer) extend(run []want) []want {
+	c := l.content
+	if l.cache.opts.ReadAhead <= 0 || c.failing.Load() {
+		return run
+	}
+	most := l.cache.traffic.readAheadSize(l.cache.opts.MaxRequest)
+	var size int64
+	for i := run[len(run)-1].chunk + 1; i < c.count && c.ahead.heat[i] >= hotChunk; i++ {
+		w, ok := l.foresee(i)
+		if size += int64(w.ch.BlobLength); !ok || size > most || !l.fits(run, w) {
+			break
+		}
+		run = append(run, l.launch(w))
+	}
+	return run
 }
 
 // neighbourhood returns the hottest missing chunk and those around it that are

@@ -237,16 +237,17 @@ func (r *recording) touched(reads []recordedRead) int64 {
 // TestReplay replays starts that no boot pack foresaw over the demonstration's
 // link, 200 Mbit/s and 10 ms, in a bubble's time: what it says doesn't depend
 // on the machine. The reads of a start depend on each other, so that one
-// after the other takes three to four times as long as their bytes would.
+// after the other takes three to four times as long as their bytes would; most
+// of the bandwidth is to be used all the same.
 func TestReplay(t *testing.T) {
 	for _, test := range []struct {
 		file, start string
 		time, bytes float64 // at most, as multiples of what the bytes read take
 	}{
-		{"debian.gz", "numpy", 2.6, 1.5},
-		{"debian.gz", "perl", 2.6, 1.6},
-		{"debian.gz", "git", 2.5, 1.5},
-		{"node.gz", "node", 2.0, 1.3},
+		{"debian.gz", "numpy", 2.1, 1.6},
+		{"debian.gz", "perl", 2.4, 1.7},
+		{"debian.gz", "git", 2.3, 1.7},
+		{"node.gz", "node", 1.7, 1.3},
 	} {
 		t.Run(test.start, func(t *testing.T) {
 			r := openRecording(t, test.file)
@@ -268,10 +269,11 @@ func TestReplay(t *testing.T) {
 				l.Release()
 				least := time.Duration(float64(touched) / src.rate * float64(time.Second))
 				slow, more := float64(took)/float64(least), float64(src.bytes)/float64(touched)
-				t.Logf("%s: %.1f MB touched, %.2f of that fetched in %d requests; %v, %.2f of what the bandwidth asks for",
-					test.start, float64(touched)/1e6, more, src.requests, took.Round(time.Millisecond), slow)
-				if slow > test.time || more > test.bytes {
-					t.Errorf("want at most %.2f of the bytes and %.2f of the time", test.bytes, test.time)
+				busy := more / slow // what comes after the start counts, too; that's little
+				t.Logf("%s: %.1f MB touched, %.2f of that fetched in %d requests; %v, %.2f of what the bandwidth asks for; %.2f of the bandwidth used",
+					test.start, float64(touched)/1e6, more, src.requests, took.Round(time.Millisecond), slow, busy)
+				if slow > test.time || more > test.bytes || busy < 0.65 {
+					t.Errorf("want at most %.2f of the bytes and %.2f of the time, and 0.65 of the bandwidth used", test.bytes, test.time)
 				}
 			})
 		})

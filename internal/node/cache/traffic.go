@@ -9,7 +9,7 @@ import (
 
 const (
 	// maxReadAheads and maxFills bound the requests of these kinds at a time.
-	maxReadAheads = 3
+	maxReadAheads = 2
 	maxFills      = 2
 
 	// minReadAhead is the size of a request for read-ahead on a way that holds
