@@ -85,6 +85,7 @@ type content struct {
 	// flushing serialises flush and close. Taken before mu.
 	flushing sync.Mutex
 	closed   bool          // guarded by flushing
+	named    bool          // guarded by flushing: the files' names are on disk
 	tried    time.Time     // guarded by flushing: when the files were last tried to be made
 	filling  chan struct{} // holds a token while nobody fills
 
@@ -367,6 +368,9 @@ func (c *content) flush() error {
 	}
 	if err := fdatasync(c.state); err != nil {
 		return fmt.Errorf("cache of layer %s: syncing its state: %w", c.key, err)
+	}
+	if err := c.syncNames(); err != nil {
+		return fmt.Errorf("cache of layer %s: %w", c.key, err)
 	}
 	return nil
 }

@@ -96,34 +96,46 @@ func readSmall(name string) ([]byte, error) {
 
 func (c *content) completeMark() string { return c.key.String() + "\n" }
 
-// create makes the layer's files, empty, in place of any that are there.
+// create makes the layer's files, empty, in place of any that are there. It
+// doesn't wait for the disk: a container that starts may be waiting, for many
+// layers. What a loss of power leaves of that is nothing, or files that claim
+// nothing, or such that are found not to be right.
 func (c *content) create() error {
 	c.closeFiles()
 	if err := discard(c.dir); err != nil {
 		return err
 	}
-	if err := durable.MkdirAll(c.dir, 0o700); err != nil {
+	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return err
 	}
+	const fresh = os.O_RDWR | os.O_CREATE | os.O_EXCL
 	var err error
-	c.data, err = os.OpenFile(filepath.Join(c.dir, dataFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
+	if c.data, err = os.OpenFile(filepath.Join(c.dir, dataFile), fresh, 0o600); err != nil {
 		return err
 	}
 	if err := c.data.Truncate(c.size); err != nil {
 		return err
 	}
-	if err := c.data.Sync(); err != nil {
+	// The state file is written whole, so that recording a chunk never needs
+	// space.
+	if c.state, err = os.OpenFile(filepath.Join(c.dir, stateFile), fresh, 0o600); err != nil {
 		return err
 	}
-	// The state file comes last: without it the data file isn't looked at.
-	// It is written whole, so that recording a chunk never needs space.
-	name := filepath.Join(c.dir, stateFile)
-	if err := durable.WriteFile(name, c.emptyState(), 0o600); err != nil {
-		return err
-	}
-	c.state, err = os.OpenFile(name, os.O_RDWR, 0)
+	_, err = c.state.Write(c.emptyState())
 	return err
+}
+
+// syncNames makes the names of the layer's files durable, once. Whoever says
+// that something is durable calls it. flushing is held.
+func (c *content) syncNames() error {
+	if c.named {
+		return nil
+	}
+	if err := errors.Join(durable.SyncDir(c.dir), durable.SyncDir(filepath.Dir(c.dir))); err != nil {
+		return err
+	}
+	c.named = true
+	return nil
 }
 
 // discard removes a layer's directory so that a crash leaves none or all of

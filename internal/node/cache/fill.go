@@ -275,6 +275,9 @@ func (c *content) setComplete() error {
 	if err := fdatasync(c.state); err != nil {
 		return fmt.Errorf("recording that it is complete: %w", err)
 	}
+	if err := c.syncNames(); err != nil {
+		return fmt.Errorf("recording that it is complete: %w", err)
+	}
 	if err := durable.WriteFile(filepath.Join(c.dir, completeFile), []byte(c.completeMark()), 0o600); err != nil {
 		return fmt.Errorf("recording that it is complete: %w", err)
 	}
