@@ -232,7 +232,7 @@ func openDaemon(ctx context.Context, c nodeConfig, log *slog.Logger) (_ *daemon,
 	}
 	d.creds = c.credentials.open(c.run, c.registries.plainHTTP, log)
 	d.hosts = c.registries.open(d.creds.For, log)
-	d.info.Credentials, d.info.Registries = d.creds.Status, d.hosts.Problems
+	d.info.Credentials, d.info.Registries = d.creds.Status, registryProblems(d.hosts)
 	images, err := d.openPlane(ctx)
 	if err != nil {
 		return nil, err

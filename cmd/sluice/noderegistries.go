@@ -10,6 +10,7 @@ import (
 
 	"sluice/internal/node/hosts"
 	"sluice/internal/node/mount"
+	"sluice/internal/node/mount/control"
 	"sluice/internal/remote"
 )
 
@@ -44,8 +45,19 @@ func readRegistries(h *hosts.Hosts) func(host, repository string) (mount.Registr
 	}
 }
 
+// registryProblems is what is wrong with registries now, for clients.
+func registryProblems(h *hosts.Hosts) func() []control.RegistryProblem {
+	return func() []control.RegistryProblem {
+		var all []control.RegistryProblem
+		for _, p := range h.Problems() {
+			all = append(all, control.RegistryProblem(p))
+		}
+		return all
+	}
+}
+
 // printRegistries tells what is wrong with registries.
-func printRegistries(out io.Writer, problems []hosts.Problem) error {
+func printRegistries(out io.Writer, problems []control.RegistryProblem) error {
 	for _, p := range problems {
 		what := "its file is wrong and doesn't count"
 		if p.Host != "" {

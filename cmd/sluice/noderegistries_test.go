@@ -4,12 +4,12 @@ import (
 	"bytes"
 	"testing"
 
-	"sluice/internal/node/hosts"
+	"sluice/internal/node/mount/control"
 )
 
 func TestStatusSaysWhatIsWrongWithRegistries(t *testing.T) {
 	var out bytes.Buffer
-	err := printRegistries(&out, []hosts.Problem{
+	err := printRegistries(&out, []control.RegistryProblem{
 		{Registry: "docker.io", Host: "https://mirror:5000/v2", Error: "connection refused"},
 		{Registry: "quay.io", Error: "/etc/hosts.toml, line 3: no\nsense"},
 	})

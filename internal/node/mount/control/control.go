@@ -29,7 +29,6 @@ import (
 
 	"sluice/internal/node/cache"
 	"sluice/internal/node/credentials"
-	"sluice/internal/node/hosts"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/plane"
 	"sluice/internal/node/timeline"
@@ -55,7 +54,7 @@ type Info struct {
 	// Credentials returns who the node is to registries. Nil: it isn't told.
 	Credentials func() []credentials.Status `json:"-"`
 	// Registries returns what is wrong with registries. Nil: it isn't told.
-	Registries func() []hosts.Problem `json:"-"`
+	Registries func() []RegistryProblem `json:"-"`
 }
 
 // Plane says how images get to the kernel.
@@ -75,7 +74,14 @@ type Status struct {
 	Daemon Info `json:"daemon"`
 	mount.Status
 	Credentials []credentials.Status `json:"credentials,omitempty"`
-	Registries  []hosts.Problem      `json:"registries,omitempty"`
+	Registries  []RegistryProblem    `json:"registries,omitempty"`
+}
+
+// RegistryProblem is a problem of package hosts, which clients needn't depend on.
+type RegistryProblem struct {
+	Registry string `json:"registry"`       // as in references
+	Host     string `json:"host,omitempty"` // the URL of one that fails; "": the registry's files are wrong
+	Error    string `json:"error"`
 }
 
 // Mount is the body of POST /v1/mounts.
