@@ -76,6 +76,8 @@ type Cache struct {
 	// These keep a disk that is full for days from filling the log.
 	writeErrors, diskErrors, inUse rate.Sometimes
 
+	evicting sync.Mutex // held by evict; taken first of all
+
 	// mu guards slots, the fields of each slot that say so, and closed.
 	// Nothing blocks while it is held. Order: slot.mu, content.flushing,
 	// content.mu; Cache.mu is taken last and alone after any of them.

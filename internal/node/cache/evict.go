@@ -136,6 +136,8 @@ func (c *Cache) evict(target int64, than time.Time) (freed int64) {
 	if needs == nil {
 		return 0
 	}
+	c.evicting.Lock() // or two would evict as much each
+	defer c.evicting.Unlock()
 	idle, total := c.idle((*needs)())
 	for _, cand := range idle {
 		if total-freed <= target {
