@@ -81,7 +81,8 @@ func (m *Manager) own(id oci.Digest, part Part, owner string) (img *image, p *po
 		return nil, nil, false, fmt.Errorf("image %s has no layer %d", id, int(part))
 	}
 	p = m.pointFor(img, part)
-	p.used, img.used, img.removed = time.Now(), time.Now(), false
+	p.used, img.used = time.Now(), time.Now()
+	img.removed = img.removed && part != Merged
 	if owner == "" || p.owners[owner] {
 		return img, p, false, nil
 	}

@@ -48,7 +48,7 @@ func TestCollect(t *testing.T) {
 		t.Fatal(err)
 	}
 	img, dir := n.pulled(manifest, "snapshot/9")
-	if err := m.Hold(t.Context(), img.ID, "snapshot/1"); err != nil {
+	if err := m.Hold(t.Context(), img.ID, 2, "snapshot/1"); err != nil {
 		t.Fatal(err)
 	}
 	checkImage(t, dir)
@@ -70,7 +70,7 @@ func TestCollect(t *testing.T) {
 	if at, err := plane.MountAt(dir); err != nil || at == nil {
 		t.Errorf("a mount that has an owner went: %v", err)
 	}
-	if err := m.Hold(t.Context(), img.ID, "snapshot/2"); err != nil { // pulled again
+	if err := m.Hold(t.Context(), img.ID, 2, "snapshot/2"); err != nil { // pulled again
 		t.Fatal(err)
 	}
 	release("claim/1")
@@ -86,6 +86,49 @@ func TestCollect(t *testing.T) {
 	}
 }
 
+// An image that is removed stays as far as its lowest layers are those of
+// another image, too, and is whole again when it's pulled again.
+func TestCollectLeavesSharedLayers(t *testing.T) {
+	n, manifest := prepared(t)
+	n.opts.NoFill = false
+	m := n.start()
+	m.Settled()
+	img, _ := n.pulled(manifest, "snapshot/9")
+	for layer, owner := range []string{"snapshot/1", "snapshot/2", "snapshot/3"} {
+		if err := m.Hold(t.Context(), img.ID, layer, owner); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.waitComplete(img.ID)
+	release := func(owners ...string) {
+		t.Helper()
+		for _, o := range owners {
+			if err := m.Release(t.Context(), o); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m.Collect(t.Context())
+	}
+	release("snapshot/3", "snapshot/2")
+	if left := n.layers(); len(left) != 3 {
+		t.Errorf("%d layers in the cache of an image that is mounted, want 3", len(left))
+	}
+	release("snapshot/9")
+	if left := n.layers(); len(left) != 1 {
+		t.Errorf("%d layers in the cache, want one: the others aren't another image's", len(left))
+	}
+	m.Sweep(t.Context(), time.Now().Add(time.Hour))
+	if _, err := m.Attach(t.Context(), img.ID, mount.Part(0), "snapshot/4"); err != nil {
+		t.Errorf("the layer that is left: %v", err)
+	}
+	_, dir := n.pulled(manifest, "snapshot/9")
+	checkImage(t, dir)
+	release("snapshot/9", "snapshot/4", "snapshot/1")
+	if left := n.layers(); len(left) != 0 {
+		t.Errorf("in the end the cache has %q", left)
+	}
+}
+
 // Background work for an image ends with it, and leaves nothing.
 func TestCollectEndsFill(t *testing.T) {
 	n, manifest := prepared(t)
@@ -95,7 +138,7 @@ func TestCollectEndsFill(t *testing.T) {
 	m.Settled()
 	img, err := m.Pull(t.Context(), testRef, manifest)
 	if err == nil {
-		err = m.Hold(t.Context(), img.ID, "snapshot/1")
+		err = m.Hold(t.Context(), img.ID, 2, "snapshot/1")
 	}
 	if err != nil {
 		t.Fatal(err)

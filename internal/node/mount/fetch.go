@@ -71,7 +71,7 @@ func (m *Manager) lookup(id oci.Digest) *image {
 // remember adds an origin to an image that is here.
 func (m *Manager) remember(img *image, o origin) error {
 	m.mu.Lock()
-	img.used, img.removed = time.Now(), false
+	img.revive()
 	added := img.addOrigin(o)
 	m.mu.Unlock()
 	if !added {

@@ -213,7 +213,7 @@ func (m *Manager) fill(ctx context.Context, img *image, whole bool) error {
 		return err
 	}
 	var errs []error
-	for _, dev := range table.Devices {
+	for _, dev := range m.devices(img, table) {
 		if err := m.fillDevice(ctx, img, dev); err != nil {
 			errs = append(errs, fmt.Errorf("layer %s: %w", dev.DiffID, err))
 		}

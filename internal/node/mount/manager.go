@@ -256,16 +256,17 @@ func (m *Manager) imagesDir() string { return filepath.Join(m.opts.Root, "images
 func (m *Manager) mountsDir() string { return filepath.Join(m.opts.Root, "m") }
 func (m *Manager) claimsDir() string { return filepath.Join(m.opts.Root, "claims") }
 
-// Hold keeps an image's state for owner until Release.
-func (m *Manager) Hold(_ context.Context, id oci.Digest, owner string) error {
+// Hold keeps an image's state, and the content of its lowest layers up to the
+// given one, from 0, for owner until Release.
+func (m *Manager) Hold(_ context.Context, id oci.Digest, layer int, owner string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	img, ok := m.images[id]
 	if !ok {
 		return fmt.Errorf("image %s: %w", id, ErrUnknownImage)
 	}
-	img.holders[owner] = true
-	img.removed = false
+	img.holders[owner] = layer + 1
+	img.removed = img.removed && img.held() < len(img.manifest.Layers)
 	return nil
 }
 
@@ -277,9 +278,9 @@ func (m *Manager) Release(_ context.Context, owner string) error {
 	defer m.mu.Unlock()
 	now := time.Now()
 	for _, img := range m.images {
-		if img.holders[owner] {
+		if img.holders[owner] > 0 {
 			delete(img.holders, owner)
-			img.used, img.removed = now, len(img.holders) == 0
+			img.used, img.removed = now, img.held() < len(img.manifest.Layers)
 		}
 		for _, p := range img.points {
 			if p.owners[owner] {

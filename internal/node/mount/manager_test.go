@@ -64,7 +64,7 @@ func TestHoldKeepsImageNotMount(t *testing.T) {
 		t.Error("something was collected before Settled")
 	}
 	m.Settled()
-	if err := m.Hold(t.Context(), img.ID, "h"); err != nil {
+	if err := m.Hold(t.Context(), img.ID, 2, "h"); err != nil {
 		t.Fatal(err)
 	}
 	m.Sweep(t.Context(), time.Now().Add(time.Hour))

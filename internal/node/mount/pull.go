@@ -73,7 +73,7 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (Im
 	m.mu.Lock()
 	if id, ok := m.known[s]; ok {
 		img := m.images[id]
-		img.used, img.removed = time.Now(), false
+		img.revive()
 		m.mu.Unlock()
 		return m.ready(ctx, img, r.String())
 	}

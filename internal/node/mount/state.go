@@ -43,11 +43,11 @@ type image struct {
 	// What follows is guarded by Manager.mu.
 	origins []origin
 	created time.Time
-	holders map[string]bool
+	holders map[string]int // how many layers, from the lowest on, each holds
 	points  map[Part]*point
 	sound   map[Part]bool // whose metadata is on the disk as it should be
 	used    time.Time     // the last Pull, Attach or Release
-	removed bool          // it was held, and isn't any more
+	removed bool          // somebody held all of it, and nobody does any more
 	filling bool
 	filled  bool  // all content is here
 	problem error // why background work stopped, nil when it didn't
@@ -122,7 +122,7 @@ func (m *Manager) mountName(id oci.Digest) string {
 func newImage(id oci.Digest, dir string, manifest *artifact.Manifest) *image {
 	return &image{
 		id: id, dir: dir, mount: dirName(id), manifest: manifest,
-		holders: make(map[string]bool), points: make(map[Part]*point), sound: make(map[Part]bool), used: time.Now(),
+		holders: make(map[string]int), points: make(map[Part]*point), sound: make(map[Part]bool), used: time.Now(),
 		gone: make(chan struct{}),
 	}
 }
@@ -137,6 +137,42 @@ func (img *image) public() Image {
 		p.DiffIDs = append(p.DiffIDs, l.DiffID)
 	}
 	return p
+}
+
+// revive says that somebody wants the image, again. The caller has m.mu.
+func (img *image) revive() {
+	img.used = time.Now()
+	img.filled = img.filled && !img.removed // it may have lost content since
+	img.removed = false
+}
+
+// held is how many of the layers, from the lowest on, somebody holds. The caller
+// has m.mu.
+func (img *image) held() (n int) {
+	for _, layers := range img.holders {
+		n = max(n, layers)
+	}
+	return n
+}
+
+// needed is how many of the layers, from the lowest on, somebody may read. That
+// isn't all of them when another image in containerd begins with layers that
+// came with this one, and this one is removed. The caller has m.mu.
+func (img *image) needed() int {
+	n := img.held()
+	for part, p := range img.points {
+		switch {
+		case !p.attached && len(p.owners) == 0 && len(p.lock) > 0:
+		case part == Merged:
+			return len(img.manifest.Layers)
+		default:
+			n = max(n, int(part)+1)
+		}
+	}
+	if n == 0 { // nobody has come for it yet
+		return len(img.manifest.Layers)
+	}
+	return n
 }
 
 // addOrigin remembers o as the newest origin. It reports whether that's new.

@@ -48,9 +48,10 @@ func (m *Manager) SweepMounts(ctx context.Context, before time.Time) {
 	m.sweepMounts(ctx, unusedSince(before))
 }
 
-// Collect is Sweep of the images that were held and aren't any more, however
-// short that is ago: for callers who know that nobody wants them back. When
-// containerd has removed an image, kubelet looks at the disk at once.
+// Collect is Sweep of the images that were held and aren't any more, or of the
+// layers of them, however short that is ago: for callers who know that nobody
+// wants them back. When containerd has removed an image, kubelet looks at the
+// disk at once.
 func (m *Manager) Collect(ctx context.Context) {
 	removed := func(img *image, _ time.Time) bool { return img.removed }
 	m.sweepMounts(ctx, removed)
@@ -169,10 +170,16 @@ func (m *Manager) sweepImages(ctx context.Context, may idle) {
 	for _, img := range m.list() {
 		pinned[img] = img.pinned()
 	}
-	var gone []*image
+	var gone, less []*image
 	m.mu.Lock()
 	for id, img := range m.images {
-		if !m.settled || len(img.holders) > 0 || !may(img, img.used) || img.mounted() || pinned[img] {
+		switch {
+		case !m.settled || pinned[img]:
+			continue
+		case len(img.holders) > 0 || !may(img, img.used) || img.mounted():
+			if img.needed() < len(img.manifest.Layers) {
+				less = append(less, img)
+			}
 			continue
 		}
 		delete(m.images, id)
@@ -181,6 +188,9 @@ func (m *Manager) sweepImages(ctx context.Context, may idle) {
 		gone = append(gone, img)
 	}
 	m.mu.Unlock()
+	for _, img := range less {
+		m.dropContent(ctx, img)
+	}
 	for _, img := range gone {
 		freed := m.dropContent(ctx, img)
 		err := m.removeDir(img)
@@ -191,13 +201,13 @@ func (m *Manager) sweepImages(ctx context.Context, may idle) {
 	}
 }
 
-// dropContent removes from the cache the layers of an image that is gone and
-// that no other image has. Those that background work still has are removed by
-// work, when it has ended.
+// dropContent removes from the cache the layers of an image that no image needs
+// any more. Those that background work still has are removed by work, when it
+// has ended.
 func (m *Manager) dropContent(ctx context.Context, img *image) (freed int64) {
 	keep := make(map[oci.Digest]bool)
 	for _, other := range m.list() {
-		for _, l := range other.manifest.Layers {
+		for _, l := range other.manifest.Layers[:m.needed(other)] {
 			keep[l.Tar.Digest] = true
 		}
 	}

@@ -3,6 +3,7 @@ package mount
 import (
 	"context"
 
+	"sluice/internal/artifact"
 	"sluice/internal/node/cache"
 	"sluice/oci"
 )
@@ -33,16 +34,38 @@ func (m *Manager) list() []*image {
 	return all
 }
 
-// keys returns the keys of an image's devices, none if its chunk table can't be
-// read.
+// needed is how many of an image's layers, from the lowest on, somebody may read
+// or wants here.
+func (m *Manager) needed(img *image) int {
+	if img.pinned() {
+		return len(img.manifest.Layers)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return img.needed()
+}
+
+// devices returns those of an image's devices that somebody may read, or wants
+// here.
+func (m *Manager) devices(img *image, table *artifact.Table) []*artifact.Device {
+	n := m.needed(img)
+	if n == len(img.manifest.Layers) {
+		return table.Devices
+	}
+	next, _ := img.manifest.LayerDevices(n)
+	return table.Devices[:next]
+}
+
+// keys returns the keys of an image's devices that somebody may read, none if
+// its chunk table can't be read.
 func (m *Manager) keys(ctx context.Context, img *image) []oci.Digest {
 	table, err := m.openTable(ctx, img)
 	if err != nil {
 		return nil
 	}
-	keys := make([]oci.Digest, len(table.Devices))
-	for i, dev := range table.Devices {
-		keys[i] = dev.Key
+	var keys []oci.Digest
+	for _, dev := range m.devices(img, table) {
+		keys = append(keys, dev.Key)
 	}
 	return keys
 }

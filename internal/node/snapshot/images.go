@@ -21,8 +21,9 @@ type Images interface {
 	// pull takes, so that asking once per layer costs one lookup.
 	Pull(ctx context.Context, ref string, manifest oci.Digest) (mount.Image, error)
 
-	// Hold keeps an image's local state for owner.
-	Hold(ctx context.Context, image oci.Digest, owner string) error
+	// Hold keeps an image's local state, and the content of its lowest layers
+	// up to the given one, for owner.
+	Hold(ctx context.Context, image oci.Digest, layer int, owner string) error
 
 	// Own makes owner one of a part of an image without mounting it: if it is
 	// mounted it stays so until Release.

@@ -99,7 +99,7 @@ func (s *Snapshotter) commitRemote(ctx context.Context, key, parent string, chai
 				s.mu.Lock()
 				s.remotes[id] = r
 				s.mu.Unlock()
-				if err := s.images.Hold(ctx, r.image, owner(id)); err != nil {
+				if err := s.images.Hold(ctx, r.image, r.layer, owner(id)); err != nil {
 					return err
 				}
 			}
@@ -228,7 +228,7 @@ func (s *Snapshotter) claim(ctx context.Context) error {
 		return err
 	}
 	for id, r := range s.remotes {
-		if err := s.images.Hold(ctx, r.image, owner(id)); err != nil {
+		if err := s.images.Hold(ctx, r.image, r.layer, owner(id)); err != nil {
 			s.log.ErrorContext(ctx, "a streamed image is lost: it is pulled again when a container needs it", "image", r.image, "layer", r.layer, "error", err)
 		}
 	}

@@ -85,7 +85,7 @@ func (d *dirImages) Pull(_ context.Context, ref string, _ oci.Digest) (mount.Ima
 	return img, nil
 }
 
-func (d *dirImages) Hold(_ context.Context, image oci.Digest, owner string) error {
+func (d *dirImages) Hold(_ context.Context, image oci.Digest, _ int, owner string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.lost[image] {

@@ -75,15 +75,15 @@ func (s *Snapshotter) labels(ctx context.Context, id string) (map[string]string,
 // holdAll holds an image for all snapshots that are layers of it.
 func (s *Snapshotter) holdAll(ctx context.Context, image oci.Digest) error {
 	s.mu.RLock()
-	var ids []string
+	layers := make(map[string]int)
 	for id, r := range s.remotes {
 		if r.image == image {
-			ids = append(ids, id)
+			layers[id] = r.layer
 		}
 	}
 	s.mu.RUnlock()
-	for _, id := range ids {
-		if err := s.images.Hold(ctx, image, owner(id)); err != nil {
+	for id, layer := range layers {
+		if err := s.images.Hold(ctx, image, layer, owner(id)); err != nil {
 			return err
 		}
 	}
