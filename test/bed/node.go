@@ -102,6 +102,10 @@ func (n *Node) StartSluice(ctx context.Context) error {
 	return nil
 }
 
+// Use lets the next start of the node daemon, and Command, be of another version
+// of sluice.
+func (n *Node) Use(sluice string) { n.bin = sluice }
+
 // nodeArgs are the arguments that point a verb of sluice at this node.
 func (n *Node) nodeArgs(verb ...string) []string {
 	return append(verb, "--root", filepath.Join(n.Dir, "sluice"), "--run", filepath.Join(n.Dir, "run"))

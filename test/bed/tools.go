@@ -196,6 +196,11 @@ func BuildSluice(ctx context.Context, src, dir string) (string, error) {
 	if bin := os.Getenv("SLUICE_BINARY"); bin != "" {
 		return bin, nil
 	}
+	return buildSluice(ctx, src, dir)
+}
+
+// buildSluice builds the program in the checkout src.
+func buildSluice(ctx context.Context, src, dir string) (string, error) {
 	bin := filepath.Join(dir, "sluice")
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", bin, "./cmd/sluice")
 	cmd.Dir, cmd.Env = src, append(os.Environ(), "CGO_ENABLED=0")

@@ -67,11 +67,11 @@ func (s *stage) podLife(t *testing.T, tools bed.Tools, local bool) {
 		t.Errorf("after restarts of both daemons: %s%s", exec.Stdout, exec.Stderr)
 	}
 
+	connected(t, n)
 	must(t, k.RemovePod(t.Context(), pod))
 	_, err = k.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: s.ref("app:1")}})
 	must(t, err)
-	// As kubelet wants it, whose eviction looks at the disk right after.
-	eventually(t, 20*time.Second, "the removed image's content is gone", func() bool { return len(status(t, n).Images) == 0 && cachedLayers(t, n) == 0 })
+	isFreed(t, n)
 }
 
 // figures checks what kubelet asks of images and containers.
@@ -108,6 +108,17 @@ func layerBlobs(t *testing.T, n *bed.Node) []string {
 		}
 	}
 	return big
+}
+
+// sharedLayers is how many layers plain:1 has in common with app:1. When it
+// came second they go with it, not with app:1.
+const sharedLayers = 2
+
+// isFreed waits until app:1, which was removed, has given back its content: soon,
+// because kubelet's eviction looks at the disk right after.
+func isFreed(t *testing.T, n *bed.Node) {
+	t.Helper()
+	eventually(t, 5*time.Second, "the removed image's content is gone", func() bool { return cachedLayers(t, n) == sharedLayers })
 }
 
 // cachedLayers counts the layers in the node's cache.

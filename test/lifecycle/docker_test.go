@@ -2,7 +2,6 @@ package lifecycle
 
 import (
 	"testing"
-	"time"
 
 	"sluice/test/bed"
 )
@@ -35,5 +34,5 @@ func TestDocker(t *testing.T) {
 		t.Errorf("an image that doesn't stream printed %s, want %s", out, sumsOf(s.plain))
 	}
 	must(t, d.RemoveImage(t.Context(), s.ref("app:1")))
-	eventually(t, 20*time.Second, "the removed image's content is gone", func() bool { return len(status(t, n).Images) == 0 && cachedLayers(t, n) == 0 })
+	isFreed(t, n)
 }

@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -191,8 +193,7 @@ func checkSums() []string {
 // sumsOf is what checkSums prints.
 func sumsOf(b bed.Toolbox) string {
 	var out strings.Builder
-	for i := range len(b.Sums) {
-		name := fmt.Sprintf("/data/%d", i)
+	for _, name := range slices.Sorted(maps.Keys(b.Sums)) {
 		fmt.Fprintf(&out, "%s  %s\n", b.Sums[name], name)
 	}
 	return out.String()

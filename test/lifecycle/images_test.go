@@ -1,0 +1,321 @@
+package lifecycle
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"sluice/test/bed"
+)
+
+// box makes an image of files that no other seed has. All have the shell's
+// layers in common.
+func (s *stage) box(t *testing.T, seed uint64, sizes ...int) bed.Toolbox {
+	t.Helper()
+	b, err := bed.NewToolbox(t.Context(), filepath.Join(t.TempDir(), "box"), seed, sizes...)
+	must(t, err)
+	return b
+}
+
+// push pushes an image.
+func (s *stage) push(t *testing.T, reg *bed.Registry, box bed.Toolbox, name string) (ref string) {
+	t.Helper()
+	must(t, reg.Push(t.Context(), s.tools, box.Layout, name))
+	return reg.Addr + "/" + name
+}
+
+// convert converts an image of a registry.
+func (s *stage) convert(t *testing.T, ref string) {
+	t.Helper()
+	if out, err := exec.CommandContext(t.Context(), s.sluice, "artifact-streaming", "create", ref).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// remove removes an image, and waits for what containerd's garbage collection
+// then removes.
+func remove(t *testing.T, n *bed.Node, ref string) {
+	t.Helper()
+	_, err := n.Ctr(t.Context(), "images", "rm", "--sync", ref)
+	must(t, err)
+}
+
+// detached starts a container that a test looks into by exec.
+func detached(t *testing.T, n *bed.Node, ref, id string) {
+	t.Helper()
+	_, err := n.Ctr(t.Context(), "run", "--detach", "--net-host", "--snapshotter", bed.Sluice, ref, id)
+	must(t, err)
+}
+
+// look compares what a container of detached is made of.
+func look(t *testing.T, n *bed.Node, id string, box bed.Toolbox) {
+	t.Helper()
+	args := append([]string{"tasks", "exec", "--exec-id", fmt.Sprint("e", time.Now().UnixNano()), id}, checkSums()...)
+	out, err := n.CtrCommand(t.Context(), args...).Output()
+	if err != nil || string(out) != sumsOf(box) {
+		t.Errorf("container %s has %s, %v", id, out, err)
+	}
+}
+
+// end ends and removes a container of detached.
+func end(t *testing.T, n *bed.Node, id string) {
+	t.Helper()
+	_, err := n.Ctr(t.Context(), "containers", "rm", "--force", id)
+	if err != nil { // older ones don't have it
+		_, err = n.Ctr(t.Context(), "tasks", "rm", "--force", id)
+		must(t, err)
+		_, err = n.Ctr(t.Context(), "containers", "rm", id)
+	}
+	must(t, err)
+}
+
+// connected waits until containerd has its snapshotter again, which it tries
+// every three seconds at least. What it removes before that stays in the
+// snapshotter until containerd removes some other snapshot: it doesn't try again.
+func connected(t *testing.T, n *bed.Node) {
+	t.Helper()
+	key := fmt.Sprint("connected-", time.Now().UnixNano())
+	eventually(t, 10*time.Second, "containerd has the snapshotter again", func() bool {
+		_, err := n.Ctr(t.Context(), "snapshots", "--snapshotter", bed.Sluice, "prepare", key)
+		return err == nil
+	})
+	_, err := n.Ctr(t.Context(), "snapshots", "--snapshotter", bed.Sluice, "rm", key)
+	must(t, err)
+}
+
+// isEmpty waits until nothing is left of images that were removed.
+func isEmpty(t *testing.T, n *bed.Node) {
+	t.Helper()
+	eventually(t, 20*time.Second, "nothing is left of the removed images", func() bool {
+		images, _ := os.ReadDir(filepath.Join(n.Dir, "sluice", "images"))
+		snapshots, _ := os.ReadDir(filepath.Join(n.Dir, "sluice", "snapshots"))
+		mounts, _ := os.ReadDir(filepath.Join(n.Dir, "sluice", "m"))
+		return len(images)+len(snapshots)+len(mounts)+cachedLayers(t, n) == 0
+	})
+}
+
+// TestRemovedWhileRunning removes an image whose container runs: that goes on
+// reading what had not arrived, also after restarts, and takes the image along
+// when it ends.
+func TestRemovedWhileRunning(t *testing.T) {
+	s := theStage(t)
+	n := s.newNode(t, s.tools, "--no-fill")
+	start(t, n)
+	must(t, n.Pull(t.Context(), bed.Sluice, s.ref("app:1")))
+	id := filepath.Base(n.Dir)
+	detached(t, n, s.ref("app:1"), id)
+	remove(t, n, s.ref("app:1"))
+	n.Sluice.Kill()
+	must(t, n.StartSluice(t.Context()))
+	look(t, n, id, s.app)
+	connected(t, n)
+	if len(status(t, n).Images) != 1 {
+		t.Error("the image of a running container is gone")
+	}
+	end(t, n, id)
+	isEmpty(t, n)
+}
+
+// TestConvertedLater pulls an image before it is converted. It stays what it is
+// while containerd has it, and streams when it's pulled again.
+func TestConvertedLater(t *testing.T) {
+	s := theStage(t)
+	n := s.newNode(t, s.tools, "--recheck", "1s")
+	start(t, n)
+	box := s.box(t, 11, 100_000, 50_000)
+	ref := s.push(t, s.reg, box, "later:1")
+	must(t, n.Pull(t.Context(), bed.Sluice, ref))
+	if st := status(t, n); len(st.Images) != 0 || len(st.Pulls) == 0 || st.Pulls[0].Reason != "NoStreamingArtifact" {
+		t.Errorf("before it is converted: images %+v, pulls %+v", st.Images, st.Pulls)
+	}
+	id := filepath.Base(n.Dir)
+	detached(t, n, ref, id)
+	s.convert(t, ref)
+	must(t, n.Pull(t.Context(), bed.Sluice, ref))
+	look(t, n, id, box)
+	s.runs(t, n, bed.Sluice, "later:1", box)
+	end(t, n, id)
+	remove(t, n, ref)
+	eventually(t, 10*time.Second, "the image streams when it is pulled again", func() bool {
+		must(t, n.Pull(t.Context(), bed.Sluice, ref))
+		if len(status(t, n).Images) == 1 {
+			return true
+		}
+		remove(t, n, ref)
+		return false
+	})
+	s.runs(t, n, bed.Sluice, "later:1", box)
+	remove(t, n, ref)
+	isEmpty(t, n)
+}
+
+// TestSharedLayers has two images that begin with the same layers, one more that
+// does and doesn't stream, and removes them in the order in which they came.
+func TestSharedLayers(t *testing.T) {
+	s := theStage(t)
+	n := s.newNode(t, s.tools)
+	start(t, n)
+	second, third := s.box(t, 21, 200_000), s.box(t, 22, 30_000)
+	refs := []string{s.ref("app:1"), s.push(t, s.reg, second, "second:1"), s.push(t, s.reg, third, "third:1")}
+	s.convert(t, refs[1])
+	for _, ref := range refs {
+		must(t, n.Pull(t.Context(), bed.Sluice, ref))
+	}
+	check := func(names ...string) {
+		t.Helper()
+		for _, name := range names {
+			s.runs(t, n, bed.Sluice, name, map[string]bed.Toolbox{"app:1": s.app, "second:1": second, "third:1": third}[name])
+		}
+	}
+	check("app:1", "second:1", "third:1")
+	if st := status(t, n); len(st.Images) != 2 {
+		t.Errorf("streamed images: %+v, want app:1 and second:1", st.Images)
+	}
+	eventually(t, 20*time.Second, "the cache has each layer once", func() bool { return cachedLayers(t, n) == len(s.app.Sums)+2+len(second.Sums) })
+	remove(t, n, refs[0])
+	n.Sluice.Kill()
+	must(t, n.StartSluice(t.Context()))
+	connected(t, n)
+	check("second:1", "third:1")
+	remove(t, n, refs[1])
+	check("third:1")
+	remove(t, n, refs[2])
+	isEmpty(t, n)
+}
+
+// TestTwoRegistries pulls the same image from two registries: it is here once,
+// and either name may be removed. (containerd doesn't tell a snapshotter of
+// layers that it has: what hasn't arrived when the second name is pulled comes
+// from the first registry, and its mirrors.)
+func TestTwoRegistries(t *testing.T) {
+	s := theStage(t)
+	n := s.newNode(t, s.tools)
+	start(t, n)
+	first, err := bed.StartRegistry(t.Context(), s.sluice, t.TempDir())
+	must(t, err)
+	t.Cleanup(first.Stop)
+	refs := []string{s.push(t, first, s.app, "app:1"), s.ref("app:1")}
+	s.convert(t, refs[0])
+	for _, ref := range refs {
+		must(t, n.Pull(t.Context(), bed.Sluice, ref))
+	}
+	eventually(t, 20*time.Second, "all content has arrived, once", func() bool {
+		i := status(t, n).Images
+		return len(i) == 1 && i[0].Complete
+	})
+	first.Stop()
+	remove(t, n, refs[0])
+	must(t, bed.DropCaches())
+	s.runs(t, n, bed.Sluice, "app:1", s.app)
+	remove(t, n, refs[1])
+	isEmpty(t, n)
+}
+
+// TestDeepImages has as many layers as there may be: streamed, and all but one
+// of them streamed, each mounted by itself then.
+func TestDeepImages(t *testing.T) {
+	s := theStage(t)
+	n := s.newNode(t, s.tools)
+	start(t, n)
+	sizes := make([]int, 125) // and two of the shell
+	for i := range sizes {
+		sizes[i] = 1000
+	}
+	deep := s.box(t, 31, sizes...)
+	sizes[124] = 1001
+	other := s.box(t, 31, sizes...)
+	refs := []string{s.push(t, s.reg, deep, "deep:1"), s.push(t, s.reg, other, "other:1")}
+	s.convert(t, refs[0])
+	must(t, n.Pull(t.Context(), bed.Sluice, refs[0]))
+	streams(t, n, refs[0])
+	s.runs(t, n, bed.Sluice, "deep:1", deep)
+
+	must(t, n.Pull(t.Context(), bed.Sluice, refs[1]))
+	began := time.Now()
+	s.runs(t, n, bed.Sluice, "other:1", other)
+	t.Logf("FIGURE a container on 126 streamed layers, each mounted by itself, and one more: %.2f s", time.Since(began).Seconds())
+	if st := status(t, n); len(st.Images) != 1 || len(st.Images[0].Mounts) < 126 {
+		t.Errorf("images %+v, want one of which each layer is mounted", st.Images)
+	}
+	id := filepath.Base(n.Dir)
+	detached(t, n, refs[1], id)
+	n.Sluice.Kill()
+	must(t, n.StartSluice(t.Context()))
+	must(t, bed.DropCaches())
+	look(t, n, id, other)
+	connected(t, n)
+	end(t, n, id)
+	for _, ref := range refs {
+		remove(t, n, ref)
+	}
+	isEmpty(t, n)
+}
+
+// TestManyStarts starts fifty containers of one image at once, right after its
+// pull: its bytes come once.
+func TestManyStarts(t *testing.T) {
+	s := theStage(t)
+	n := s.newNode(t, s.tools, "--no-fill")
+	start(t, n)
+	link, err := bed.NewLink(t.Context(), s.reg.Addr, 200e6, 2*time.Millisecond)
+	must(t, err)
+	t.Cleanup(func() { link.Close() })
+	ref := link.Addr() + "/app:1"
+	must(t, n.Pull(t.Context(), bed.Sluice, ref))
+	pulled := link.Stats().Down
+	var starts sync.WaitGroup
+	began := time.Now()
+	for i := range 50 {
+		starts.Go(func() {
+			r, err := n.Run(t.Context(), bed.Sluice, ref, fmt.Sprintf("%s-%d", filepath.Base(n.Dir), i), checkSums()...)
+			if err != nil || r.Output != sumsOf(s.app) {
+				t.Errorf("container %d: %v, %s", i, err, r.Output)
+			}
+		})
+	}
+	starts.Wait()
+	st := status(t, n)
+	if len(st.Images) != 1 {
+		t.Fatalf("images %+v", st.Images)
+	}
+	came := link.Stats().Down - pulled
+	t.Logf("FIGURE 50 containers at once: all had read everything after %.1f s; %d bytes were pulled, then %d came, %.2f of the image's %d",
+		time.Since(began).Seconds(), pulled, came, float64(came)/float64(st.Images[0].Size), st.Images[0].Size)
+	if random := int64(300_000 + 2_000_000 + 10_000); came > random*3/2 { // and the rest of a shell that compresses well
+		t.Errorf("%d bytes came for files of %d that don't compress: some came more than once", came, random)
+	}
+}
+
+// TestOthersAreLeftAlone holds that images of other snapshotters don't need the
+// daemon, nor does anything of theirs go through it.
+func TestOthersAreLeftAlone(t *testing.T) {
+	s := theStage(t)
+	n := s.newNode(t, s.tools)
+	start(t, n)
+	must(t, n.Pull(t.Context(), bed.Sluice, s.ref("app:1")))
+	must(t, n.Pull(t.Context(), bed.Overlayfs, s.ref("app:1")))
+	before := len(status(t, n).Pulls)
+	s.runs(t, n, bed.Overlayfs, "app:1", s.app)
+	if now := len(status(t, n).Pulls); now != before {
+		t.Errorf("the daemon had to do with another snapshotter's image: %d pulls, %d before", now, before)
+	}
+	n.Sluice.Stop()
+	s.runs(t, n, bed.Overlayfs, "app:1", s.app)
+	must(t, n.Pull(t.Context(), bed.Overlayfs, s.ref("plain:1")))
+	s.runs(t, n, bed.Overlayfs, "plain:1", s.plain)
+	must(t, n.StartSluice(t.Context()))
+	connected(t, n)
+	// Images go even though their layers lie with two snapshotters.
+	remove(t, n, s.ref("app:1"))
+	remove(t, n, s.ref("plain:1"))
+	out, err := n.Ctr(t.Context(), "snapshots", "--snapshotter", bed.Overlayfs, "ls")
+	if must(t, err); strings.Contains(out, "sha256:") {
+		t.Errorf("left with the other snapshotter:\n%s", out)
+	}
+	isEmpty(t, n)
+}
