@@ -68,6 +68,9 @@ func (s *stage) podLife(t *testing.T, tools bed.Tools, local bool) {
 	}
 
 	connected(t, n)
+	// A containerd that started without its snapshotter doesn't tell kubelet of
+	// the images that it has, and kubelet pulls them again.
+	must(t, k.Pull(t.Context(), s.ref("app:1"), nil))
 	must(t, k.RemovePod(t.Context(), pod))
 	_, err = k.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: s.ref("app:1")}})
 	must(t, err)
@@ -118,6 +121,12 @@ const sharedLayers = 2
 // because kubelet's eviction looks at the disk right after.
 func isFreed(t *testing.T, n *bed.Node) {
 	t.Helper()
+	defer func() {
+		if t.Failed() {
+			snapshots, _ := n.Ctr(t.Context(), "--namespace", "k8s.io", "snapshots", "--snapshotter", bed.Sluice, "ls")
+			t.Logf("%d layers, images %+v, snapshots\n%s", cachedLayers(t, n), status(t, n).Images, snapshots)
+		}
+	}()
 	eventually(t, 5*time.Second, "the removed image's content is gone", func() bool { return cachedLayers(t, n) == sharedLayers })
 }
 

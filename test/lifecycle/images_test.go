@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -254,41 +253,6 @@ func TestDeepImages(t *testing.T) {
 		remove(t, n, ref)
 	}
 	isEmpty(t, n)
-}
-
-// TestManyStarts starts fifty containers of one image at once, right after its
-// pull: its bytes come once.
-func TestManyStarts(t *testing.T) {
-	s := theStage(t)
-	n := s.newNode(t, s.tools, "--no-fill")
-	start(t, n)
-	link, err := bed.NewLink(t.Context(), s.reg.Addr, 200e6, 2*time.Millisecond)
-	must(t, err)
-	t.Cleanup(func() { link.Close() })
-	ref := link.Addr() + "/app:1"
-	must(t, n.Pull(t.Context(), bed.Sluice, ref))
-	pulled := link.Stats().Down
-	var starts sync.WaitGroup
-	began := time.Now()
-	for i := range 50 {
-		starts.Go(func() {
-			r, err := n.Run(t.Context(), bed.Sluice, ref, fmt.Sprintf("%s-%d", filepath.Base(n.Dir), i), checkSums()...)
-			if err != nil || r.Output != sumsOf(s.app) {
-				t.Errorf("container %d: %v, %s", i, err, r.Output)
-			}
-		})
-	}
-	starts.Wait()
-	st := status(t, n)
-	if len(st.Images) != 1 {
-		t.Fatalf("images %+v", st.Images)
-	}
-	came := link.Stats().Down - pulled
-	t.Logf("FIGURE 50 containers at once: all had read everything after %.1f s; %d bytes were pulled, then %d came, %.2f of the image's %d",
-		time.Since(began).Seconds(), pulled, came, float64(came)/float64(st.Images[0].Size), st.Images[0].Size)
-	if random := int64(300_000 + 2_000_000 + 10_000); came > random*3/2 { // and the rest of a shell that compresses well
-		t.Errorf("%d bytes came for files of %d that don't compress: some came more than once", came, random)
-	}
 }
 
 // TestOthersAreLeftAlone holds that images of other snapshotters don't need the
