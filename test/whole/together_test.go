@@ -65,8 +65,8 @@ func (s *stage) startTogether(t *testing.T, link *bed.Link, count int) (bytes in
 	for i := range count {
 		all.Go(func() {
 			id := fmt.Sprintf("together-%d-%d", count, i)
-			out, err := n.Ctr(t.Context(), "run", "--rm", "--net-host", "--snapshotter", bed.Sluice, ref, id, "python3", "-c", `import json; print("hi")`)
-			if err != nil || out != "hi\n" {
+			out, err := n.CtrCommand(t.Context(), "run", "--rm", "--net-host", "--snapshotter", bed.Sluice, ref, id, "python3", "-c", `import json; print("hi")`).Output()
+			if err != nil || string(out) != "hi\n" {
 				t.Errorf("container %d printed %q, %v", i, out, err)
 			}
 		})
