@@ -8,8 +8,10 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -278,4 +280,35 @@ func TestNoHiddenState(t *testing.T) {
 func isIdent(e ast.Expr, name string) bool {
 	id, ok := e.(*ast.Ident)
 	return ok && id.Name == name
+}
+
+// TestComplaintsAreTested holds that docs/complaints.md names tests that exist.
+func TestComplaintsAreTested(t *testing.T) {
+	doc, err := os.ReadFile("docs/complaints.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	exist := map[string]bool{}
+	err = filepath.WalkDir(".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(name, "_test.go") {
+			return err
+		}
+		content, err := os.ReadFile(name)
+		for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllSubmatch(content, -1) {
+			exist[string(m[1])] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile("`(Test\\w+)`").FindAllSubmatch(doc, -1)
+	for _, m := range named {
+		if !exist[string(m[1])] {
+			t.Errorf("docs/complaints.md names the test %s, which doesn't exist: a complaint without a test comes back", m[1])
+		}
+	}
+	if len(named) < 50 {
+		t.Errorf("docs/complaints.md names %d tests", len(named))
+	}
 }
