@@ -25,10 +25,12 @@ const bootTimeout = 5 * time.Minute
 const startTime = 3 * time.Second
 
 // boot readies the cache for an image that is being pulled and fetches its
-// boot pack; then, after a while, it queues the image to be filled.
-func (m *Manager) boot(ctx context.Context, img *image) {
+// boot pack; then, after a while, it queues the image to be filled. tableHere is
+// closed when the image's chunk table is there.
+func (m *Manager) boot(ctx context.Context, img *image, tableHere <-chan struct{}) {
 	began := time.Now()
-	switch err := m.work(ctx, img, m.bootPack); {
+	err := m.work(ctx, img, func(ctx context.Context, img *image) error { return m.bootPack(ctx, img, tableHere) })
+	switch {
 	case ctx.Err() != nil || img.isGone():
 		return
 	case err != nil:
@@ -79,8 +81,10 @@ func (img *image) isGone() bool {
 }
 
 // bootPack puts a boot pack's chunks into the cache while they arrive. Readers
-// of those that are still to come wait for them, as long as it gets on.
-func (m *Manager) bootPack(ctx context.Context, img *image) (err error) {
+// of those that are still to come wait for them, as long as it gets on. What
+// arrives before the chunk table waits in the connection, whose window bounds
+// how much of the bandwidth it takes from the table.
+func (m *Manager) bootPack(ctx context.Context, img *image, tableHere <-chan struct{}) (err error) {
 	desc := img.manifest.BootPack
 	if desc == nil {
 		return nil
@@ -89,17 +93,24 @@ func (m *Manager) bootPack(ctx context.Context, img *image) (err error) {
 	defer func() { end(span, err) }()
 	ctx, cancel := context.WithTimeoutCause(ctx, bootTimeout, fmt.Errorf("it didn't arrive within %v", bootTimeout))
 	defer cancel()
+	asked := time.Now()
+	r, rerr := m.source(img, *desc).ReadRange(ctx, 0, desc.Size)
+	if rerr == nil {
+		defer r.Close()
+	}
+	trip := time.Since(asked)
+	select {
+	case <-tableHere:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if rerr != nil {
+		return rerr
+	}
 	table, err := m.openTable(ctx, img)
 	if err != nil {
 		return err
 	}
-	asked := time.Now()
-	r, err := m.source(img, *desc).ReadRange(ctx, 0, desc.Size)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	trip := time.Since(asked)
 	all := make([]int, len(table.Devices))
 	for i := range all {
 		all[i] = i
