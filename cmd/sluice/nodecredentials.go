@@ -16,6 +16,7 @@ import (
 	"sluice/internal/node/credentials"
 	"sluice/internal/node/cri"
 	"sluice/internal/node/mount/control"
+	"sluice/internal/remote"
 )
 
 // credentialConfig is the flags of who this node is to registries.
@@ -99,6 +100,17 @@ func (d *daemon) listenCRI() (net.Listener, error) {
 	return control.Listen(filepath.Join(d.config.run, "cri.sock"))
 }
 
+// beginPull notes with which credential kubelet pulls an image, if any, and has
+// the image looked up while containerd still resolves its name.
+func (d *daemon) beginPull(image string, c remote.Credential) (end func(error)) {
+	end = func(error) {}
+	if c != (remote.Credential{}) {
+		end = d.creds.passed.Pull(image, c)
+	}
+	d.images.Expect(image)
+	return end
+}
+
 // forgetEvery is how often it is looked which images' credentials are needed.
 const forgetEvery = 10 * time.Minute
 
@@ -108,7 +120,7 @@ func (d *daemon) serveCRI(ctx context.Context, l net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	served := make(chan error, 1)
 	go func() {
-		served <- cri.Serve(ctx, l, cri.Options{Socket: d.config.credentials.cri, Pull: d.creds.passed.Pull, Log: d.log})
+		served <- cri.Serve(ctx, l, cri.Options{Socket: d.config.credentials.cri, Pull: d.beginPull, Log: d.log})
 	}()
 	defer cancel()
 	tick := time.NewTicker(forgetEvery)

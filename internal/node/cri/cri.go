@@ -51,9 +51,9 @@ type Options struct {
 	// Socket is where containerd's CRI answers. It need not be there yet.
 	Socket string
 
-	// Pull is called when a pull with a credential begins, with the image's
-	// name as kubelet has it; what it returns when the pull ends, with its
-	// error. It must be quick.
+	// Pull is called when a pull begins, with the image's name as kubelet has
+	// it and the credential that it passes, which may be none; what Pull
+	// returns when the pull ends, with its error. It must be quick.
 	Pull func(image string, c remote.Credential) (end func(error))
 
 	// Log receives what can't be understood. Nil discards it.
@@ -179,9 +179,6 @@ func (p *proxy) pull(request []byte) (end func(error)) {
 	c, err := credential(req.GetAuth(), image)
 	if err != nil {
 		p.Log.Warn("the credential of a pull can't be used", "image", image, "error", err)
-		return nothing
-	}
-	if c == (remote.Credential{}) {
 		return nothing
 	}
 	return p.Pull(image, c)

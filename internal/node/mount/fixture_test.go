@@ -62,6 +62,7 @@ type faulty struct {
 	mu        sync.Mutex
 	corrupt   map[oci.Digest]bool // blobs whose last byte is another
 	referrers func([]oci.Descriptor) []oci.Descriptor
+	asked     func(context.Context, oci.Digest) // before a blob is answered
 }
 
 func (f *faulty) fault(ctx context.Context) error {
@@ -104,6 +105,12 @@ func (f *faulty) GetBlob(ctx context.Context, repo string, d oci.Digest) (oci.Bl
 func (f *faulty) GetBlobRange(ctx context.Context, repo string, d oci.Digest, off, n int64) (oci.BlobReader, error) {
 	if err := f.fault(ctx); err != nil {
 		return nil, err
+	}
+	f.mu.Lock()
+	asked := f.asked
+	f.mu.Unlock()
+	if asked != nil {
+		asked(ctx, d)
 	}
 	r, err := f.Registry.GetBlobRange(ctx, repo, d, off, n)
 	if err != nil || !f.isCorrupt(d) {

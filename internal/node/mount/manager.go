@@ -107,6 +107,8 @@ type Manager struct {
 	hedger  blob.Hedger  // how long their answers take
 	fills   chan oci.Digest
 
+	expected chan struct{} // a token for each image that is looked up ahead
+
 	// naming is held while a directory beneath images gets or loses its name,
 	// or an image is pinned.
 	naming sync.Mutex
@@ -169,7 +171,9 @@ func Open(ctx context.Context, opts Options) (*Manager, error) {
 	opts = opts.withDefaults()
 	m := &Manager{
 		opts: opts, log: opts.Log,
-		fills:  make(chan oci.Digest, maxQueuedFills),
+		fills:    make(chan oci.Digest, maxQueuedFills),
+		expected: make(chan struct{}, maxExpected),
+
 		images: make(map[oci.Digest]*image),
 		known:  make(map[subject]oci.Digest),
 		calls:  make(map[subject]*call),
