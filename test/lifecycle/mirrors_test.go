@@ -1,0 +1,65 @@
+package lifecycle
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"sluice/test/bed"
+)
+
+// TestMirrors pulls and runs an image whose registry is gone for good, by
+// hosts.toml: of its two mirrors the first is dead, the second has everything.
+func TestMirrors(t *testing.T) {
+	s := theStage(t)
+	mirror, err := bed.StartRegistry(t.Context(), s.sluice, t.TempDir())
+	must(t, err)
+	t.Cleanup(mirror.Stop)
+	must(t, mirror.Push(t.Context(), s.tools, s.app.Layout, "app:1"))
+	out, err := exec.CommandContext(t.Context(), s.sluice, "artifact-streaming", "create", mirror.Addr+"/app:1").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	reg, err := bed.StartRegistry(t.Context(), s.sluice, t.TempDir())
+	must(t, err)
+	reg.Kill()
+	ref := reg.Addr + "/app:1"
+
+	// containerd has no patience for one that is silent, so its own is dead.
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer silent.Close()
+	ours := hostsDir(t, reg.Addr, "http://"+silent.Addr().String(), "http://"+mirror.Addr)
+	theirs := hostsDir(t, reg.Addr, "http://"+reg.Addr, "http://"+mirror.Addr)
+	n := s.newNode(t, s.tools, "--hosts-dir", ours, "--no-fill")
+	start(t, n)
+	_, err = n.Ctr(t.Context(), "images", "pull", "--hosts-dir", theirs, "--snapshotter", bed.Sluice, ref)
+	must(t, err)
+	streams(t, n, ref)
+	r, err := n.Run(t.Context(), bed.Sluice, ref, "mirrored", checkSums()...)
+	must(t, err)
+	if r.Output != sumsOf(s.app) {
+		t.Errorf("the container has %s", r.Output)
+	}
+	problems := status(t, n).Registries
+	if len(problems) != 1 || problems[0].Host != "http://"+silent.Addr().String()+"/v2" {
+		t.Errorf("problems of registries are %+v", problems)
+	}
+}
+
+// hostsDir makes a directory of hosts.toml files: of one, for a registry with
+// mirrors.
+func hostsDir(t *testing.T, registry string, mirrors ...string) string {
+	t.Helper()
+	text := fmt.Sprintf("server = \"http://%s\"\n", registry)
+	for _, m := range mirrors {
+		text += fmt.Sprintf("[host.%q]\n", m)
+	}
+	dir := t.TempDir()
+	must(t, os.Mkdir(filepath.Join(dir, registry), 0o755))
+	must(t, os.WriteFile(filepath.Join(dir, registry, "hosts.toml"), []byte(text), 0o644))
+	return dir
+}
