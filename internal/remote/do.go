@@ -207,7 +207,16 @@ func canRetry(resp *http.Response, err error) bool {
 	}
 	return errors.As(err, &op) && !strings.HasSuffix(op.Op, " error") || // "remote error" and "local error" are TLS alerts
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
-		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || lostHTTP2(err)
+}
+
+// lostHTTP2 reports whether an HTTP/2 connection, or a request's stream of one,
+// was cut. Package net/http has no types for that.
+func lostHTTP2(err error) bool {
+	text := err.Error()
+	return strings.Contains(text, "http2: client connection lost") ||
+		strings.Contains(text, "http2: server sent GOAWAY") ||
+		strings.Contains(text, "stream error: stream ID")
 }
 
 func retryStatus(status int) bool {

@@ -195,6 +195,11 @@ func New(host string, opts Options) (*Registry, error) {
 // Host returns the name that New was called with.
 func (r *Registry) Host() string { return r.host }
 
+// http2Silence is how long nothing may come on an HTTP/2 connection with requests
+// before it is pinged, and again before it is given up. Without, one that died
+// without a word would hold up all requests, which share it.
+const http2Silence = 5 * time.Second
+
 // NewTransport returns a transport that suits registries: many connections kept
 // warm for concurrent ranges, HTTP/2 where TLS offers it, large buffers, proxies
 // from the environment. It may be changed before its first use.
@@ -204,6 +209,7 @@ func NewTransport() *http.Transport {
 		Proxy:                  http.ProxyFromEnvironment,
 		DialContext:            dialer.DialContext,
 		ForceAttemptHTTP2:      true,
+		HTTP2:                  &http.HTTP2Config{SendPingTimeout: http2Silence, PingTimeout: http2Silence},
 		TLSHandshakeTimeout:    10 * time.Second,
 		ExpectContinueTimeout:  time.Second,
 		IdleConnTimeout:        90 * time.Second,
