@@ -72,10 +72,8 @@ func (h *Hosts) load(host string, f files) (*config, error) {
 	}
 	all, err := dockerconfig.ConfigureHosts(ctx, options)(host)
 	switch {
-	case err != nil && f.dir == "":
-		return nil, err
 	case err != nil:
-		return nil, fmt.Errorf("%s: %w", f.dir, err)
+		return nil, f.wrong(err)
 	case complaint.err != nil:
 		return nil, f.wrong(complaint.err)
 	case len(all) == 0:

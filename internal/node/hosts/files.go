@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -74,6 +75,7 @@ func (f *files) look(registry string) error {
 	if len(names) > maxFiles {
 		return fmt.Errorf("%s has or names %d files: up to %d are looked at", f.dir, len(names), maxFiles)
 	}
+	slices.Sort(names) // those of hosts.toml come in any order
 	f.stamp, err = stampOf(names)
 	return err
 }
@@ -214,6 +216,9 @@ func readBounded(name string) ([]byte, error) {
 
 // wrong says where in hosts.toml an error is, if the parser tells.
 func (f *files) wrong(err error) error {
+	if f.dir == "" {
+		return err
+	}
 	file := filepath.Join(f.dir, hostsFile)
 	var at interface{ Position() (row, column int) }
 	if errors.As(err, &at) {

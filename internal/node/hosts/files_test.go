@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"sluice/internal/node/hosts"
 )
@@ -48,6 +49,24 @@ func TestFilesChange(t *testing.T) {
 	eventually(t, "the registry is asked again", func() bool { ask(); return len(reg.requests()) > 0 })
 	if p := h.Problems(); len(p) > 0 {
 		t.Errorf("problems: %+v", p)
+	}
+}
+
+// Files that don't change aren't read again: the same readers, with their tokens
+// and what they know of hosts, stay in use.
+func TestFilesStay(t *testing.T) {
+	files, text := map[string]string{}, ""
+	for i := range 10 {
+		text += fmt.Sprintf("[host.\"https://mirror-%d\"]\nca = \"%d.pem\"\n", i, i)
+		files[fmt.Sprintf("example.test/%d.pem", i)] = newAuthority(t).pem
+	}
+	files["example.test/hosts.toml"] = text
+	h := openDirs(t, dir(t, files))
+	first := example(t, h)
+	for end := time.Now().Add(2500 * time.Millisecond); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if example(t, h) != first {
+			t.Fatal("another reader")
+		}
 	}
 }
 

@@ -22,6 +22,10 @@ const (
 	// lieLife.
 	lackLife, lieLife = time.Minute, 10 * time.Minute
 
+	// longEnough is how long a host must be asked to be blamed for the end of
+	// somebody's patience.
+	longEnough = 500 * time.Millisecond
+
 	maxLacks = 1024 // things that are remembered of one place
 
 	// lacksAll stands for everything: the host doesn't let us in.
@@ -118,10 +122,17 @@ func isBroken(err error) bool {
 	return !errors.As(err, &answer) || errors.Is(err, oci.ErrTooManyRequests)
 }
 
-// gaveUp reports whether a request failed because nobody waits for it any more.
-// That a Source's reader waited for too long is the host's failure.
-func gaveUp(ctx context.Context) bool {
-	return ctx.Err() != nil && !errors.Is(context.Cause(ctx), blob.ErrStalled)
+// gaveUp reports whether a request that began at a time failed because nobody
+// wants it any more. That whoever waits has no more patience is the host's
+// failure, if that was asked long enough.
+func gaveUp(ctx context.Context, began time.Time) bool {
+	switch {
+	case ctx.Err() == nil, errors.Is(context.Cause(ctx), blob.ErrStalled):
+		return false
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return time.Since(began) < longEnough
+	}
+	return true
 }
 
 // probe asks a host that was left out whether it's back.

@@ -113,7 +113,7 @@ func ask[T any](ctx context.Context, r *Registry, able, spare []*place, thing st
 			r.note(p, thing, began, nil)
 			return v, nil
 		}
-		if gaveUp(ctx) {
+		if gaveUp(ctx, began) {
 			return none, err
 		}
 		r.note(p, thing, began, err)
@@ -161,7 +161,7 @@ func (r *Registry) read(ctx context.Context, digest oci.Digest, open func(*place
 		}
 		r.remember(digest, p)
 		return &blobReader{BlobReader: body, failed: func(err error) {
-			if !gaveUp(ctx) {
+			if !gaveUp(ctx, began) {
 				r.note(p, thing, began, err)
 			}
 		}}, nil
@@ -198,15 +198,19 @@ func (r *Registry) doubt(digest oci.Digest, thing string) {
 	p := r.served[digest]
 	delete(r.served, digest)
 	r.mu.Unlock()
-	if p != nil && !p.endpoint.last {
+	if p != nil {
 		r.lied(p, thing)
 	}
 }
 
-// lied is for a mirror that sent something else than what it was asked for.
+// lied is for a host that sent something else than what it was asked for.
 func (r *Registry) lied(p *place, thing string) {
-	p.lack(thing, time.Now().Add(lieLife))
-	r.log.Warn("a mirror sends wrong content, other hosts are asked for it", "registry", r.name, "host", p.endpoint.url.Host, "content", thing, "for", lieLife)
+	life := lieLife
+	if p.endpoint.last {
+		life = time.Second // for the next attempt; others are asked before it anyway
+	}
+	p.lack(thing, time.Now().Add(life))
+	r.log.Warn("a registry host sends wrong content, others are asked for it", "registry", r.name, "host", p.endpoint.url.Host, "content", thing, "for", life)
 }
 
 // ResolveBlob implements oci.Reader.

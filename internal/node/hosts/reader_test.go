@@ -1,6 +1,7 @@
 package hosts_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"sluice/internal/blob"
 	"sluice/oci"
@@ -279,6 +281,62 @@ func TestMirrorWithWrongBytes(t *testing.T) {
 		t.Errorf("without the registry: %v", err)
 	} else {
 		body.Close()
+	}
+}
+
+// It may as well be the registry that is wrong, and a mirror that is right: here
+// one that lacked the blob at first.
+func TestRegistryWithWrongBytes(t *testing.T) {
+	reg, mirror := serve(t), serve(t).fill(t)
+	reg.setFront(func(w http.ResponseWriter, req *http.Request) bool {
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes 0-3/%d", len(content)))
+		w.WriteHeader(http.StatusPartialContent)
+		fmt.Fprint(w, "evil")
+		return true
+	})
+	r := example(t, open(t, mirrors(reg.URL, mirror.URL)))
+	mirror.answerWith(http.StatusServiceUnavailable)
+	for _, c := range []struct {
+		ctx  context.Context
+		want string
+	}{{t.Context(), "evil"}, {blob.Doubt(t.Context()), string(content[:4])}} {
+		body, err := r.GetBlobRange(c.ctx, repo, mirror.blob.Digest, 0, 4)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(body); string(got) != c.want {
+			t.Errorf("%q, %v, want %q", got, err, c.want)
+		}
+		body.Close()
+		mirror.setFront(nil)
+	}
+}
+
+// A mirror that stalls costs one time-out also when whoever waits has less
+// patience than we; and one that wasn't waited for isn't to blame.
+func TestLittlePatience(t *testing.T) {
+	reg, mirror := serve(t).fill(t), serve(t).fill(t)
+	mirror.setFront(func(_ http.ResponseWriter, req *http.Request) bool {
+		<-req.Context().Done()
+		return true
+	})
+	h := open(t, mirrors(reg.URL, mirror.URL))
+	r := example(t, h)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := r.ResolveManifest(ended, repo, "v1"); !errors.Is(err, context.Canceled) || len(h.Problems()) > 0 {
+		t.Errorf("%v, problems are %+v", err, h.Problems())
+	}
+	soon, cancel := context.WithTimeoutCause(t.Context(), time.Second, errors.New("the pull can't wait"))
+	defer cancel()
+	if _, err := r.ResolveManifest(soon, repo, "v1"); err == nil || !strings.Contains(err.Error(), "the pull can't wait") {
+		t.Errorf("without patience: %v", err)
+	}
+	if _, err := r.ResolveManifest(t.Context(), repo, "v1"); err != nil {
+		t.Error(err)
+	}
+	if asked := mirror.requests(); len(asked) != 1 {
+		t.Errorf("the mirror was asked %q", asked)
 	}
 }
 
