@@ -109,14 +109,31 @@ func TestUserNamespaces(t *testing.T) {
 	must(t, k.RemovePod(t.Context(), pod))
 }
 
-// TestUninstall follows docs/containerd.md to the end.
+// TestUninstall follows docs/containerd.md to the end, by detours: a container is
+// in the way, the daemon is dead, the first attempt is killed.
 func TestUninstall(t *testing.T) {
 	s := theStage(t)
 	n := s.newNode(t, s.tools)
 	start(t, n)
 	must(t, n.Pull(t.Context(), bed.Sluice, s.ref("app:1")))
 	s.runs(t, n, bed.Sluice, "app:1", s.app)
-	out, err := n.Command(t.Context(), "node", "uninstall", "--containerd", n.ContainerdSocket()).CombinedOutput()
+	_, err := n.Ctr(t.Context(), "run", "--detach", "--net-host", "--snapshotter", bed.Sluice, s.ref("app:1"), "holdout", "/bin/sh", "-c", "sleep 1000000")
+	must(t, err)
+	uninstall := []string{"node", "uninstall", "--containerd", n.ContainerdSocket()}
+	out, err := n.Command(t.Context(), uninstall...).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "default/holdout") {
+		t.Errorf("uninstall with a container: %v\n%s", err, out)
+	}
+	streams(t, n, s.ref("app:1")) // nothing has changed
+
+	n.Sluice.Kill()
+	first := n.Command(t.Context(), append(uninstall, "--force")...)
+	must(t, first.Start())
+	time.Sleep(300 * time.Millisecond) // it is somewhere in the middle; where doesn't matter
+	must(t, first.Process.Kill())
+	_ = first.Wait() // killed
+
+	out, err = n.Command(t.Context(), append(uninstall, "--force")...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("uninstall: %v\n%s", err, out)
 	}

@@ -256,8 +256,11 @@ func (m *Manager) Settled() {
 	m.opts.Cache.Settled(m.needs)
 }
 
+// mountsName is the directory beneath Root where images are mounted.
+const mountsName = "m"
+
 func (m *Manager) imagesDir() string { return filepath.Join(m.opts.Root, "images") }
-func (m *Manager) mountsDir() string { return filepath.Join(m.opts.Root, "m") }
+func (m *Manager) mountsDir() string { return filepath.Join(m.opts.Root, mountsName) }
 func (m *Manager) claimsDir() string { return filepath.Join(m.opts.Root, "claims") }
 
 // Hold keeps an image's state, and the content of its lowest layers up to the

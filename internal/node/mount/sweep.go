@@ -148,18 +148,21 @@ func checkUnused(dir string) error {
 // overlayfs. containerd may have shortened its path there, but not the last
 // element, which is unique below a root.
 func isLower(dir, options string) bool {
+	return slices.ContainsFunc(lowers(options), func(lower string) bool {
+		return lower == dir || !filepath.IsAbs(lower) && filepath.Base(lower) == filepath.Base(dir)
+	})
+}
+
+// lowers are the lower directories in the options of an overlayfs.
+func lowers(options string) []string {
+	var dirs []string
 	for option := range strings.SplitSeq(options, ",") {
 		name, value, _ := strings.Cut(option, "=")
-		if name != "lowerdir" && name != "lowerdir+" {
-			continue
-		}
-		for lower := range strings.SplitSeq(value, ":") {
-			if lower == dir || !filepath.IsAbs(lower) && filepath.Base(lower) == filepath.Base(dir) {
-				return true
-			}
+		if name == "lowerdir" || name == "lowerdir+" {
+			dirs = append(dirs, strings.Split(value, ":")...)
 		}
 	}
-	return false
+	return dirs
 }
 
 // sweepImages removes the images that nobody needs.

@@ -162,6 +162,23 @@ func MountAt(dir string) (*mountinfo.Info, error) {
 	return mounts[len(mounts)-1], nil
 }
 
+// MountsBelow returns the directories below dir where something is mounted in
+// this mount namespace, in the order of the mount table: parents come before
+// what is mounted in them.
+func MountsBelow(dir string) ([]string, error) {
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return !strings.HasPrefix(m.Mountpoint, dir+"/"), false
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read mount table: %w", err)
+	}
+	dirs := make([]string, len(mounts))
+	for i, m := range mounts {
+		dirs[i] = m.Mountpoint
+	}
+	return dirs, nil
+}
+
 // CleanDir gives dir the form that the mount table has. The last element is
 // not looked at, it may be a mount which nobody serves.
 func CleanDir(dir string) (string, error) {

@@ -7,12 +7,15 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"syscall"
+	"time"
 
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -26,13 +29,14 @@ type InUseError struct {
 }
 
 func (e *InUseError) Error() string {
-	return fmt.Sprintf("%d containers still use it: %s; drain the node, or delete them", len(e.Containers), strings.Join(e.Containers, ", "))
+	return fmt.Sprintf("containers still use it: %s; drain the node, or delete them", strings.Join(e.Containers, ", "))
 }
 
-// Withdrawn is what Withdraw removed.
+// Withdrawn is what Withdraw removed, or would.
 type Withdrawn struct {
-	Images    []string `json:"images"` // as NAMESPACE/NAME
-	Snapshots int      `json:"snapshots"`
+	Containers []string `json:"containers"` // as NAMESPACE/ID
+	Images     []string `json:"images"`     // as NAMESPACE/NAME
+	Snapshots  int      `json:"snapshots"`
 }
 
 // Withdraw removes from the containerd at socket what only the snapshotter of
@@ -42,88 +46,160 @@ type Withdrawn struct {
 // without the image it pulls it again.
 //
 // While a container uses the snapshotter nothing is removed, and the error is
-// an *InUseError. After any other error it may be called again.
-func Withdraw(ctx context.Context, socket, snapshotter string) (Withdrawn, error) {
+// an *InUseError; with force such containers are killed and removed first.
+// After any other error it may be called again. The snapshotter must answer.
+func Withdraw(ctx context.Context, socket, snapshotter string, force bool) (Withdrawn, error) {
+	return withdraw(socket, snapshotter, func(w *withdrawal) error { return w.run(ctx, force) })
+}
+
+// Survey tells which containers use the snapshotter, and which images Withdraw
+// would remove. The snapshotter need not answer.
+func Survey(ctx context.Context, socket, snapshotter string) (Withdrawn, error) {
+	return withdraw(socket, snapshotter, func(w *withdrawal) error {
+		_, err := w.survey(ctx)
+		return err
+	})
+}
+
+func withdraw(socket, snapshotter string, do func(*withdrawal) error) (Withdrawn, error) {
+	w := withdrawal{snapshotter: snapshotter, done: Withdrawn{Containers: []string{}, Images: []string{}}}
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
-		return Withdrawn{}, fmt.Errorf("containerd at %s: %w", socket, err)
+		return w.done, fmt.Errorf("containerd at %s: %w", socket, err)
 	}
 	defer conn.Close()
-	w := withdrawal{conn: conn, snapshotter: snapshotter}
-	if err := w.run(ctx); err != nil {
+	w.conn = conn
+	if err := do(&w); err != nil {
 		return w.done, fmt.Errorf("containerd at %s: %w", socket, errgrpc.ToNative(err))
 	}
 	return w.done, nil
 }
 
-// withdrawal is one call of Withdraw.
+// withdrawal is one call of Withdraw or Survey.
 type withdrawal struct {
 	conn        *grpc.ClientConn
 	snapshotter string
 	done        Withdrawn
 }
 
-func (w *withdrawal) run(ctx context.Context) error {
-	all, err := namespacesapi.NewNamespacesClient(w.conn).List(ctx, &namespacesapi.ListNamespacesRequest{})
+// found is what a namespace has of the snapshotter.
+type found struct{ containers, images []string }
+
+// survey looks through all namespaces and notes in done what it finds.
+func (w *withdrawal) survey(ctx context.Context) (map[string]found, error) {
+	list, err := namespacesapi.NewNamespacesClient(w.conn).List(ctx, &namespacesapi.ListNamespacesRequest{})
 	if err != nil {
-		return fmt.Errorf("list the namespaces: %w", err)
+		return nil, fmt.Errorf("list the namespaces: %w", err)
 	}
-	var users []string
-	for _, ns := range all.Namespaces {
-		found, err := w.containers(namespaces.WithNamespace(ctx, ns.Name), ns.Name)
-		if err != nil {
-			return err
+	all := map[string]found{}
+	for _, ns := range list.Namespaces {
+		nctx := namespaces.WithNamespace(ctx, ns.Name)
+		var f found
+		if f.containers, err = w.containers(nctx); err == nil {
+			f.images, err = w.images(nctx)
 		}
-		users = append(users, found...)
+		if err != nil {
+			return nil, fmt.Errorf("namespace %s: %w", ns.Name, err)
+		}
+		all[ns.Name] = f
+		for _, id := range f.containers {
+			w.done.Containers = append(w.done.Containers, ns.Name+"/"+id)
+		}
+		for _, name := range f.images {
+			w.done.Images = append(w.done.Images, ns.Name+"/"+name)
+		}
 	}
-	if len(users) > 0 {
+	return all, nil
+}
+
+func (w *withdrawal) run(ctx context.Context, force bool) error {
+	all, err := w.survey(ctx)
+	if err != nil {
+		return err
+	}
+	if users := w.done.Containers; len(users) > 0 && !force {
 		return &InUseError{Containers: users}
 	}
-	for _, ns := range all.Namespaces {
-		nctx := namespaces.WithNamespace(ctx, ns.Name)
-		if err := errors.Join(w.images(nctx, ns.Name), w.snapshots(nctx)); err != nil {
-			return fmt.Errorf("namespace %s: %w", ns.Name, err)
+	for ns, f := range all {
+		if err := w.remove(namespaces.WithNamespace(ctx, ns), f); err != nil {
+			return fmt.Errorf("namespace %s: %w", ns, err)
 		}
 	}
 	return nil
 }
 
+// remove removes what was found in a namespace, and the snapshots.
+func (w *withdrawal) remove(ctx context.Context, f found) error {
+	for _, id := range f.containers {
+		if err := w.end(ctx, id); err != nil {
+			return err
+		}
+	}
+	images := imagesapi.NewImagesClient(w.conn)
+	for _, name := range f.images {
+		if _, err := images.Delete(ctx, &imagesapi.DeleteImageRequest{Name: name}); err != nil && !notFound(err) {
+			return fmt.Errorf("remove image %s: %w", name, err)
+		}
+	}
+	return w.snapshots(ctx)
+}
+
 // containers returns the containers of a namespace that use the snapshotter.
-func (w *withdrawal) containers(ctx context.Context, ns string) ([]string, error) {
+func (w *withdrawal) containers(ctx context.Context) ([]string, error) {
 	list, err := containersapi.NewContainersClient(w.conn).List(ctx, &containersapi.ListContainersRequest{})
 	if err != nil {
-		return nil, fmt.Errorf("list the containers of namespace %s: %w", ns, err)
+		return nil, fmt.Errorf("list the containers: %w", err)
 	}
 	var users []string
 	for _, c := range list.Containers {
 		if c.Snapshotter == w.snapshotter {
-			users = append(users, ns+"/"+c.ID)
+			users = append(users, c.ID)
 		}
 	}
 	return users, nil
 }
 
-// images removes the images that were unpacked by the snapshotter.
-func (w *withdrawal) images(ctx context.Context, ns string) error {
-	unpacked, err := w.unpacked(ctx)
-	if err != nil {
-		return err
+// endTimeout bounds how long a container may take to die of SIGKILL.
+const endTimeout = 30 * time.Second
+
+// end kills a container's process, if it has one, and removes the container.
+func (w *withdrawal) end(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, endTimeout)
+	defer cancel()
+	tasks := tasksapi.NewTasksClient(w.conn)
+	_, err := tasks.Kill(ctx, &tasksapi.KillRequest{ContainerID: id, Signal: uint32(syscall.SIGKILL), All: true})
+	if err == nil {
+		_, err = tasks.Wait(ctx, &tasksapi.WaitRequest{ContainerID: id})
 	}
-	client := imagesapi.NewImagesClient(w.conn)
-	list, err := client.List(ctx, &imagesapi.ListImagesRequest{})
-	if err != nil {
-		return fmt.Errorf("list the images: %w", err)
+	if err == nil || notFound(err) { // there's none, or it has ended
+		_, err = tasks.Delete(ctx, &tasksapi.DeleteTaskRequest{ContainerID: id})
 	}
-	for _, image := range list.Images {
-		if image.Target == nil || !unpacked[image.Target.Digest] {
-			continue
-		}
-		if _, err := client.Delete(ctx, &imagesapi.DeleteImageRequest{Name: image.Name}); err != nil && !notFound(err) {
-			return fmt.Errorf("remove image %s: %w", image.Name, err)
-		}
-		w.done.Images = append(w.done.Images, ns+"/"+image.Name)
+	if err == nil || notFound(err) {
+		_, err = containersapi.NewContainersClient(w.conn).Delete(ctx, &containersapi.DeleteContainerRequest{ID: id})
+	}
+	if err != nil && !notFound(err) {
+		return fmt.Errorf("end container %s: %w", id, err)
 	}
 	return nil
+}
+
+// images returns the images that were unpacked by the snapshotter.
+func (w *withdrawal) images(ctx context.Context) ([]string, error) {
+	unpacked, err := w.unpacked(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list, err := imagesapi.NewImagesClient(w.conn).List(ctx, &imagesapi.ListImagesRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("list the images: %w", err)
+	}
+	var names []string
+	for _, image := range list.Images {
+		if image.Target != nil && unpacked[image.Target.Digest] {
+			names = append(names, image.Name)
+		}
+	}
+	return names, nil
 }
 
 // Labels of containerd's content store, by which its garbage collection goes
@@ -173,7 +249,8 @@ func (w *withdrawal) unpacked(ctx context.Context) (map[string]bool, error) {
 	return found, nil
 }
 
-// snapshots removes the snapshotter's snapshots, children before parents.
+// snapshots removes the snapshotter's snapshots, children before parents. A
+// containerd that wasn't told of the snapshotter has none that matter.
 func (w *withdrawal) snapshots(ctx context.Context) error {
 	client := snapshotsapi.NewSnapshotsClient(w.conn)
 	stream, err := client.List(ctx, &snapshotsapi.ListSnapshotsRequest{Snapshotter: w.snapshotter})
@@ -185,6 +262,9 @@ func (w *withdrawal) snapshots(ctx context.Context) error {
 		page, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
 			break
+		}
+		if errdefs.IsInvalidArgument(errgrpc.ToNative(err)) {
+			return nil // "snapshotter not loaded"
 		}
 		if err != nil {
 			return fmt.Errorf("list the snapshots: %w", err)
@@ -221,3 +301,7 @@ func leavesFirst(parents map[string]string) []string {
 }
 
 func notFound(err error) bool { return errdefs.IsNotFound(errgrpc.ToNative(err)) }
+
+// Unavailable reports whether Withdraw failed because containerd does not reach
+// the snapshotter now: it tries to connect again every few seconds.
+func Unavailable(err error) bool { return errdefs.IsUnavailable(err) }

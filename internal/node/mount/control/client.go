@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"go.opentelemetry.io/otel/propagation"
+	"golang.org/x/sys/unix"
 
 	"sluice/internal/node/mount"
 	"sluice/internal/node/plane"
@@ -127,4 +128,30 @@ func decodeError(code int, body []byte) error {
 		return plane.ErrBusy
 	}
 	return err
+}
+
+// Process returns the process that listens on the daemon's socket, as this
+// process sees it: 0 if it is in another PID namespace. It's another than the
+// PID in Info for a daemon in a container.
+func (c *Client) Process(ctx context.Context) (int, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", c.socket)
+	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
+		return 0, fmt.Errorf("%w on %s", ErrNoDaemon, c.socket)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("node daemon: %w", err)
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0, fmt.Errorf("node daemon: %w", err)
+	}
+	var cred *unix.Ucred
+	var cerr error
+	err = raw.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err = errors.Join(err, cerr); err != nil {
+		return 0, fmt.Errorf("node daemon's process: %w", err)
+	}
+	return int(cred.Pid), nil
 }

@@ -1,0 +1,260 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"sluice/internal/node/mount"
+	"sluice/internal/node/mount/control"
+	"sluice/internal/node/snapshot"
+)
+
+// uninstallFlags are the flags of `sluice node uninstall`.
+type uninstallFlags struct {
+	daemonFlags
+	containerd, snapshotter string
+	force, dryRun           bool
+	output                  string
+}
+
+// uninstalled is what sluice node uninstall removed, or with DryRun would.
+type uninstalled struct {
+	DryRun  bool  `json:"dry_run"`
+	Daemons []int `json:"daemons"` // processes that were stopped
+	snapshot.Withdrawn
+	Users   []string `json:"users"`   // where images were mounted for somebody
+	Removed []string `json:"removed"` // files and directories
+	Kept    []string `json:"kept"`    // what lay in the directories and isn't sluice's
+}
+
+func newNodeUninstallCommand() *cobra.Command {
+	var f uninstallFlags
+	cmd := &cobra.Command{
+		Use:   "uninstall",
+		Short: "Remove everything of sluice node, and leave plain containerd",
+		Long: `Remove everything of sluice node, and leave plain containerd.
+
+It stops the daemon, removes from containerd the images and snapshots that only
+sluice could provide (containerd pulls them again when they're needed), unmounts
+all images, and deletes the daemon's state and sockets. While containers or
+mounts of images are there it refuses and changes nothing. It may be broken off,
+and run again.
+
+Disable the daemon's service before, or it starts anew. containerd's
+configuration stays: take sluice out of it afterwards, and restart containerd.`,
+		Example: `  sluice node uninstall --dry-run
+  sluice node uninstall`,
+		Args: arguments(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(f.output); err != nil {
+				return err
+			}
+			if os.Geteuid() != 0 {
+				return errNotRoot
+			}
+			u, err := uninstall(cmd.Context(), f, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelError})))
+			if err != nil {
+				return err
+			}
+			if f.output == "json" {
+				return printJSON(cmd.OutOrStdout(), u)
+			}
+			return printUninstalled(cmd.OutOrStdout(), u)
+		},
+	}
+	cmd.Flags().StringVar(&f.root, "root", nodeRoot, "the daemon's state is in `DIR`\n")
+	cmd.Flags().StringVar(&f.run, "run", "", "`DIR` of the daemon's sockets (default: where the\ndaemon of --root says)")
+	cmd.Flags().StringVar(&f.containerd, "containerd", "/run/containerd/containerd.sock", "containerd's `SOCKET`; empty if there's none\n")
+	cmd.Flags().StringVar(&f.snapshotter, "snapshotter", "sluice", "`NAME` of the snapshotter in containerd's configuration\n")
+	cmd.Flags().BoolVar(&f.force, "force", false, "kill and remove containers that use it, and take\nmounts away from who uses them")
+	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "only say what would be removed")
+	registerOutput(cmd, &f.output)
+	return cmd
+}
+
+// uninstall is all of it: look, stop, withdraw, remove. The daemon of sluice
+// mount, whose state is in a directory of the node's, goes too.
+func uninstall(ctx context.Context, f uninstallFlags, log *slog.Logger) (uninstalled, error) {
+	u := uninstalled{DryRun: f.dryRun, Daemons: []int{}, Users: []string{}, Removed: []string{}, Kept: []string{}}
+	root, err := filepath.Abs(f.root)
+	if err != nil {
+		return u, err
+	}
+	c := nodeConfig{root: root, run: f.sockets(root), plane: planeAuto, disabled: true, noFill: true}
+	nodes := []nodeConfig{c}
+	if alone := filepath.Join(root, filepath.Base(standaloneRoot)); exists(alone) {
+		s := c
+		s.root, s.run = alone, runDir(alone)
+		nodes = []nodeConfig{s, c}
+	}
+	if u.Withdrawn, err = survey(ctx, f); err != nil {
+		return u, err
+	}
+	if err := u.look(ctx, nodes, f); err != nil || f.dryRun {
+		return u, err
+	}
+	for _, pid := range u.Daemons {
+		if err := stop(ctx, pid); err != nil {
+			return u, err
+		}
+	}
+	if f.containerd != "" && (exists(c.root) || len(u.Images) > 0) {
+		if u.Withdrawn, err = c.withdraw(ctx, f, log); err != nil {
+			return u, err
+		}
+	}
+	for _, n := range nodes {
+		if err := n.clear(ctx, f.force, log); err != nil {
+			return u, err
+		}
+		if err := n.remove(); err != nil {
+			return u, err
+		}
+	}
+	return u, nil
+}
+
+// survey asks containerd who needs the snapshotter.
+func survey(ctx context.Context, f uninstallFlags) (snapshot.Withdrawn, error) {
+	if f.containerd == "" {
+		return snapshot.Withdrawn{Containers: []string{}, Images: []string{}}, nil
+	}
+	w, err := snapshot.Survey(ctx, f.containerd, f.snapshotter)
+	if snapshot.Unavailable(err) {
+		err = fmt.Errorf("%w: start it, say where it is with --containerd SOCKET, or, if it's gone for good, --containerd ''", err)
+	}
+	if err == nil && len(w.Containers) > 0 && !f.force {
+		err = &snapshot.InUseError{Containers: w.Containers}
+	}
+	return w, err
+}
+
+// look finds what there is of the daemons, and refuses when somebody needs it.
+func (u *uninstalled) look(ctx context.Context, nodes []nodeConfig, f uninstallFlags) error {
+	for _, c := range nodes {
+		pid, err := control.NewClient(controlSocket(c.run)).Process(ctx)
+		switch {
+		case errors.Is(err, control.ErrNoDaemon):
+		case err != nil:
+			return err
+		case pid == 0:
+			return fmt.Errorf("the daemon at %s runs in a container: stop it there first", controlSocket(c.run))
+		default:
+			u.Daemons = append(u.Daemons, pid)
+		}
+		users, err := mount.Users(c.root)
+		if err != nil {
+			return err
+		}
+		u.Users = append(u.Users, users...)
+		for _, dir := range []struct {
+			name string
+			ours func(string) bool
+		}{{c.run, oursInRun}, {c.root, oursInRoot}} {
+			if err := u.sort(dir.name, dir.ours); err != nil {
+				return err
+			}
+		}
+	}
+	if len(u.Users) > 0 && !f.force {
+		return fmt.Errorf("images are still mounted at %s: unmount them (sluice umount), or give --force", strings.Join(u.Users, ", "))
+	}
+	return nil
+}
+
+// sort tells what in a directory is to be removed.
+func (u *uninstalled) sort(dir string, ours func(string) bool) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			err = nil
+		}
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if ours(e.Name()) {
+			u.Removed = append(u.Removed, path)
+		} else {
+			u.Kept = append(u.Kept, path)
+		}
+	}
+	return nil
+}
+
+// stopTime bounds how long a daemon may take to end.
+const stopTime = 60 * time.Second
+
+// stop asks a daemon to end and waits until it has.
+func stop(ctx context.Context, pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("daemon %d: %w", pid, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("stop daemon %d: %w", pid, err)
+	}
+	for end := time.Now().Add(stopTime); time.Now().Before(end) && ctx.Err() == nil; {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		if n, err := unix.Poll(fds, 250); err == nil && n > 0 {
+			return nil
+		}
+	}
+	return errors.Join(fmt.Errorf("daemon %d doesn't end: look at its log", pid), ctx.Err())
+}
+
+func exists(name string) bool {
+	_, err := os.Lstat(name)
+	return err == nil
+}
+
+// printUninstalled prints for people what was removed.
+func printUninstalled(out io.Writer, u uninstalled) error {
+	var b strings.Builder
+	list := func(what string, names []string) {
+		if len(names) == 0 {
+			return
+		}
+		fmt.Fprintln(&b, what)
+		for _, name := range names {
+			fmt.Fprintf(&b, "  %s\n", name)
+		}
+	}
+	would := ""
+	if u.DryRun {
+		would = "would be "
+	}
+	for _, pid := range u.Daemons {
+		fmt.Fprintf(&b, "the daemon, process %d, %sstopped\n", pid, would)
+	}
+	list("containers, "+would+"killed and removed:", u.Containers)
+	list("images, "+would+"removed from containerd, which pulls them again when they're needed:", u.Images)
+	if u.Snapshots > 0 {
+		fmt.Fprintf(&b, "%s removed from containerd\n", plural(u.Snapshots, "snapshot"))
+	}
+	list("mounts, "+would+"taken away:", u.Users)
+	list("files and directories, "+would+"removed:", u.Removed)
+	list("not sluice's, stays:", u.Kept)
+	switch {
+	case b.Len() == 0:
+		fmt.Fprintln(&b, "Nothing of sluice node is here.")
+	case !u.DryRun:
+		fmt.Fprintln(&b, "Take sluice out of containerd's configuration and restart containerd, if you didn't yet.")
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
+}
