@@ -145,6 +145,20 @@ func Unmount(dir string, lazy bool) error {
 	return nil
 }
 
+// UnmountAll removes all mounts at dir, one above the other, lazily.
+func UnmountAll(dir string) error {
+	for range 16 {
+		m, err := MountAt(dir)
+		if err != nil || m == nil {
+			return err
+		}
+		if err := Unmount(dir, true); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("unmount %s: there's always another mount", dir)
+}
+
 // MountAt returns the topmost mount at dir in this mount namespace, nil if
 // there is none. dir is as the kernel shows it: absolute, without symbolic
 // links (see CleanDir). It looks only into /proc/self/mountinfo and so cannot

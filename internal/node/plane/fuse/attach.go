@@ -41,6 +41,9 @@ func (k kernel) Mount(metadata string, devices []book.Device, dir string) error 
 		}
 		paths = append(paths, d.File)
 	}
+	if err := k.p.conn.show(); err != nil {
+		return err
+	}
 	if k.p.opts.Mode == plane.Loop {
 		return plane.MountEROFSLoop(metadata, paths, dir)
 	}

@@ -59,11 +59,9 @@ func connect(dir, epoch string, background int, want uint64) (_ *connection, err
 	if err != nil {
 		return nil, &plane.UnsupportedError{Reasons: []string{fmt.Sprintf("open /dev/fuse: %v", err)}}
 	}
-	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,max_read=%d", fd, maxRead)
-	flags := uintptr(unix.MS_RDONLY | unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC | unix.MS_NOATIME)
-	if err := unix.Mount("sluice", dir, fuseType, flags, options); err != nil {
+	if err := mountFUSE(fd, dir); err != nil {
 		unix.Close(fd)
-		return nil, fmt.Errorf("mount FUSE on %s: %w", dir, err)
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -86,6 +84,17 @@ func connect(dir, epoch string, background int, want uint64) (_ *connection, err
 		Version: sessionVersion, Epoch: epoch, Mountpoint: dir,
 		Device: fmt.Sprintf("%d:%d", m.Major, m.Minor), Init: init,
 	}}, nil
+}
+
+// mountFUSE mounts the file system of a descriptor of /dev/fuse on dir: a new
+// one, or again the one that it has.
+func mountFUSE(fd int, dir string) error {
+	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,max_read=%d", fd, maxRead)
+	flags := uintptr(unix.MS_RDONLY | unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC | unix.MS_NOATIME)
+	if err := unix.Mount("sluice", dir, fuseType, flags, options); err != nil {
+		return fmt.Errorf("mount FUSE on %s: %w", dir, err)
+	}
+	return nil
 }
 
 // handshakeTimeout bounds the wait for INIT, which the kernel sends as soon as
@@ -183,17 +192,37 @@ func (c *connection) verify(dir, epoch string) error {
 	case aborted(c.fd):
 		return errors.New("the FUSE mount's connection was aborted")
 	}
-	m, err := plane.MountAt(dir)
-	if err != nil {
+	return c.show()
+}
+
+// show makes sure that the connection's file system is what is mounted at its
+// mountpoint. If somebody unmounted it, images that use it keep it alive, and
+// it is mounted again.
+func (c *connection) show() error {
+	dir := c.session.Mountpoint
+	shown, err := c.shown()
+	if err != nil || shown {
 		return err
 	}
-	if m == nil {
-		return fmt.Errorf("nothing is mounted at %s any more", dir)
+	if err := plane.UnmountAll(dir); err != nil { // of somebody else
+		return err
 	}
-	if !strings.HasPrefix(m.FSType, "fuse") || fmt.Sprintf("%d:%d", m.Major, m.Minor) != s.Device {
-		return fmt.Errorf("at %s is another mount (%s %d:%d) than the holder's (%s)", dir, m.FSType, m.Major, m.Minor, s.Device)
+	if err := mountFUSE(c.fd, dir); err != nil {
+		return err
 	}
-	return nil
+	if shown, err = c.shown(); err == nil && !shown {
+		err = errors.Join(fmt.Errorf("what is mounted at %s is another file system than before", dir), plane.Unmount(dir, true))
+	}
+	return err
+}
+
+// shown reports whether the connection's file system is mounted where it was.
+func (c *connection) shown() (bool, error) {
+	m, err := plane.MountAt(c.session.Mountpoint)
+	if err != nil || m == nil {
+		return false, err
+	}
+	return strings.HasPrefix(m.FSType, "fuse") && fmt.Sprintf("%d:%d", m.Major, m.Minor) == c.session.Device, nil
 }
 
 // resends reports whether the kernel gives out again what a process took and

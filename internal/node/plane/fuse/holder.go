@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sluice/internal/node/plane"
 	"sluice/internal/node/plane/internal/holder"
 )
 
@@ -27,21 +28,40 @@ type kind struct{}
 // Over implements holder.Kind: the FUSE mount is gone.
 func (kind) Over(h holder.Held) bool { return aborted(h.FD) }
 
-// AnswerOrphans implements holder.Kind. Where the kernel can't resend, it has
-// aborted what the last daemon took.
-func (kind) AnswerOrphans(h holder.Held, first bool) error {
-	return answerOrphans(h.FD, first && connectionOf(h).resends())
+// AnswerBystanders implements holder.Kind: all but reads fail. Where the kernel
+// can't resend it answers nobody, because the reads would be lost.
+func (kind) AnswerBystanders(h holder.Held) error {
+	if !connectionOf(h).resends() {
+		return nil
+	}
+	return answer(h.FD, func(req request) bool { return req.op != opRead })
 }
 
-// answerOrphans gives EIO to all requests that wait; with resend also to those
-// which the last daemon took and did not answer.
-func answerOrphans(fd int, resend bool) error {
-	s := &server{fd: fd, log: slog.Default()}
-	if resend {
-		if err := s.resend(); err != nil {
+// AnswerOrphans implements holder.Kind. What the last daemon took the kernel
+// gives out again, or has aborted where it can't resend. If no image is mounted
+// any more, the FUSE mount goes, and the holder with it.
+func (kind) AnswerOrphans(h holder.Held, first bool) error {
+	c := connectionOf(h)
+	if first && c.resends() {
+		if err := (&server{fd: h.FD}).resend(); err != nil {
 			return err
 		}
 	}
+	if err := answer(h.FD, func(request) bool { return true }); err != nil {
+		return err
+	}
+	if shown, err := c.shown(); err != nil || !shown {
+		return err
+	}
+	if err := plane.Unmount(c.session.Mountpoint, false); !errors.Is(err, plane.ErrBusy) {
+		return err
+	}
+	return nil
+}
+
+// answer gives EIO to those of the requests that wait for which fail says so.
+func answer(fd int, fail func(request) bool) error {
+	s := &server{fd: fd, log: slog.Default()}
 	w := &worker{}
 	for {
 		n, err := unix.Read(fd, w.in[:])
@@ -54,9 +74,8 @@ func answerOrphans(fd int, resend bool) error {
 			return err
 		}
 		req, ok := parseRequest(w.in[:n])
-		if !ok || req.op == opForget || req.op == opBatchForget {
-			continue
+		if ok && req.op != opForget && req.op != opBatchForget && fail(req) {
+			s.fail(w, req, unix.EIO)
 		}
-		s.fail(w, req, unix.EIO)
 	}
 }

@@ -243,6 +243,9 @@ func (p *Plane) open(ctx context.Context) error {
 		return err
 	}
 	p.keeper.Watch(p.conn.held())
+	if grace := p.conn.session.OrphanGrace; grace > 0 {
+		p.keeper.Beat(min(grace/4, 10*time.Second))
+	}
 	if p.start.Resumed {
 		p.log.Info("resumed the FUSE mount of the last process", "images", len(p.start.Images))
 	} else {
@@ -284,17 +287,8 @@ func (p *Plane) resume() (bool, error) {
 // fresh makes a new connection. The holder takes it in place of an old one,
 // whose images then get EIO instead of waiting for nobody.
 func (p *Plane) fresh(ctx context.Context) error {
-	for range 16 { // mounts may be stacked
-		m, err := plane.MountAt(p.blobs())
-		if err != nil {
-			return err
-		}
-		if m == nil {
-			break
-		}
-		if err := plane.Unmount(p.blobs(), true); err != nil {
-			return err
-		}
+	if err := plane.UnmountAll(p.blobs()); err != nil {
+		return err
 	}
 	epoch := rand.Text()
 	conn, err := connect(p.blobs(), epoch, p.opts.background(), wantFlags&^p.opts.without)

@@ -166,11 +166,6 @@ func TestStale(t *testing.T) {
 			// The images are lost with it, so this one is not in the list.
 			rewriteEpoch(t, filepath.Join(dir, "state.json"))
 		},
-		"blobs unmounted": func(t *testing.T, dir string) {
-			if err := plane.Unmount(filepath.Join(dir, "blobs"), true); err != nil {
-				t.Fatal(err)
-			}
-		},
 	} {
 		t.Run(name, func(t *testing.T) { testStale(t, harm) })
 	}

@@ -68,7 +68,7 @@ func (b *Book) vacate(dir string) error {
 		delete(b.state.Images, dir)
 		b.forget()
 		return nil
-	case known && m.FSType == "erofs" && b.stale(old):
+	case m.FSType == "erofs" && (known && b.stale(old) || !known && b.lost):
 		if err := plane.Unmount(dir, true); err != nil {
 			return err
 		}
@@ -215,9 +215,9 @@ func (b *Book) adoptable(dir string) error {
 	}
 	img, known := b.state.Images[dir]
 	switch {
-	case m == nil || m.FSType != "erofs" || !known:
+	case m == nil || m.FSType != "erofs" || !known && !b.lost:
 		return plane.ErrNotAttached
-	case b.stale(img):
+	case !known || b.stale(img):
 		return plane.ErrStale
 	case b.images[dir] != nil:
 		return fmt.Errorf("%w, by this process", plane.ErrAttached)
@@ -307,7 +307,7 @@ func (b *Book) detach(ctx context.Context, dir string) (*image, []<-chan struct{
 		return nil, nil, fmt.Errorf("%w: %s is mounted over it", plane.ErrBusy, m.FSType)
 	default:
 		// Who still uses a stale mount gets only EIO from it: let go.
-		if err := plane.Unmount(dir, known && b.stale(img)); err != nil {
+		if err := plane.Unmount(dir, known && b.stale(img) || !known && b.lost); err != nil {
 			return nil, nil, err
 		}
 	}

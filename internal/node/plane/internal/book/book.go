@@ -50,6 +50,7 @@ type Book struct {
 	// before the mutexes of supplies and of the backend.
 	turn    chan struct{}
 	state   state
+	lost    bool               // the state: what is mounted isn't in it
 	images  map[string]*image  // with content, by directory
 	devices map[string]*device // that the kernel knows, by name
 	closed  bool
@@ -85,6 +86,7 @@ func New(dir string, first uint64, backend Backend) *Book {
 // is empty.
 func (b *Book) Load() (epoch string, err error) {
 	s, err := loadState(b.dir, b.first)
+	b.lost = s.Epoch == ""
 	if err != nil {
 		return "", err
 	}

@@ -34,6 +34,10 @@ import (
 )
 
 const (
+	// idleClient is how long a client that has no descriptor may be silent.
+	idleClient = 5 * time.Second
+	// impatience is how long readers of what needs no content wait.
+	impatience = 5 * time.Second
 	// emptyHolder is how long a holder without a descriptor stays.
 	emptyHolder = 30 * time.Second
 	// holderTick is how often a holder looks after its connection. Waiting
@@ -55,9 +59,14 @@ type Kind interface {
 	// Over reports whether the descriptor is of no use any more: the holder
 	// ends then.
 	Over(h Held) bool
+	// AnswerBystanders lets those go that wait, without a daemon, for something
+	// that is no content of an image: people who look around. What readers of
+	// images asked for stays for the next daemon. It is called every second
+	// when no daemon was connected for five.
+	AnswerBystanders(h Held) error
 	// AnswerOrphans lets the readers that wait fail. It is called every second
-	// when no daemon was connected for the orphan grace; first is the first
-	// time since the last daemon went.
+	// when no daemon was connected, or the one that is gave no sign of life,
+	// for the orphan grace; first is the first time since.
 	AnswerOrphans(h Held, first bool) error
 }
 
@@ -82,7 +91,7 @@ func Run(ctx context.Context, socket string, kind Kind) error {
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0); err != nil {
 		slog.Info("holder is not protected from the out-of-memory killer", "error", err)
 	}
-	h := &holder{kind: kind, held: Held{FD: -1}, quit: make(chan struct{}), since: time.Now(), conns: map[*net.UnixConn]bool{}}
+	h := &holder{kind: kind, held: Held{FD: -1}, quit: make(chan struct{}), since: time.Now(), conns: map[*net.UnixConn]*client{}}
 	return h.run(ctx, socket)
 }
 
@@ -90,16 +99,22 @@ func Run(ctx context.Context, socket string, kind Kind) error {
 type holder struct {
 	kind Kind
 
-	mu      sync.Mutex             // of what follows
-	held    Held                   // FD is -1: none yet
-	grace   time.Duration          // of the session
-	conns   map[*net.UnixConn]bool // open; true: a daemon that has the descriptor
-	since   time.Time              // when the last daemon, or the holder itself, came or went
-	orphans bool                   // orphans are being answered
+	mu      sync.Mutex    // of what follows
+	held    Held          // FD is -1: none yet
+	grace   time.Duration // of the session
+	conns   map[*net.UnixConn]*client
+	since   time.Time // when the last daemon, or the holder itself, came or went
+	orphans bool      // orphans are being answered
 	ended   bool
 
 	quit chan struct{} // closed when told to quit
 	once sync.Once     // closes quit
+}
+
+// client is who is connected.
+type client struct {
+	daemon bool      // it has the descriptor
+	heard  time.Time // the last opAlive; zero: it never sent one
 }
 
 func (h *holder) run(ctx context.Context, socket string) error {
@@ -176,26 +191,40 @@ func (h *holder) over() bool {
 	if h.kind.Over(h.held) {
 		return true
 	}
-	if h.daemons() == 0 && h.grace > 0 && time.Since(h.since) > h.grace {
+	daemons, silence := h.silence()
+	var err error
+	switch {
+	case h.grace > 0 && silence > h.grace:
 		if !h.orphans {
-			slog.Error("no daemon has come for too long: reads of content that is not on this machine fail from now on")
+			slog.Error("no daemon has been at work for too long: reads of content that is not on this machine fail from now on", "connected", daemons)
 		}
-		if err := h.kind.AnswerOrphans(h.held, !h.orphans); err != nil {
-			slog.Error("holder cannot answer what the kernel asks", "error", err)
-		}
+		err = h.kind.AnswerOrphans(h.held, !h.orphans)
 		h.orphans = true
+	case daemons == 0 && silence > impatience:
+		err = h.kind.AnswerBystanders(h.held)
+	}
+	if err != nil {
+		slog.Error("holder cannot answer what the kernel asks", "error", err)
 	}
 	return false
 }
 
-func (h *holder) daemons() int {
-	n := 0
-	for _, daemon := range h.conns {
-		if daemon {
-			n++
+// silence returns how many daemons are connected, and for how long none has
+// been at work. A connected one that never sent opAlive is taken to be.
+func (h *holder) silence() (daemons int, silence time.Duration) {
+	last := h.since
+	for _, c := range h.conns {
+		switch {
+		case !c.daemon:
+			continue
+		case c.heard.IsZero():
+			last = time.Now()
+		case c.heard.After(last):
+			last = c.heard
 		}
+		daemons++
 	}
-	return n
+	return daemons, time.Since(last)
 }
 
 // end drops everything; connections that come in later are closed at once.
@@ -226,7 +255,7 @@ func (h *holder) accept(l *net.UnixListener, serving *sync.WaitGroup) {
 		h.mu.Lock()
 		ok := !h.ended && len(h.conns) < 16
 		if ok {
-			h.conns[c] = false
+			h.conns[c] = &client{}
 		}
 		h.mu.Unlock()
 		if !ok {
@@ -246,7 +275,7 @@ func (h *holder) forget(c *net.UnixConn) {
 	c.Close()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.conns[c] {
+	if h.conns[c].daemon {
 		h.since = time.Now()
 	}
 	delete(h.conns, c)
@@ -255,6 +284,9 @@ func (h *holder) forget(c *net.UnixConn) {
 // serve answers one connection's messages until it closes.
 func (h *holder) serve(c *net.UnixConn) error {
 	if err := trustPeer(c); err != nil {
+		return err
+	}
+	if err := c.SetReadDeadline(time.Now().Add(idleClient)); err != nil {
 		return err
 	}
 	for {
@@ -292,15 +324,20 @@ func (h *holder) handle(c *net.UnixConn, m message, fd int) error {
 		if h.held.FD >= 0 {
 			unix.Close(h.held.FD) // what could not be resumed
 		}
-		h.held, h.grace, h.orphans, h.since = Held{fd, m.Session}, s.OrphanGrace, false, time.Now()
-		h.conns[c] = true
-		return send(c, message{Op: opPut}, -1)
+		h.held, h.grace = Held{fd, m.Session}, s.OrphanGrace
+		return h.welcome(c, message{Op: opPut, Beats: true}, -1)
 	case opGet:
 		if h.held.FD < 0 {
-			return send(c, message{Op: opGet}, -1)
+			return send(c, message{Op: opGet, Beats: true}, -1)
 		}
-		h.conns[c], h.orphans, h.since = true, false, time.Now()
-		return send(c, message{Op: opGet, Session: h.held.Session}, h.held.FD)
+		return h.welcome(c, message{Op: opGet, Session: h.held.Session, Beats: true}, h.held.FD)
+	case opAlive:
+		if h.orphans && h.conns[c].daemon {
+			slog.Info("the daemon is at work again")
+			h.orphans = false
+		}
+		h.conns[c].heard = time.Now()
+		return nil
 	case opQuit:
 		err := send(c, message{Op: opQuit}, -1)
 		h.once.Do(func() { close(h.quit) })
@@ -308,4 +345,14 @@ func (h *holder) handle(c *net.UnixConn, m message, fd int) error {
 	default:
 		return fmt.Errorf("unknown request %q", m.Op)
 	}
+}
+
+// welcome makes a daemon of a client that has the descriptor from now on. The
+// caller has h.mu.
+func (h *holder) welcome(c *net.UnixConn, answer message, fd int) error {
+	h.conns[c].daemon, h.orphans, h.since = true, false, time.Now()
+	if err := c.SetReadDeadline(time.Time{}); err != nil {
+		return err
+	}
+	return send(c, answer, fd)
 }

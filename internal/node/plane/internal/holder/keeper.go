@@ -25,6 +25,7 @@ type Keeper struct {
 
 	mu      sync.Mutex // of what follows
 	conn    *net.UnixConn
+	beats   bool      // the holder wants to hear that this process is at work
 	child   *exec.Cmd // if this process started the holder and has not reaped it
 	closing bool
 
@@ -48,9 +49,26 @@ const (
 
 func socketPath(dir string) string { return filepath.Join(dir, "holder.sock") }
 
+// getTries bounds how often Get asks a holder that hangs up: it's ending, and
+// its socket goes, or has too many clients, of which the idle ones go.
+const getTries = 100
+
 // Get asks a living holder for what it has. No holder, or an empty one: nil and
 // no error.
 func (k *Keeper) Get() (*Held, error) {
+	for try := 1; ; try++ {
+		h, err := k.get()
+		if err == nil || !gone(err) {
+			return h, err
+		}
+		if try == getTries {
+			return nil, fmt.Errorf("the holder hangs up: %w", err)
+		}
+		time.Sleep(2 * idleClient / getTries)
+	}
+}
+
+func (k *Keeper) get() (*Held, error) {
 	c, err := dialShort(socketPath(k.dir))
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
 		return nil, nil
@@ -61,13 +79,10 @@ func (k *Keeper) Get() (*Held, error) {
 	m, fd, err := k.ask(c, message{Op: opGet}, -1)
 	if err != nil {
 		c.Close()
-		if gone(err) { // it was just ending
-			return nil, nil
-		}
 		return nil, fmt.Errorf("get what the holder keeps: %w", err)
 	}
 	k.mu.Lock()
-	k.conn = c
+	k.conn, k.beats = c, m.Beats
 	k.mu.Unlock()
 	if fd < 0 || m.Session == nil {
 		if fd >= 0 {
@@ -90,7 +105,8 @@ func (k *Keeper) Put(ctx context.Context, h Held) error {
 			return err
 		}
 	}
-	if _, _, err := k.ask(conn, message{Op: opPut, Session: h.Session}, h.FD); err != nil {
+	answer, _, err := k.ask(conn, message{Op: opPut, Session: h.Session}, h.FD)
+	if err != nil {
 		conn.Close()
 		k.mu.Lock()
 		k.conn = nil
@@ -98,9 +114,32 @@ func (k *Keeper) Put(ctx context.Context, h Held) error {
 		return fmt.Errorf("give the holder what it is to keep: %w", err)
 	}
 	k.mu.Lock()
-	k.conn = conn
+	k.conn, k.beats = conn, answer.Beats
 	k.mu.Unlock()
 	return nil
+}
+
+// Beat tells the holder, at such intervals until Leave, that this process is at
+// work. If that stays away for the orphan grace, because the process is stopped
+// or stuck, the holder answers orphans as if there were none.
+func (k *Keeper) Beat(every time.Duration) {
+	k.done.Go(func() {
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for {
+			k.mu.Lock()
+			conn, beats := k.conn, k.beats
+			k.mu.Unlock()
+			if conn != nil && beats {
+				_ = send(conn, message{Op: opAlive}, -1) // Watch sees if it's gone
+			}
+			select {
+			case <-k.stop:
+				return
+			case <-tick.C:
+			}
+		}
+	})
 }
 
 // ask sends a request and waits for its answer.

@@ -19,12 +19,16 @@ import (
 type message struct {
 	Op      string          `json:"op"`
 	Session json.RawMessage `json:"session,omitempty"`
+	// Beats, in answers: this holder knows opAlive. Former ones don't.
+	Beats bool `json:"beats,omitempty"`
 }
 
 const (
 	opPut  = "put"  // take this descriptor and session, instead of what you have
 	opGet  = "get"  // give me yours; the answer has none if there is none
 	opQuit = "quit" // drop it and end
+
+	opAlive = "alive" // I'm at work; the only message without an answer
 
 	maxMessage = 16 << 10
 )
