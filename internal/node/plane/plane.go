@@ -4,7 +4,8 @@
 // An image is one EROFS mount. Its metadata (names, modes, where each file's
 // bytes lie) is a small local file; the bytes themselves are on devices, one or
 // two per layer of the image. EROFS opens a device by path and reads it like a
-// file (file-backed mounts, Linux 6.12), so a device can be
+// file (file-backed mounts, Linux 6.12; a loop device does it before), so a
+// device can be
 //
 //   - a complete local file: nothing of ours is in the way of a read, or
 //   - content that is fetched when it is read: a Plane makes a file of it whose

@@ -26,6 +26,12 @@
 // If there is nothing to resume, Open starts anew, and Start says why. Images
 // of an older connection give EIO for ever then: Adopt says ErrStale.
 //
+// When no daemon is at work for OrphanGrace, because it is dead, stopped or
+// stuck, the holder answers in its place, with EIO. If no image is mounted then,
+// it unmounts DIR/blobs and ends. Who looks around in DIR/blobs is answered so
+// after seconds. Images keep the connection when somebody unmounts DIR/blobs; it
+// is mounted again when it is needed.
+//
 // What makes this hold:
 //
 //   - All workers read the one descriptor which the holder has too. Requests
