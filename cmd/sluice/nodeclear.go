@@ -27,7 +27,8 @@ func oursInRoot(name string) bool {
 }
 
 func oursInRun(name string) bool {
-	return slices.Contains([]string{"plane", "control.sock", "snapshotter.sock"}, name) || strings.HasPrefix(name, ".listen-")
+	return slices.Contains([]string{"plane", "control.sock", "snapshotter.sock", "cri.sock", "credentials.json"}, name) ||
+		durable.IsTemp(name) || strings.HasPrefix(name, ".listen-")
 }
 
 // withdrawTime bounds how long containerd may take to notice that the

@@ -35,6 +35,10 @@ func TestUninstallWithoutContainerd(t *testing.T) {
 	if _, err := os.ReadFile(filepath.Join(dir, "bin", "cat")); err != nil {
 		t.Errorf("a refused uninstall took the mount away: %v", err)
 	}
+	secret := filepath.Join(sockets, "credentials.json")
+	if err := os.WriteFile(secret, []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	foreign := filepath.Join(root, "somebody's")
 	if err := os.WriteFile(foreign, nil, 0o600); err != nil {
 		t.Fatal(err)
