@@ -110,7 +110,7 @@ func TestUserNamespaces(t *testing.T) {
 }
 
 // TestUninstall follows docs/containerd.md to the end, by detours: a container is
-// in the way, the daemon is dead, the first attempt is killed.
+// in the way, the daemon is dead, the first attempts are killed.
 func TestUninstall(t *testing.T) {
 	s := theStage(t)
 	n := s.newNode(t, s.tools)
@@ -127,12 +127,13 @@ func TestUninstall(t *testing.T) {
 	streams(t, n, s.ref("app:1")) // nothing has changed
 
 	n.Sluice.Kill()
-	first := n.Command(t.Context(), append(uninstall, "--force")...)
-	must(t, first.Start())
-	time.Sleep(300 * time.Millisecond) // it is somewhere in the middle; where doesn't matter
-	must(t, first.Process.Kill())
-	_ = first.Wait() // killed
-
+	for after := range 5 { // broken off ever later
+		attempt := n.Command(t.Context(), append(uninstall, "--force")...)
+		must(t, attempt.Start())
+		time.Sleep(time.Duration(after+1) * 40 * time.Millisecond)
+		_ = attempt.Process.Kill() // it may have ended
+		_ = attempt.Wait()
+	}
 	out, err = n.Command(t.Context(), append(uninstall, "--force")...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("uninstall: %v\n%s", err, out)
