@@ -127,7 +127,7 @@ func benchRead(b *testing.B, file string, opts fuse.Options, remote bool, img pl
 		b.Fatal(err)
 	}
 	defer f.Close()
-	opts.Dir, opts.HolderCommand, opts.Log = b.TempDir(), holderCommand(), slog.New(slog.DiscardHandler)
+	opts.Dir, opts.HolderCommand, opts.Log = b.TempDir(), planetest.HolderCommand(), slog.New(slog.DiscardHandler)
 	p, err := fuse.Open(b.Context(), opts)
 	if err != nil {
 		b.Fatal(err)

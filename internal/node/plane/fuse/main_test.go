@@ -2,29 +2,68 @@ package fuse_test
 
 import (
 	"context"
-	"fmt"
-	"os"
+	"encoding/json"
+	"log/slog"
 	"testing"
 
+	"sluice/internal/node/plane"
 	"sluice/internal/node/plane/fuse"
 	"sluice/internal/node/plane/planetest"
 )
 
-// The test binary is also the holder and the daemon of the tests: real
-// processes that can be killed.
-const roleVariable = "SLUICE_TEST_ROLE"
+func TestMain(m *testing.M) { planetest.Main(m, roles()) }
 
-func TestMain(m *testing.M) {
-	planetest.Child()
-	switch os.Getenv(roleVariable) {
-	case "":
-		os.Exit(m.Run())
-	case "holder":
-		if err := fuse.RunHolder(context.Background(), os.Args[len(os.Args)-1]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-	case "daemon":
-		runDaemon()
+func roles() planetest.Roles {
+	return planetest.Roles{Holder: fuse.RunHolder, Open: openDaemon}
+}
+
+// daemonOptions are the options of a daemon process of the tests.
+type daemonOptions struct {
+	DirectIO bool
+	Mode     plane.Mode
+	// NoResend: as on a kernel before 6.9.
+	NoResend bool
+}
+
+// openDaemon opens the plane in a process that is to be killed.
+func openDaemon(ctx context.Context, dir string, text json.RawMessage, log *slog.Logger) (planetest.Served, bool, error) {
+	var o daemonOptions
+	if err := json.Unmarshal(text, &o); err != nil {
+		return nil, false, err
+	}
+	opts := fuse.Options{Dir: dir, HolderCommand: planetest.HolderCommand(), DirectIO: o.DirectIO, Mode: o.Mode, Log: log}
+	if o.NoResend {
+		opts = opts.WithoutResend()
+	}
+	p, err := fuse.Open(ctx, opts)
+	if err != nil {
+		return nil, false, err
+	}
+	return p, p.Start().Resumed, nil
+}
+
+// TestKill: SLUICE_KILLS sets the number of kills; 1,000 was done by hand.
+func TestKill(t *testing.T) {
+	needRoot(t)
+	kills := planetest.Kills(t)
+	for _, test := range []struct {
+		name    string
+		kills   int
+		options daemonOptions
+	}{
+		{"buffered", kills, daemonOptions{}},
+		{"direct", max(kills/5, 2), daemonOptions{DirectIO: true}},
+		{"loop", max(kills/5, 2), daemonOptions{Mode: plane.Loop}},
+		{"loop without resend", max(kills/5, 2), daemonOptions{Mode: plane.Loop, NoResend: true}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			options, err := json.Marshal(test.options)
+			if err != nil {
+				t.Fatal(err)
+			}
+			planetest.Stress{
+				Roles: roles(), Options: options, Kills: test.kills, DeviceSize: 8 << 30, MayRefuse: test.options.NoResend,
+			}.Run(t)
+		})
 	}
 }

@@ -17,27 +17,13 @@ func needRoot(t testing.TB) {
 	}
 }
 
-// self is this test binary.
-func self() string {
-	name, err := os.Executable()
-	if err != nil {
-		panic(err)
-	}
-	return name
-}
-
-// holderCommand runs this test binary as a holder.
-func holderCommand() []string {
-	return []string{"/usr/bin/env", roleVariable + "=holder", self()}
-}
-
 func open(t *testing.T, opts fuse.Options) *fuse.Plane {
 	t.Helper()
 	needRoot(t)
 	if opts.Dir == "" {
 		opts.Dir = t.TempDir()
 	}
-	opts.HolderCommand = holderCommand()
+	opts.HolderCommand = planetest.HolderCommand()
 	p, err := fuse.Open(t.Context(), opts)
 	if err != nil {
 		t.Fatal(err)

@@ -3,9 +3,11 @@ package fuse_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -232,6 +234,24 @@ func rewriteEpoch(t *testing.T, name string) {
 	}
 }
 
+// hasFUSE reports whether a process has a descriptor of /dev/fuse.
+func hasFUSE(pid int) bool {
+	fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	return slices.ContainsFunc(fds, func(fd string) bool {
+		target, err := os.Readlink(fd)
+		return err == nil && target == "/dev/fuse"
+	})
+}
+
+func holderPID(t *testing.T, dir string) int {
+	t.Helper()
+	pid, err := planetest.HolderPID(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
 // TestHolderDies: a living daemon replaces it, and can be killed again then.
 func TestHolderDies(t *testing.T) {
 	needRoot(t)
@@ -308,7 +328,7 @@ func TestTemporaryFilesAreRemoved(t *testing.T) {
 func TestOneProcessAtATime(t *testing.T) {
 	dir := t.TempDir()
 	open(t, fuse.Options{Dir: dir})
-	if p, err := fuse.Open(t.Context(), fuse.Options{Dir: dir, HolderCommand: holderCommand()}); err == nil {
+	if p, err := fuse.Open(t.Context(), fuse.Options{Dir: dir, HolderCommand: planetest.HolderCommand()}); err == nil {
 		p.Close()
 		t.Error("a second process got the plane, too")
 	}
