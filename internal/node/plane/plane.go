@@ -59,6 +59,11 @@ type Content interface {
 	ReadAt(ctx context.Context, p []byte, off int64) (n int, err error)
 }
 
+// Completer is a Content that knows whether all of it is on this machine, so
+// that reading it takes no network. It never becomes less. A plane may use it to
+// get out of the way.
+type Completer interface{ Complete() bool }
+
 // Device is one device of an image.
 type Device struct {
 	// Name identifies the content: two devices of one name have the same
@@ -97,6 +102,9 @@ func (d Device) Direct() (bool, error) {
 
 // FileContent is the Content in a complete local file.
 type FileContent struct{ *os.File }
+
+// Complete implements Completer.
+func (c FileContent) Complete() bool { return true }
 
 // ReadAt implements Content.
 func (c FileContent) ReadAt(_ context.Context, p []byte, off int64) (int, error) {

@@ -174,6 +174,19 @@ func (d *Supply) Drop(s *Source) <-chan struct{} {
 	return s.idle
 }
 
+// Complete reports whether some source has all of the device on this machine
+// (plane.Completer).
+func (d *Supply) Complete() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, s := range d.sources {
+		if c, ok := s.content.(plane.Completer); ok && c.Complete() {
+			return true
+		}
+	}
+	return false
+}
+
 // take returns the source to use after skip earlier ones have failed, and
 // marks it as read from; waiting at most until then for a first one.
 func (d *Supply) take(ctx context.Context, skip int, until time.Duration) (*Source, error) {

@@ -1,0 +1,62 @@
+package fanotify
+
+import (
+	"context"
+	"encoding/json"
+	"path/filepath"
+	"time"
+
+	"sluice/internal/node/plane/internal/holder"
+)
+
+// session is what the holder keeps along with the group.
+type session struct {
+	Version     int           `json:"version"`
+	Epoch       string        `json:"epoch"`
+	OrphanGrace time.Duration `json:"orphan_grace"`
+}
+
+const sessionVersion = 1
+
+func (s session) encode() json.RawMessage {
+	data, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // numbers and strings
+	}
+	return data
+}
+
+// RunHolder keeps the descriptor of a fanotify group, so that reads wait for the
+// next daemon when one dies. It is the whole work of a process of its own
+// (Options.HolderCommand), see holder.Run.
+//
+// Should it die while there is no daemon, the kernel lets all reads pass: they
+// show zeros, see the package's documentation.
+//
+// When no daemon was connected for the session's OrphanGrace it answers what
+// the kernel asks with EIO, until one connects: a read must not wait for ever.
+func RunHolder(ctx context.Context, socket string) error {
+	return holder.Run(ctx, socket, kind{filepath.Dir(socket)})
+}
+
+// kind implements holder.Kind for a plane in dir.
+type kind struct{ dir string }
+
+// Over implements holder.Kind: a group lasts.
+func (kind) Over(holder.Held) bool { return false }
+
+// AnswerOrphans implements holder.Kind. It takes the daemon's lock: numbers of
+// descriptors tell events apart only if one process answers at a time.
+func (k kind) AnswerOrphans(h holder.Held, first bool) error {
+	lock, err := holder.TryLock(filepath.Join(k.dir, lockName))
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if first {
+		if _, err := sweep(h.FD, nil); err != nil {
+			return err
+		}
+	}
+	return drain(h.FD)
+}

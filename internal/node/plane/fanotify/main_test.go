@@ -1,0 +1,31 @@
+package fanotify_test
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"path/filepath"
+	"testing"
+
+	"sluice/internal/node/plane/fanotify"
+	"sluice/internal/node/plane/planetest"
+)
+
+func TestMain(m *testing.M) { planetest.Main(m, roles()) }
+
+func roles() planetest.Roles {
+	return planetest.Roles{Holder: fanotify.RunHolder, Open: openDaemon}
+}
+
+// openDaemon opens the plane in a process that is to be killed.
+func openDaemon(ctx context.Context, dir string, _ json.RawMessage, log *slog.Logger) (planetest.Served, bool, error) {
+	p, err := fanotify.Open(ctx, options(dir, log))
+	if err != nil {
+		return nil, false, err
+	}
+	return p, p.Start().Resumed, nil
+}
+
+func options(dir string, log *slog.Logger) fanotify.Options {
+	return fanotify.Options{Dir: dir, Files: filepath.Join(dir, "files"), HolderCommand: planetest.HolderCommand(), Log: log}
+}
