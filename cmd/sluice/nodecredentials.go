@@ -97,7 +97,11 @@ func (d *daemon) listenCRI() (net.Listener, error) {
 	if d.creds.passed == nil {
 		return nil, nil
 	}
-	return control.Listen(filepath.Join(d.config.run, "cri.sock"))
+	socket := filepath.Join(d.config.run, "cri.sock")
+	if to, err := filepath.Abs(d.config.credentials.cri); err != nil || to == socket {
+		return nil, fmt.Errorf("--cri-socket %s: that is where this daemon answers; name containerd's socket", to)
+	}
+	return control.Listen(socket)
 }
 
 // beginPull notes with which credential kubelet pulls an image, if any, and has

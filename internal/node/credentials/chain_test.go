@@ -4,10 +4,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -141,6 +145,41 @@ func TestRefusedByMistake(t *testing.T) {
 	set(auth.Enabled)
 	if err := readWith(t, client, "team/app"); err != nil {
 		t.Errorf("after that: %v", err)
+	}
+}
+
+// A registry that says 403 to a password that is over means the same: the newer
+// one is used, also where a client sends the password itself, as to ECR.
+func TestForbidden(t *testing.T) {
+	var right atomic.Value
+	right.Store("first")
+	reg := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, password, ok := r.BasicAuth()
+		switch {
+		case !ok:
+			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		case password != right.Load():
+			w.WriteHeader(http.StatusForbidden)
+		default:
+			w.Header().Set("Content-Type", oci.MediaTypeIndex)
+			_, _ = io.WriteString(w, index)
+		}
+	}))
+	t.Cleanup(reg.Close)
+	s, secret := &server{host: strings.TrimPrefix(reg.URL, "http://")}, filepath.Join(t.TempDir(), ".dockerconfigjson")
+	c := credentials.New(nil, credentials.NewPullSecrets(secret))
+	client := s.client(t, "team/app", c)
+	for _, password := range []string{"first", "second", "third"} {
+		write(t, secret, auths(s.host, "AWS", password))
+		right.Store(password)
+		if err := readWith(t, client, "team/app"); err != nil {
+			t.Errorf("with the %s password: %v", password, err)
+		}
+	}
+	right.Store("fourth")
+	if err := readWith(t, client, "team/app"); !errors.Is(err, oci.ErrUnauthorized) || !strings.Contains(err.Error(), "pull secrets: refused: HTTP 403") {
+		t.Errorf("with the third when there's a fourth: %v", err)
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"sluice/internal/remote"
@@ -373,6 +374,24 @@ func TestEnds(t *testing.T) {
 	if len(p.ends) != 2 || p.ends[0] == nil || p.ends[1] == nil {
 		t.Errorf("the pulls ended with %v", p.ends)
 	}
+}
+
+func FuzzPull(f *testing.F) {
+	known, err := proto.Marshal(pullRequest("a.io/app:1", &runtimeapi.AuthConfig{Username: "u", Password: "p", ServerAddress: "https://a.io"}))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(known)
+	f.Add([]byte("\xff"))
+	f.Fuzz(func(t *testing.T, request []byte) {
+		p := &proxy{Options: Options{Log: slog.New(slog.DiscardHandler), Pull: func(_ string, c remote.Credential) func(error) {
+			if c == (remote.Credential{}) {
+				t.Error("told of a credential that is none")
+			}
+			return func(error) {}
+		}}}
+		p.pull(request)(nil)
+	})
 }
 
 // Methods with a stream of requests aren't CRI's.
