@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"math/big"
@@ -141,7 +140,7 @@ func (s *stage) steppable(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, std := t.TempDir(), filepath.Join(strings.TrimSpace(string(root)), "src", "time")
+	std := filepath.Join(strings.TrimSpace(string(root)), "src", "time")
 	source, err := os.ReadFile(filepath.Join(std, "time.go"))
 	if err != nil {
 		t.Fatal(err)
@@ -200,23 +199,9 @@ func readClockStep(name string) {
 	clockSeconds.Store(sign * value)
 }
 `
-	files := map[string]string{filepath.Join(std, "time.go"): filepath.Join(dir, "time.go"), filepath.Join(std, "clockstep.go"): filepath.Join(dir, "clockstep.go")}
-	overlay, err := json.Marshal(map[string]any{"Replace": files})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, content := range map[string][]byte{"time.go": source, "clockstep.go": []byte(step), "overlay.json": overlay} {
-		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	bin := filepath.Join(s.work, "sluice-clock")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-overlay", filepath.Join(dir, "overlay.json"), "-o", bin, "./cmd/sluice")
-	cmd.Dir, cmd.Env = filepath.Join("..", ".."), append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return bin
+	return s.overlaid(t, "sluice-clock", map[string][]byte{
+		filepath.Join(std, "time.go"): source, filepath.Join(std, "clockstep.go"): []byte(step),
+	})
 }
 
 // TestClockJumps steps the wall clock of a node that is at work, by an hour, to

@@ -34,9 +34,11 @@
 // TestClockJumps builds a sluice whose time.Now is off by as much as it is told,
 // and TestCertificateOutOfTime does with certificates what a wrong clock would.
 //
-// Not here: HTTP/2 (the proxy speaks 1.1), chunk tables so big that they come in
-// pages, mirrors, and disks that fail while they are written to (internal/node/cache
-// has those).
+// TestPagedTables has a program for which each chunk table is so big that it comes
+// in pages.
+//
+// Not here: HTTP/2 (the proxy speaks 1.1), mirrors (internal/node/hosts), and disks
+// that fail while they are written to (internal/node/cache).
 //
 // # How much
 //

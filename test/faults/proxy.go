@@ -30,7 +30,8 @@ const (
 	Referrers     Kind = "referrers"      // the list of referrers
 	Artifact      Kind = "artifact"       // the streaming artifact's manifest
 	Metadata      Kind = "metadata"       // of the merged tree
-	Table         Kind = "table"          // of chunks
+	Table         Kind = "table"          // of chunks, or its root
+	Page          Kind = "page"           // of a chunk table that doesn't come whole
 	Boot          Kind = "boot"           // the boot pack
 	Layer         Kind = "layer"          // ranges of the artifact's layers
 	LayerMetadata Kind = "layer-metadata" // of one layer
@@ -197,6 +198,9 @@ func (p *Proxy) kind(r *http.Request) Kind {
 		}
 		return Manifest
 	case "blobs":
+		if at := r.Header.Get("Range"); known == Table && at != "" && !strings.HasPrefix(at, "bytes=0-") {
+			return Page
+		}
 		if ok {
 			return known
 		}
