@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"sluice/internal/durable"
 	"sluice/internal/node/plane"
 	"sluice/oci"
@@ -243,21 +245,38 @@ func (m *Manager) Claims() []Claim {
 	return list
 }
 
-// loadClaims mounts again, after a start, what was claimed.
+// restoreTimeout bounds how long a start waits for mounts that people asked for:
+// what the disk lost of their images comes from registries, which may be away.
+// restoreAtOnce is how many are made at the same time.
+const (
+	restoreTimeout = 10 * time.Second
+	restoreAtOnce  = 8
+)
+
+// loadClaims mounts again, after a start, what was claimed. What can't be mounted
+// now is tried at the next start.
 func (m *Manager) loadClaims(ctx context.Context) {
+	ctx, cancel := context.WithTimeoutCause(ctx, restoreTimeout, fmt.Errorf("not restored within %v", restoreTimeout))
+	defer cancel()
 	entries, err := os.ReadDir(m.claimsDir())
 	if err != nil {
 		m.log.ErrorContext(ctx, "the record of mounts can't be read", "error", err)
 		return
 	}
+	var group errgroup.Group
+	group.SetLimit(restoreAtOnce)
 	for _, e := range entries {
 		if !strings.HasSuffix(e.Name(), ".json") || durable.IsTemp(e.Name()) {
 			continue
 		}
-		if err := m.loadClaim(ctx, filepath.Join(m.claimsDir(), e.Name())); err != nil {
-			m.log.ErrorContext(ctx, "a mount can't be restored", "record", e.Name(), "error", err)
-		}
+		group.Go(func() error {
+			if err := m.loadClaim(ctx, filepath.Join(m.claimsDir(), e.Name())); err != nil {
+				m.log.ErrorContext(ctx, "a mount can't be restored", "record", e.Name(), "error", err)
+			}
+			return nil
+		})
 	}
+	_ = group.Wait() // none fails
 }
 
 func (m *Manager) loadClaim(ctx context.Context, file string) error {
