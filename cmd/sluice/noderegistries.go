@@ -26,7 +26,7 @@ func (c *registriesConfig) register(f *pflag.FlagSet) {
 }
 
 // open returns where registries are. The caller closes it.
-func (c *registriesConfig) open(credentials func(repository string) remote.CredentialFunc, log *slog.Logger) *hosts.Hosts {
+func (c *registriesConfig) open(credentials func(registry, repository string) remote.CredentialFunc, log *slog.Logger) *hosts.Hosts {
 	var dirs []string
 	for _, list := range c.dirs {
 		dirs = append(dirs, filepath.SplitList(list)...)

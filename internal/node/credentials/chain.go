@@ -19,9 +19,13 @@ var ErrNone = errors.New("none")
 
 // Request says what a credential is wanted for.
 type Request struct {
-	// Host is the registry's name as in references: "docker.io",
+	// Host is who asks for it, spelled as in references: "docker.io",
 	// "127.0.0.1:5000". Of a mirror it is the mirror's own.
 	Host string
+
+	// Registry is the one in the image's name; empty: Host. It is another if
+	// Host is its mirror or the server that it was moved to.
+	Registry string
 
 	// Repository has no host in it: "library/debian".
 	Repository string
@@ -32,7 +36,14 @@ type Request struct {
 }
 
 // Image is the repository as kubelet and its plugins write it.
-func (r Request) Image() string { return r.Host + "/" + r.Repository }
+func (r Request) Image() string { return cmp.Or(r.Registry, r.Host) + "/" + r.Repository }
+
+// ofImage is the request to a source of kubelet's: those go by the image's name,
+// and containerd passes what they have to whatever host stands for its registry.
+func (r Request) ofImage() Request {
+	r.Host = cmp.Or(r.Registry, r.Host)
+	return r
+}
 
 func (r Request) refused(c remote.Credential) bool { return slices.Contains(r.Refused, c) }
 
@@ -142,11 +153,11 @@ func (c *Chain) Run(ctx context.Context) {
 	wg.Wait()
 }
 
-// For returns the credentials for a repository, for a client of its registry or
-// of a mirror that has it under the same name.
-func (c *Chain) For(repository string) remote.CredentialFunc {
+// For returns the credentials for a repository of a registry, for a client of
+// that or of another host that stands for it.
+func (c *Chain) For(registry, repository string) remote.CredentialFunc {
 	return func(ctx context.Context, host string) (remote.Credential, error) {
-		return c.credential(ctx, Request{Host: host, Repository: repository})
+		return c.credential(ctx, Request{Host: host, Registry: registry, Repository: repository})
 	}
 }
 

@@ -126,6 +126,39 @@ func TestReasons(t *testing.T) {
 	}
 }
 
+// A host that stands for an image's registry, as hosts.toml may say, is given what
+// kubelet has for the image, and what docker has for the host.
+func TestMirror(t *testing.T) {
+	s := newServer(t)
+	const registry = "registry.example.com"
+	for _, c := range []struct{ source, user, name string }{
+		{"CRI", "cri", registry},
+		{"credential providers", "plugin", registry},
+		{"pull secrets", "secret", registry},
+		{"docker's configuration", "docker", s.host},
+	} {
+		dir, password := t.TempDir(), s.account(t, c.user)
+		for what, name := range map[string]string{"of the host": s.host, "of the registry": registry} {
+			dir, passed := filepath.Join(dir, strings.ReplaceAll(what, " ", "-")), credentials.NewPassed("", nil)
+			says(t, dir, "Image", "nobody.io", "u", "p")
+			chain := credentials.New(nil, passed, plugin(t, dir, registry, "0s"), credentials.NewPullSecrets(filepath.Join(dir, "secret")), credentials.NewDocker(dir))
+			map[string]func(){
+				"cri":    func() { passed.Pull(name+"/team/app", remote.Credential{Username: c.user, Password: password})(nil) },
+				"plugin": func() { says(t, dir, "Image", name, c.user, password) },
+				"secret": func() { write(t, filepath.Join(dir, "secret"), auths(name, c.user, password)) },
+				"docker": func() { write(t, filepath.Join(dir, "config.json"), auths(name, c.user, password)) },
+			}[c.user]()
+			client, err := remote.New(s.host, remote.Options{Credentials: chain.For(registry, "team/app")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := readWith(t, client, "team/app"); (err == nil) != (name == c.name) {
+				t.Errorf("%s, by the name %s: %v", c.source, what, err)
+			}
+		}
+	}
+}
+
 // A registry that refuses by mistake doesn't lock its only credential out.
 func TestRefusedByMistake(t *testing.T) {
 	s, dir := newServer(t), t.TempDir()
@@ -219,7 +252,7 @@ func TestNoSecretIsShown(t *testing.T) {
 	n = newNode(t, s)
 	n.set(t, s, right, plant(9), plant(10), plant(11))
 	show(n, s.read(t, "team/app", n.Chain))
-	cred, err := n.For("team/app")(t.Context(), s.host)
+	cred, err := n.For("", "team/app")(t.Context(), s.host)
 	if err != nil || cred.Password != right {
 		t.Fatal("the right one isn't used")
 	}

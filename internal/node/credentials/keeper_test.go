@@ -205,7 +205,7 @@ func TestHangDelaysOnlyItsOwn(t *testing.T) {
 		chain := New(nil, s, second)
 		took := func(host string) time.Duration {
 			began := time.Now()
-			c, err := chain.For("app")(t.Context(), host)
+			c, err := chain.For("", "app")(t.Context(), host)
 			if err != nil || c.Password != "77" {
 				t.Errorf("%s: %+v, %v", host, c, err)
 			}
@@ -280,7 +280,7 @@ func TestKeeperIsBounded(t *testing.T) {
 func TestChainIsBounded(t *testing.T) {
 	chain := New(nil)
 	for i := range maxUses + 20 {
-		_, _ = chain.For("app")(t.Context(), fmt.Sprintf("%d.io", i))
+		_, _ = chain.For("", "app")(t.Context(), fmt.Sprintf("%d.io", i))
 	}
 	if n := len(chain.Status()); n != maxUses {
 		t.Errorf("%d uses are remembered", n)

@@ -78,7 +78,7 @@ func TestAuthsFind(t *testing.T) {
 		{"bare/x", nil, all},
 		{"none/x", nil, all},
 	} {
-		if got, err := a.find(Request{"registry.io", c.repository, c.refused}); got != c.want || err != nil {
+		if got, err := a.find(Request{Host: "registry.io", Repository: c.repository, Refused: c.refused}); got != c.want || err != nil {
 			t.Errorf("%s: %+v, %v", c.repository, got, err)
 		}
 	}

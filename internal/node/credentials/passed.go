@@ -96,6 +96,7 @@ func (*Passed) Name() string { return "CRI" }
 // Credential implements Source: the newest that a pull succeeded with, or is
 // just being tried with; one that isn't refused if there's any.
 func (p *Passed) Credential(_ context.Context, req Request) (remote.Credential, time.Time, error) {
+	req = req.ofImage()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	found, err := remote.Credential{}, ErrNone

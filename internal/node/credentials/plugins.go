@@ -185,6 +185,7 @@ func (p *Plugins) Credential(ctx context.Context, req Request) (remote.Credentia
 	if p.problem != nil {
 		return remote.Credential{}, time.Time{}, p.problem
 	}
+	req = req.ofImage()
 	var found remote.Credential
 	var until time.Time
 	err := ErrNone

@@ -38,6 +38,7 @@ var secretKeys = [...]string{".dockerconfigjson", ".dockercfg"}
 // Credential implements Source: of several secrets that match, it's the first
 // that isn't refused.
 func (p *PullSecrets) Credential(_ context.Context, req Request) (remote.Credential, time.Time, error) {
+	req = req.ofImage()
 	found, worst := remote.Credential{}, ErrNone
 	for i, name := range p.files() {
 		if i == maxSecrets {

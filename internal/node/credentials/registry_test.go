@@ -106,7 +106,7 @@ func (s *server) read(t *testing.T, repo string, c *credentials.Chain) error {
 
 func (s *server) client(t *testing.T, repo string, c *credentials.Chain) *remote.Registry {
 	t.Helper()
-	r, err := remote.New(s.host, remote.Options{Credentials: c.For(repo)})
+	r, err := remote.New(s.host, remote.Options{Credentials: c.For(s.host, repo)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -86,7 +86,7 @@ func TestPlugins(t *testing.T) {
 		t.Errorf("status %+v", st)
 	}
 	// Nobody is asked about other registries.
-	if cred, err := c.For("app")(t.Context(), "example.com"); err != nil || cred != (remote.Credential{}) {
+	if cred, err := c.For("", "app")(t.Context(), "example.com"); err != nil || cred != (remote.Credential{}) {
 		t.Errorf("for a registry that doesn't match: %v", err)
 	}
 }

@@ -61,10 +61,10 @@ type Options struct {
 	// without TLS unless a file says otherwise.
 	PlainHTTP []string
 
-	// Credentials returns the credentials for a repository; they are asked for
-	// by the name of the host that wants them, which may be a mirror's. Nil
-	// means docker's.
-	Credentials func(repository string) remote.CredentialFunc
+	// Credentials returns the credentials for a repository of a registry; they
+	// are asked for by the name of the host that wants them, which may be a
+	// mirror's. Nil means docker's.
+	Credentials func(registry, repository string) remote.CredentialFunc
 
 	// Log receives which hosts fail and which files are wrong. Nil discards it.
 	Log *slog.Logger

@@ -45,7 +45,7 @@ type place struct {
 func (h *Hosts) places(host, repository string, c *config) ([]*place, error) {
 	var credentials remote.CredentialFunc
 	if h.opts.Credentials != nil {
-		credentials = h.opts.Credentials(repository)
+		credentials = h.opts.Credentials(host, repository)
 	}
 	var all []*place
 	for _, e := range c.hosts {

@@ -176,7 +176,7 @@ func open(t *testing.T, text string) *hosts.Hosts {
 func openDirs(t *testing.T, dirs ...string) *hosts.Hosts {
 	t.Helper()
 	h := hosts.Open(hosts.Options{
-		Dirs: dirs, Credentials: func(string) remote.CredentialFunc { return remote.Anonymous },
+		Dirs: dirs, Credentials: func(_, _ string) remote.CredentialFunc { return remote.Anonymous },
 		Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	t.Cleanup(h.Close)
