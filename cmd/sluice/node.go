@@ -20,6 +20,7 @@ import (
 	"sluice/internal/node/hosts"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
+	"sluice/internal/node/plane/fanotify"
 	"sluice/internal/node/plane/fuse"
 	"sluice/internal/node/snapshot"
 	"sluice/internal/node/timeline"
@@ -107,15 +108,24 @@ reads wait for the next one.`,
 	return cmd
 }
 
-// newHolderCommand is the process that keeps the FUSE connection.
+// newHolderCommand is the process that keeps a plane's connection with the
+// kernel.
 func newHolderCommand() *cobra.Command {
-	return &cobra.Command{
+	kind := planeFUSE
+	cmd := &cobra.Command{
 		Use:    "holder SOCKET",
-		Short:  "Keep a daemon's FUSE connection while the daemon restarts",
+		Short:  "Keep a daemon's connection with the kernel while the daemon restarts",
 		Hidden: true,
 		Args:   arguments(1, 1),
-		RunE:   func(cmd *cobra.Command, args []string) error { return fuse.RunHolder(cmd.Context(), args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if kind == planeFanotify {
+				return fanotify.RunHolder(cmd.Context(), args[0])
+			}
+			return fuse.RunHolder(cmd.Context(), args[0])
+		},
 	}
+	cmd.Flags().StringVar(&kind, "plane", kind, "`HOW` the daemon is connected")
+	return cmd
 }
 
 // runLink, in a daemon's root, points to the directory of its sockets.
@@ -141,6 +151,7 @@ type daemon struct {
 	config nodeConfig
 	log    *slog.Logger
 	cache  *cache.Cache
+	self   string      // this program's file
 	plane  servedPlane // nil where the kernel can't
 	creds  *nodeCredentials
 	hosts  *hosts.Hosts

@@ -3,8 +3,11 @@ package fanotify
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"sluice/internal/node/plane/internal/holder"
 )
@@ -45,10 +48,17 @@ type kind struct{ dir string }
 // Over implements holder.Kind: a group lasts.
 func (kind) Over(holder.Held) bool { return false }
 
+// AnswerBystanders implements holder.Kind: only EROFS can read what is marked.
+func (kind) AnswerBystanders(holder.Held) error { return nil }
+
 // AnswerOrphans implements holder.Kind. It takes the daemon's lock: numbers of
-// descriptors tell events apart only if one process answers at a time.
+// descriptors tell events apart only if one process answers at a time. So in
+// place of a daemon that is stopped, and will go on, nobody can answer.
 func (k kind) AnswerOrphans(h holder.Held, first bool) error {
 	lock, err := holder.TryLock(filepath.Join(k.dir, lockName))
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}

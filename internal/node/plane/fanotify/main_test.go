@@ -18,12 +18,12 @@ func roles() planetest.Roles {
 }
 
 // openDaemon opens the plane in a process that is to be killed.
-func openDaemon(ctx context.Context, dir string, _ json.RawMessage, log *slog.Logger) (planetest.Served, bool, error) {
+func openDaemon(ctx context.Context, dir string, _ json.RawMessage, log *slog.Logger) (planetest.Served, planetest.Start, error) {
 	p, err := fanotify.Open(ctx, options(dir, log))
 	if err != nil {
-		return nil, false, err
+		return nil, planetest.Start{}, err
 	}
-	return p, p.Start().Resumed, nil
+	return p, planetest.Start{Resumed: p.Start().Resumed, Stale: p.Start().Stale}, nil
 }
 
 func options(dir string, log *slog.Logger) fanotify.Options {

@@ -60,7 +60,10 @@
 // anew. But what has been read in between, zeros perhaps, stays in the page cache
 // of the old mount, with whoever uses it.
 //
-// The other thing is that of any local file: when a disk doesn't take a page and
+// A daemon that is stopped (SIGSTOP) holds its readers until it goes on or is
+// killed: nobody else could tell its events from others.
+//
+// The last thing is that of any local file: when a disk doesn't take a page and
 // the kernel drops it, the file has a hole where it was.
 package fanotify
 

@@ -79,3 +79,7 @@ func (p *Plane) Ready() { p.book.Ready() }
 
 // Detach implements plane.Plane.
 func (p *Plane) Detach(ctx context.Context, dir string) error { return p.book.Detach(ctx, dir) }
+
+// Mounted counts the images that a plane in dir has attached and that are still
+// mounted; Adopt may go on with them. known reports whether there was one.
+func Mounted(dir string) (images int, known bool, err error) { return book.Mounted(dir) }

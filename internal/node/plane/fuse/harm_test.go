@@ -44,13 +44,12 @@ func detach(t *testing.T, p *fuse.Plane, dirs ...string) {
 // it, no reader notices, and the last one is as good as the first.
 func TestHolderKilled(t *testing.T) {
 	needRoot(t)
-	spec := daemonSpec{}
-	files := killImage(t, &spec)
-	d := startDaemon(t, spec)
-	defer func() { d.kill(); cleanSpec(t, spec) }()
-	d.ready(t)
-	r := &killReaders{dir: spec.Images[0].Dir, files: files, until: make(chan struct{})}
-	r.start()
+	spec, files := planetest.KillImage(t, killDeviceSize)
+	spec.Options = daemonOptions{}.encode(t)
+	d := planetest.StartDaemon(t, spec)
+	defer func() { d.Kill(); spec.Clean(t, roles()) }()
+	d.Ready(t)
+	readers := planetest.StartReaders(t, spec.Image.Dir, files)
 	for range 5 {
 		old := holderPID(t, spec.Dir)
 		syscall.Kill(old, syscall.SIGKILL)
@@ -59,32 +58,30 @@ func TestHolderKilled(t *testing.T) {
 			return err == nil && pid != old && hasFUSE(pid)
 		})
 	}
-	d.kill()
-	d = startDaemon(t, spec)
-	if s := d.ready(t); !s.Resumed {
+	d.Kill()
+	d = planetest.StartDaemon(t, spec)
+	if s := d.Ready(t); !s.Resumed {
 		t.Errorf("the daemon did not resume: %+v", s)
 	}
-	close(r.until)
-	r.running.Wait()
-	if r.wrong.Load() > 0 || r.refused.Load() > 0 || r.good.Load() == 0 {
-		t.Errorf("%d reads were good, %d gave wrong bytes, %d failed; the first: %v", r.good.Load(), r.wrong.Load(), r.refused.Load(), r.first.Load())
+	if r := readers.Stop(t); r.Wrong > 0 || r.Refused > 0 || r.Good == 0 {
+		t.Errorf("%d reads were good, %d gave wrong bytes, %d failed; the first: %v", r.Good, r.Wrong, r.Refused, r.First)
 	}
 }
 
 // TestBothKilled: a read that waits fails at once when nobody is left.
 func TestBothKilled(t *testing.T) {
 	needRoot(t)
-	spec := daemonSpec{MaxDelay: time.Hour}
-	img := smallImage(t, &spec)
-	d := startDaemon(t, spec)
-	defer func() { d.kill(); cleanSpec(t, spec) }()
-	d.ready(t)
+	spec, img := smallImage(t, daemonOptions{})
+	spec.MaxDelay = time.Hour
+	d := planetest.StartDaemon(t, spec)
+	defer func() { d.Kill(); spec.Clean(t, roles()) }()
+	d.Ready(t)
 	read := make(chan error, 1)
-	go func() { read <- img.Files[0].Verify(spec.Images[0].Dir) }()
+	go func() { read <- img.Files[0].Verify(spec.Image.Dir) }()
 	holder := holderPID(t, spec.Dir)
 	time.Sleep(50 * time.Millisecond) // the read may be under way by then, or come too late: both must fail
 	syscall.Kill(holder, syscall.SIGKILL)
-	d.kill()
+	d.Kill()
 	select {
 	case err := <-read:
 		if err == nil {
@@ -94,36 +91,36 @@ func TestBothKilled(t *testing.T) {
 		t.Error("the read hangs")
 	}
 	spec.MaxDelay = 0
-	d = startDaemon(t, spec)
-	if s := d.ready(t); s.Resumed || len(s.Stale) != 1 {
+	d = planetest.StartDaemon(t, spec)
+	if s := d.Ready(t); s.Resumed || len(s.Stale) != 1 {
 		t.Errorf("start: %+v", s)
 	}
-	verify(t, img, spec.Images[0].Dir)
+	verify(t, img, spec.Image.Dir)
 }
 
-// smallImage makes spec's only image.
-func smallImage(t *testing.T, spec *daemonSpec) planetest.Image {
+// smallImage makes a small image and the daemon that serves it.
+func smallImage(t *testing.T, o daemonOptions) (planetest.DaemonSpec, planetest.Image) {
 	img := planetest.Build(t, []planetest.Dev{planetest.NewDev(1, 4<<20)})
-	spec.Dir = t.TempDir()
-	spec.Images = []daemonImage{{Dir: t.TempDir(), Metadata: img.Plane.Metadata, Seeds: []uint64{1}, Sizes: []int64{4 << 20}}}
-	return img
+	return planetest.DaemonSpec{
+		Dir: t.TempDir(), Options: o.encode(t),
+		Image: planetest.DaemonImage{Dir: t.TempDir(), Metadata: img.Plane.Metadata, Seeds: []uint64{1}, Sizes: []int64{4 << 20}},
+	}, img
 }
 
 // TestStopped: readers wait for a daemon that is stopped, but not for ever; when
 // it goes on all is well again.
 func TestStopped(t *testing.T) {
 	needRoot(t)
-	spec := daemonSpec{OrphanGrace: 2 * time.Second}
-	img := smallImage(t, &spec)
-	dir := spec.Images[0].Dir
-	d := startDaemon(t, spec)
-	defer func() { d.kill(); cleanSpec(t, spec) }()
-	d.ready(t)
+	spec, img := smallImage(t, daemonOptions{OrphanGrace: 2 * time.Second})
+	dir := spec.Image.Dir
+	d := planetest.StartDaemon(t, spec)
+	defer func() { d.Kill(); spec.Clean(t, roles()) }()
+	d.Ready(t)
 	stopped := func() {
 		t.Helper()
-		d.cmd.Process.Signal(syscall.SIGSTOP)
+		d.Process().Signal(syscall.SIGSTOP)
 		waitUntil(t, 10*time.Second, "the daemon is stopped", func() bool {
-			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.cmd.Process.Pid))
+			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.Process().Pid))
 			return err == nil && strings.Contains(string(stat), ") T ")
 		})
 	}
@@ -140,14 +137,14 @@ func TestStopped(t *testing.T) {
 		b, _ := os.ReadFile(filepath.Join(spec.Dir, "holder.log"))
 		t.Logf("%s", b)
 	}
-	d.cmd.Process.Signal(syscall.SIGCONT)
+	d.Process().Signal(syscall.SIGCONT)
 	waitUntil(t, 20*time.Second, "reads go well again", func() bool { return img.Files[0].Verify(dir) == nil })
 	// For a short while nobody notices.
 	planetest.DropCaches(t, img, dir)
 	stopped()
 	go func() { read <- img.Files[0].Verify(dir) }()
 	time.Sleep(200 * time.Millisecond)
-	d.cmd.Process.Signal(syscall.SIGCONT)
+	d.Process().Signal(syscall.SIGCONT)
 	if err := <-read; err != nil {
 		t.Errorf("read across a short stop: %v", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"testing"
+	"time"
 
 	"sluice/internal/node/plane"
 	"sluice/internal/node/plane/fuse"
@@ -23,24 +24,37 @@ type daemonOptions struct {
 	Mode     plane.Mode
 	// NoResend: as on a kernel before 6.9.
 	NoResend bool
+	// OrphanGrace as in fuse.Options.
+	OrphanGrace time.Duration
+}
+
+func (o daemonOptions) encode(t *testing.T) json.RawMessage {
+	t.Helper()
+	text, err := json.Marshal(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
 }
 
 // openDaemon opens the plane in a process that is to be killed.
-func openDaemon(ctx context.Context, dir string, text json.RawMessage, log *slog.Logger) (planetest.Served, bool, error) {
+func openDaemon(ctx context.Context, dir string, text json.RawMessage, log *slog.Logger) (planetest.Served, planetest.Start, error) {
 	var o daemonOptions
 	if err := json.Unmarshal(text, &o); err != nil {
-		return nil, false, err
+		return nil, planetest.Start{}, err
 	}
-	opts := fuse.Options{Dir: dir, HolderCommand: planetest.HolderCommand(), DirectIO: o.DirectIO, Mode: o.Mode, Log: log}
+	opts := fuse.Options{Dir: dir, HolderCommand: planetest.HolderCommand(), DirectIO: o.DirectIO, Mode: o.Mode, OrphanGrace: o.OrphanGrace, Log: log}
 	if o.NoResend {
 		opts = opts.WithoutResend()
 	}
 	p, err := fuse.Open(ctx, opts)
 	if err != nil {
-		return nil, false, err
+		return nil, planetest.Start{}, err
 	}
-	return p, p.Start().Resumed, nil
+	return p, planetest.Start{Resumed: p.Start().Resumed, Stale: p.Start().Stale}, nil
 }
+
+const killDeviceSize = 8 << 30
 
 // TestKill: SLUICE_KILLS sets the number of kills; 1,000 was done by hand.
 func TestKill(t *testing.T) {
@@ -57,12 +71,8 @@ func TestKill(t *testing.T) {
 		{"loop without resend", max(kills/5, 2), daemonOptions{Mode: plane.Loop, NoResend: true}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			options, err := json.Marshal(test.options)
-			if err != nil {
-				t.Fatal(err)
-			}
 			planetest.Stress{
-				Roles: roles(), Options: options, Kills: test.kills, DeviceSize: 8 << 30, MayRefuse: test.options.NoResend,
+				Roles: roles(), Options: test.options.encode(t), Kills: test.kills, DeviceSize: killDeviceSize, MayRefuse: test.options.NoResend,
 			}.Run(t)
 		})
 	}

@@ -23,7 +23,13 @@ type Roles struct {
 	// Holder keeps what connects mounts with their daemon.
 	Holder func(ctx context.Context, socket string) error
 	// Open opens the plane in a directory. options are those of DaemonSpec.
-	Open func(ctx context.Context, dir string, options json.RawMessage, log *slog.Logger) (p Served, resumed bool, err error)
+	Open func(ctx context.Context, dir string, options json.RawMessage, log *slog.Logger) (Served, Start, error)
+}
+
+// Start is how a plane found things when it was opened.
+type Start struct {
+	Resumed bool
+	Stale   []string
 }
 
 // Served is a plane that a process serves and that outlives it.
@@ -111,8 +117,8 @@ func (s DaemonSpec) image() plane.Image {
 	return img
 }
 
-// serveSpec serves until the standard input ends. It says "ready", and whether
-// it resumed, on standard output.
+// serveSpec serves until the standard input ends. When it is ready it says how
+// it started on standard output.
 func serveSpec(roles Roles) error {
 	var spec DaemonSpec
 	if err := json.Unmarshal([]byte(os.Getenv(specVariable)), &spec); err != nil {
@@ -120,7 +126,7 @@ func serveSpec(roles Roles) error {
 	}
 	ctx := context.Background()
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	p, resumed, err := roles.Open(ctx, spec.Dir, spec.Options, log)
+	p, start, err := roles.Open(ctx, spec.Dir, spec.Options, log)
 	if err != nil {
 		return fmt.Errorf("daemon: %w", err)
 	}
@@ -132,7 +138,11 @@ func serveSpec(roles Roles) error {
 		return fmt.Errorf("daemon: %w", err)
 	}
 	p.Ready()
-	fmt.Printf("ready %t\n", resumed)
+	text, err := json.Marshal(start)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%s\n", text)
 	io.Copy(io.Discard, os.Stdin)
 	return p.Close()
 }
@@ -168,18 +178,21 @@ func StartDaemon(t *testing.T, spec DaemonSpec) *Daemon {
 	return d
 }
 
-// Ready waits until d serves and reports whether it resumed.
-func (d *Daemon) Ready(t *testing.T) (resumed bool) {
+// Ready waits until d serves and returns how it started.
+func (d *Daemon) Ready(t *testing.T) (start Start) {
 	t.Helper()
 	line, err := d.out.ReadString('\n')
 	if err != nil {
 		t.Fatalf("the daemon did not become ready: %v", err)
 	}
-	if _, err := fmt.Sscanf(line, "ready %t", &resumed); err != nil {
+	if err := json.Unmarshal([]byte(line), &start); err != nil {
 		t.Fatalf("the daemon said %q", line)
 	}
-	return resumed
+	return start
 }
+
+// Process is d's process.
+func (d *Daemon) Process() *os.Process { return d.cmd.Process }
 
 // Kill ends d with SIGKILL.
 func (d *Daemon) Kill() {

@@ -41,11 +41,12 @@ const killDevices = 6
 
 // Run runs the test.
 func (s Stress) Run(t *testing.T) {
-	spec, files := s.image(t)
+	spec, files := KillImage(t, s.DeviceSize)
+	spec.Options = s.Options
 	d := StartDaemon(t, spec)
 	defer func() { d.Kill(); spec.Clean(t, s.Roles) }()
 	d.Ready(t)
-	readers := startReaders(t, readersSpec{spec.Image.Dir, files})
+	readers := StartReaders(t, spec.Image.Dir, files)
 	began := time.Now()
 	var slowest time.Duration
 	for i := range s.Kills {
@@ -58,14 +59,14 @@ func (s Stress) Run(t *testing.T) {
 		start := time.Now()
 		d = StartDaemon(t, spec)
 		if i%5 != 3 {
-			if !d.Ready(t) {
+			if !d.Ready(t).Resumed {
 				t.Fatalf("kill %d: the daemon did not resume", i)
 			}
 			slowest = max(slowest, time.Since(start))
 		}
 	}
 	took := time.Since(began)
-	r := readers.stop(t)
+	r := readers.Stop(t)
 	t.Logf("%d kills in %v: %d reads verified, %d wrong, %d refused, %d faults through mappings; longest read %v, slowest restart %v",
 		s.Kills, took.Round(time.Millisecond), r.Good, r.Wrong, r.Refused, r.Faults,
 		r.Longest.Round(time.Millisecond), slowest.Round(time.Millisecond))
@@ -80,21 +81,22 @@ func (s Stress) Run(t *testing.T) {
 	}
 }
 
-// image makes the image that is read.
-func (s Stress) image(t *testing.T) (DaemonSpec, []File) {
+// KillImage makes an image of some large devices of size bytes, with a file on
+// each, and the daemon that serves it.
+func KillImage(t *testing.T, size int64) (DaemonSpec, []File) {
 	t.Helper()
 	var devs []Dev
 	var files []File
 	img := DaemonImage{Dir: t.TempDir()}
 	for i := range killDevices {
-		dev := NewDev(uint64(i+1), s.DeviceSize)
+		dev := NewDev(uint64(i+1), size)
 		devs = append(devs, dev)
 		files = append(files, File{
-			Name: fmt.Sprintf("file%d", i), Size: s.DeviceSize,
-			Pieces: []Piece{{Pattern: dev.Content.Pattern, Dev: i, Length: s.DeviceSize}},
+			Name: fmt.Sprintf("file%d", i), Size: size,
+			Pieces: []Piece{{Pattern: dev.Content.Pattern, Dev: i, Length: size}},
 		})
-		img.Seeds, img.Sizes = append(img.Seeds, uint64(i+1)), append(img.Sizes, s.DeviceSize)
+		img.Seeds, img.Sizes = append(img.Seeds, uint64(i+1)), append(img.Sizes, size)
 	}
 	img.Metadata = Attachable(t, t.TempDir(), devs, files).Metadata
-	return DaemonSpec{Dir: t.TempDir(), Options: s.Options, Image: img, MaxDelay: 6 * time.Millisecond}, files
+	return DaemonSpec{Dir: t.TempDir(), Image: img, MaxDelay: 6 * time.Millisecond}, files
 }

@@ -24,29 +24,31 @@ type readersSpec struct {
 	Files []File
 }
 
-// readings are what it found.
-type readings struct {
+// Readings are what readers found.
+type Readings struct {
 	Good, Wrong, Refused, Faults int64
 	Longest                      time.Duration
 	First                        string // what first went wrong
 }
 
-// readers is a running process that reads: not the one that starts daemons. A
+// Readers is a running process that reads: not the one that starts daemons. A
 // fault in a mapping may wait for a daemon with the memory of its process
 // locked, and then that process can't start one.
-type readers struct {
+type Readers struct {
 	cmd   *exec.Cmd
 	stdin io.Closer
 	out   bytes.Buffer
 }
 
-func startReaders(t *testing.T, spec readersSpec) *readers {
+// StartReaders starts a process that reads files in dir, in all ways, and checks
+// every byte.
+func StartReaders(t *testing.T, dir string, files []File) *Readers {
 	t.Helper()
-	text, err := json.Marshal(spec)
+	text, err := json.Marshal(readersSpec{dir, files})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &readers{cmd: exec.Command(self())}
+	r := &Readers{cmd: exec.Command(self())}
 	r.cmd.Env = append(os.Environ(), roleVariable+"=readers", specVariable+"="+string(text))
 	r.cmd.Stdout, r.cmd.Stderr = &r.out, os.Stderr
 	if r.stdin, err = r.cmd.StdinPipe(); err != nil {
@@ -59,8 +61,8 @@ func startReaders(t *testing.T, spec readersSpec) *readers {
 	return r
 }
 
-// stop ends the process and returns what it found.
-func (r *readers) stop(t *testing.T) (found readings) {
+// Stop ends the process and returns what it found.
+func (r *Readers) Stop(t *testing.T) (found Readings) {
 	t.Helper()
 	r.stdin.Close()
 	if err := r.cmd.Wait(); err != nil {
@@ -85,7 +87,7 @@ func readSpec() error {
 	close(r.until)
 	r.running.Wait()
 	first, _ := r.first.Load().(string)
-	return json.NewEncoder(os.Stdout).Encode(readings{
+	return json.NewEncoder(os.Stdout).Encode(Readings{
 		Good: r.good.Load(), Wrong: r.wrong.Load(), Refused: r.refused.Load(), Faults: r.faults.Load(),
 		Longest: time.Duration(r.longest.Load()), First: first,
 	})

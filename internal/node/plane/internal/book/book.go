@@ -81,6 +81,25 @@ func New(dir string, first uint64, backend Backend) *Book {
 	}
 }
 
+// Mounted counts the images which the book in dir has and that are mounted,
+// without opening it. known is false if there's no book.
+func Mounted(dir string) (images int, known bool, err error) {
+	s, err := loadState(dir, 1)
+	if err != nil {
+		return 0, true, err
+	}
+	for at, img := range s.Images {
+		m, err := plane.MountAt(at)
+		if err != nil {
+			return 0, true, err
+		}
+		if m != nil && m.FSType == "erofs" && len(img.Devices) > 0 && img.Epoch == s.Epoch {
+			images++
+		}
+	}
+	return images, s.Epoch != "", nil
+}
+
 // Load reads what an earlier process wrote and returns the epoch of its
 // connection with the kernel; empty if there was none. After an error the book
 // is empty.
