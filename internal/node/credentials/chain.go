@@ -168,7 +168,7 @@ func (c *Chain) credential(ctx context.Context, req Request) (remote.Credential,
 	refused, again := remote.RefusalOf(ctx)
 	c.begin(&req, refused, again)
 	var spare remote.Credential
-	status := Status{}
+	var status, spared Status
 	for _, s := range c.sources {
 		cred, until, err := s.Credential(ctx, req)
 		if ctx.Err() != nil {
@@ -179,25 +179,30 @@ func (c *Chain) credential(ctx context.Context, req Request) (remote.Credential,
 		case err != nil:
 			status.Passed = append(status.Passed, Outcome{s.Name(), err.Error()})
 		case req.refused(cred):
+			if spare == (remote.Credential{}) {
+				spare, spared = cred, Status{Source: s.Name(), Until: until, Passed: slices.Clone(status.Passed)}
+			}
 			status.Passed = append(status.Passed, Outcome{s.Name(), c.blame(req, cred)})
-			spare = cmp.Or(spare, cred)
 		case !until.IsZero() && !time.Now().Before(until):
 			status.Passed = append(status.Passed, Outcome{s.Name(), fmt.Sprintf("expired at %s", until.UTC().Format(time.RFC3339))})
 		default:
 			status.Source, status.Until = s.Name(), until
-			c.end(req, status)
+			c.end(req, status, true)
 			return cred, nil
 		}
 	}
 	if refused.Credential == (remote.Credential{}) && again {
 		status.Error = "refused without credentials: " + refused.Reason
-		c.end(req, status)
+		c.end(req, status, true)
 		return remote.Credential{}, errors.New(explain(status.Passed))
 	}
 	if spare != (remote.Credential{}) && !c.bare(req, again) {
-		return spare, nil // what becomes of it is known when it is refused again
+		c.end(req, spared, false) // it is news if it's refused again
+		return spare, nil
 	}
-	c.end(req, status)
+	// That the request goes on without credentials is no news: the registry says
+	// what it thinks of that.
+	c.end(req, status, false)
 	return remote.Credential{}, nil
 }
 
@@ -284,8 +289,9 @@ func (c *Chain) blame(req Request, cred remote.Credential) string {
 	return "refused"
 }
 
-// end notes what became of a request, and tells the log if that is news.
-func (c *Chain) end(req Request, status Status) {
+// end notes what became of a request, and with tell tells the log if that is
+// news.
+func (c *Chain) end(req Request, status Status, tell bool) {
 	now := time.Now()
 	status.Host, status.Repository, status.Since = req.Host, req.Repository, now
 	news := status.Source + "\n" + status.Error + "\n" + explain(status.Passed)
@@ -295,14 +301,12 @@ func (c *Chain) end(req Request, status Status) {
 		status.Since = cmp.Or(s.status.Since, now)
 	}
 	s.status = status
-	// That the request goes on without credentials is no news yet: the registry
-	// says what it thinks of that.
-	changed := s.logged != news && (status.Source != "" || status.Error != "")
-	if changed {
+	tell = tell && s.logged != news
+	if tell {
 		s.logged = news
 	}
 	c.mu.Unlock()
-	if changed {
+	if tell {
 		c.tell(status)
 	}
 }

@@ -176,8 +176,8 @@ func TestRefusedByMistake(t *testing.T) {
 		t.Fatalf("while it is disabled: %v", err)
 	}
 	set(auth.Enabled)
-	if err := readWith(t, client, "team/app"); err != nil {
-		t.Errorf("after that: %v", err)
+	if err := readWith(t, client, "team/app"); err != nil || s.source(t, "team/app", c) != "pull secrets" {
+		t.Errorf("after that: %v, %+v", err, c.Status())
 	}
 }
 

@@ -18,8 +18,9 @@
 // refused; the Chain then notes the refusal, and goes on with the next one: of
 // the same source, if that has a newer or a second one, or of the next source.
 // A refused credential is tried again after a minute, so that what was mended at
-// the registry works. When all are refused, the request is tried without any,
-// and when that is refused too the error says what became of each source.
+// the registry works, and by each request if there's no other. When all are
+// refused, the request is tried without any, and when that is refused too the
+// error says what became of each source.
 // Chain.Status tells the same, and the log once per change. None of them ever
 // shows a secret.
 //

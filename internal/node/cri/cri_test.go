@@ -51,7 +51,7 @@ func (c *containerd) GetContainerEvents(_ *runtimeapi.GetEventsRequest, s grpc.S
 }
 
 // serveAt serves until stop is called.
-func (c *containerd) serveAt(t *testing.T, socket string) (stop func()) {
+func (c *containerd) serveAt(t testing.TB, socket string) (stop func()) {
 	t.Helper()
 	s := grpc.NewServer(grpc.MaxSendMsgSize(maxMessage), grpc.MaxRecvMsgSize(maxMessage))
 	runtimeapi.RegisterImageServiceServer(s, c)
@@ -59,7 +59,7 @@ func (c *containerd) serveAt(t *testing.T, socket string) (stop func()) {
 	return serveOn(t, s, socket)
 }
 
-func serveOn(t *testing.T, s *grpc.Server, socket string) (stop func()) {
+func serveOn(t testing.TB, s *grpc.Server, socket string) (stop func()) {
 	t.Helper()
 	l, err := net.Listen("unix", socket)
 	if err != nil {
@@ -93,7 +93,7 @@ func (p *passed) pull(image string, c remote.Credential) func(error) {
 
 // serveProxy serves the proxy before a containerd's socket, and returns kubelet's
 // connection to it, and what ends it.
-func serveProxy(t *testing.T, socket string, p *passed, log *slog.Logger) (*grpc.ClientConn, func() error) {
+func serveProxy(t testing.TB, socket string, p *passed, log *slog.Logger) (*grpc.ClientConn, func() error) {
 	t.Helper()
 	own := filepath.Join(t.TempDir(), "cri.sock")
 	l, err := net.Listen("unix", own)
@@ -228,6 +228,30 @@ func TestUnknownPasses(t *testing.T) {
 	}
 	if !strings.Contains(log.String(), "can't be understood") || strings.Contains(log.String(), "s3cret") {
 		t.Errorf("log: %s", &log)
+	}
+}
+
+// BenchmarkCall is what forwarding adds to a call.
+func BenchmarkCall(b *testing.B) {
+	socket, c := filepath.Join(b.TempDir(), "c.sock"), new(containerd)
+	c.list = func(context.Context) (*runtimeapi.ListImagesResponse, error) {
+		return &runtimeapi.ListImagesResponse{}, nil
+	}
+	c.serveAt(b, socket)
+	direct, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer direct.Close()
+	forwarded, _ := serveProxy(b, socket, new(passed), nil)
+	for name, conn := range map[string]*grpc.ClientConn{"direct": direct, "forwarded": forwarded} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if _, err := runtimeapi.NewImageServiceClient(conn).ListImages(b.Context(), &runtimeapi.ListImagesRequest{}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 
