@@ -55,29 +55,15 @@ func (c *config) close() {
 	}
 }
 
-// load lets containerd say what files mean for a registry.
+// load returns what files mean for a registry.
 func (h *Hosts) load(host string, f files) (*config, error) {
-	var complaint complaints
-	logger := logrus.New()
-	logger.SetOutput(io.Discard)
-	logger.AddHook(&complaint)
-	ctx := log.WithLogger(context.Background(), logrus.NewEntry(logger)) // only carries the logger
 	clients := transports{own: make(map[*http.Client]*http.Transport)}
-	options := dockerconfig.HostOptions{
-		HostDir:      func(string) (string, error) { return f.dir, nil },
-		UpdateClient: clients.update,
-	}
-	if h.isPlain(host, f.dir != "") {
-		options.DefaultScheme = "http"
-	}
-	all, err := dockerconfig.ConfigureHosts(ctx, options)(host)
-	switch {
-	case err != nil:
-		return nil, f.wrong(err)
-	case complaint.err != nil:
-		return nil, f.wrong(complaint.err)
-	case len(all) == 0:
-		return nil, fmt.Errorf("%s names no host for %s", f.dir, host)
+	all := []docker.RegistryHost{h.unknown(host)}
+	if f.dir != "" {
+		var err error
+		if all, err = h.parse(host, f, clients.update); err != nil {
+			return nil, err
+		}
 	}
 	c := &config{}
 	for i, r := range all {
@@ -101,12 +87,42 @@ func (h *Hosts) load(host string, f files) (*config, error) {
 	return c, nil
 }
 
-// isPlain reports whether a registry is spoken to without TLS if no file says
-// otherwise. One on loopback that no file knows is; with files, TLS is tried
-// first, as containerd does.
-func (h *Hosts) isPlain(host string, known bool) bool {
+// unknown is the host of a registry that no directory knows. On loopback it does
+// without TLS; containerd tries that first and accepts any certificate.
+func (h *Hosts) unknown(host string) docker.RegistryHost {
+	r := docker.RegistryHost{Scheme: "https", Host: host, Path: "/v2", Capabilities: pull | resolve | referrers}
 	_, port, _ := net.SplitHostPort(host)
-	return slices.Contains(h.opts.PlainHTTP, host) || !known && port != "443" && docker.IsLocalhost(host)
+	if slices.Contains(h.opts.PlainHTTP, host) || docker.IsLocalhost(host) && port != "443" {
+		r.Scheme = "http"
+	}
+	return r
+}
+
+// parse lets containerd say what the files of a registry's directory mean. Its
+// HTTP clients go through update.
+func (h *Hosts) parse(host string, f files, update dockerconfig.UpdateClientFunc) ([]docker.RegistryHost, error) {
+	var complaint complaints
+	logger := logrus.New()
+	logger.SetOutput(io.Discard)
+	logger.AddHook(&complaint)
+	ctx := log.WithLogger(context.Background(), logrus.NewEntry(logger)) // only carries the logger
+	options := dockerconfig.HostOptions{
+		HostDir:      func(string) (string, error) { return f.dir, nil },
+		UpdateClient: update,
+	}
+	if slices.Contains(h.opts.PlainHTTP, host) {
+		options.DefaultScheme = "http"
+	}
+	all, err := dockerconfig.ConfigureHosts(ctx, options)(host)
+	switch {
+	case err != nil:
+		return nil, f.wrong(err)
+	case complaint.err != nil:
+		return nil, f.wrong(complaint.err)
+	case len(all) == 0:
+		return nil, fmt.Errorf("%s names no host for %s", f.dir, host)
+	}
+	return all, nil
 }
 
 // newEndpoint returns what containerd has read of one host, as an endpoint

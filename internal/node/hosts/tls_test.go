@@ -182,6 +182,26 @@ func TestDockersCertificates(t *testing.T) {
 	}
 }
 
+// A registry on loopback that no file knows has no privileges with TLS.
+func TestLoopbackIsVerified(t *testing.T) {
+	l, err := net.Listen("tcp", "127.83.17.6:443")
+	if err != nil {
+		t.Skip("listening at port 443:", err)
+	}
+	s := newServer(t)
+	s.Listener.Close()
+	s.Listener = l
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{newAuthority(t).server(t)}}
+	s.StartTLS()
+	r, err := openDirs(t).Registry(s.addr(), repo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.ResolveManifest(t.Context(), repo, "v1"); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("an unknown certificate: %v", err)
+	}
+}
+
 // A registry on loopback that has a directory may speak TLS with any certificate,
 // or do without, as containerd has it. One that has none does without, and costs
 // no attempt.
