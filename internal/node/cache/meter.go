@@ -8,6 +8,7 @@ import (
 // Origin is why bytes of a layer's blob were fetched.
 type Origin int
 
+// The origins, in the order in which they have priority.
 const (
 	Fault      Origin = iota // a reader waited for them
 	ReadAhead                // a reader was expected to want them next

@@ -159,10 +159,10 @@ func TestCollectEndsFill(t *testing.T) {
 // An image that isn't mounted keeps what its owners will need.
 func TestOwn(t *testing.T) {
 	n, manifest := prepared(t)
-	m := n.start()
+	n.start()
 	img, dir := n.pulled(manifest, "snapshot/1")
 	n.stop()
-	m = n.start()
+	m := n.start()
 	if err := m.Own(t.Context(), img.ID, mount.Merged, "snapshot/1"); err != nil {
 		t.Fatal(err)
 	}
