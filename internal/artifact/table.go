@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"sync/atomic"
 
@@ -146,6 +147,12 @@ func (d *Device) Chunk(ctx context.Context, i int) (Chunk, error) {
 		return Chunk{}, err
 	}
 	return chunks[i-p.first], nil
+}
+
+// Loaded reports whether all of the device's pages are in memory, so that its
+// source isn't read any more.
+func (d *Device) Loaded() bool {
+	return !slices.ContainsFunc(d.pages, func(p *page) bool { return p.chunks.Load() == nil })
 }
 
 // Load loads all pages, so that Find and Chunk never wait again.

@@ -36,8 +36,9 @@ type TableRef struct {
 }
 
 // OpenTable reads the table's root from src, which must have the table's blob,
-// and verifies it. A small table is read whole, in one request; of a big one
-// pages are read from src as they are needed, for as long as the Table is used.
+// and verifies it. A small table is read whole, in one request, and what is good
+// of it not again; other pages are read from src as they are needed, for as long
+// as the Table is used.
 func OpenTable(ctx context.Context, ref TableRef, src blob.Source) (*Table, error) {
 	if err := ref.check(); err != nil {
 		return nil, err
@@ -50,9 +51,6 @@ func OpenTable(ctx context.Context, ref TableRef, src blob.Source) (*Table, erro
 	if err := blob.ReadFull(ctx, src, content, 0); err != nil {
 		return nil, fmt.Errorf("chunk table %s: reading its root: %w", ref.Blob.Digest, err)
 	}
-	if n == ref.Blob.Size {
-		src = blob.FromBytes(content)
-	}
 	root := content[:ref.RootSize]
 	if got := oci.DigestOf(root); got != ref.RootDigest {
 		return nil, fmt.Errorf("chunk table %s: its root of %d bytes has digest %s, the manifest says %s", ref.Blob.Digest, len(root), got, ref.RootDigest)
@@ -61,7 +59,26 @@ func OpenTable(ctx context.Context, ref TableRef, src blob.Source) (*Table, erro
 	if err != nil {
 		return nil, fmt.Errorf("chunk table %s: %w", ref.Blob.Digest, err)
 	}
+	if n == ref.Blob.Size {
+		t.take(content)
+	}
 	return t, nil
+}
+
+// take loads all pages from the table's content. One that isn't good is read
+// again, and reported, when it's needed.
+func (t *Table) take(content []byte) {
+	for _, d := range t.Devices {
+		for _, p := range d.pages {
+			own := content[p.offset:][:p.n*chunkEntrySize]
+			if sha256.Sum256(own) != p.digest {
+				continue
+			}
+			if chunks, err := p.parse(own); err == nil {
+				p.chunks.Store(&chunks)
+			}
+		}
+	}
 }
 
 // check returns an error if the reference can't be one.

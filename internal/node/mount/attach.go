@@ -262,6 +262,7 @@ func (m *Manager) openTable(ctx context.Context, img *image) (*artifact.Table, e
 	if err != nil {
 		return nil, notStreaming(IntegrityFailure, "stored chunk table: %w", err)
 	}
+	m.shareDevices(table)
 	img.table, img.tables = table, src
 	return table, nil
 }

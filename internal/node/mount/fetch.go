@@ -144,6 +144,7 @@ func (m *Manager) fetchTable(ctx context.Context, img *image) error {
 	if err != nil {
 		return notStreaming(IntegrityFailure, "%w", err)
 	}
+	m.shareDevices(table)
 	img.opening.Lock()
 	img.table, img.tables = table, src
 	img.opening.Unlock()
@@ -245,9 +246,15 @@ func (m *Manager) install(img *image, manifest []byte) (*image, error) {
 		return nil, err
 	}
 	img.dir = final
+	if img.tables.local.Load() != nil {
+		if err := img.tables.useFile(filepath.Join(final, fileTable)); err != nil { // memory isn't for it
+			return nil, err
+		}
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.images[img.id] = img
+	m.noteGarbage()
 	return img, nil
 }
 

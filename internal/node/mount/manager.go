@@ -108,6 +108,10 @@ type Manager struct {
 	fills   chan oci.Digest
 
 	expected chan struct{} // a token for each image that is looked up ahead
+	garbage  chan struct{} // see noteGarbage
+
+	sharing sync.Mutex // guards shared; a leaf lock
+	shared  devicesByKey
 
 	// naming is held while a directory beneath images gets or loses its name,
 	// or an image is pinned.
@@ -173,6 +177,8 @@ func Open(ctx context.Context, opts Options) (*Manager, error) {
 		opts: opts, log: opts.Log,
 		fills:    make(chan oci.Digest, maxQueuedFills),
 		expected: make(chan struct{}, maxExpected),
+		garbage:  make(chan struct{}, 1),
+		shared:   make(devicesByKey),
 
 		images: make(map[oci.Digest]*image),
 		known:  make(map[subject]oci.Digest),
@@ -208,6 +214,7 @@ func Open(ctx context.Context, opts Options) (*Manager, error) {
 	m.loadClaims(ctx)
 	m.background(m.fillLoop)
 	m.background(m.sweepLoop)
+	m.background(m.tidyLoop)
 	m.resumeFills(ctx)
 	return m, nil
 }

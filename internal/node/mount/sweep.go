@@ -30,6 +30,7 @@ func (m *Manager) sweepLoop(ctx context.Context) {
 			m.sweepClaims(ctx)
 			m.Sweep(ctx, time.Now().Add(-m.opts.Linger))
 			m.noteEvicted(ctx)
+			m.forgetDevices()
 			m.resumeFills(ctx)
 		}
 	}

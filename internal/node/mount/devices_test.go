@@ -1,0 +1,38 @@
+package mount
+
+import (
+	"runtime"
+	"testing"
+	"weak"
+
+	"sluice/internal/artifact"
+	"sluice/oci"
+)
+
+func TestDevicesAreShared(t *testing.T) {
+	m := &Manager{shared: make(devicesByKey)}
+	table := func(keys ...string) *artifact.Table {
+		var t artifact.Table
+		for _, k := range keys {
+			t.Devices = append(t.Devices, &artifact.Device{Key: oci.DigestOf([]byte(k))})
+		}
+		m.shareDevices(&t)
+		return &t
+	}
+	a, b := table("base", "a"), table("base", "b", "base")
+	if b.Devices[0] != a.Devices[0] || b.Devices[2] != a.Devices[0] || b.Devices[1] == a.Devices[1] || len(m.shared) != 3 {
+		t.Errorf("%v and %v; %d known", a.Devices, b.Devices, len(m.shared))
+	}
+	gone := weak.Make(b.Devices[1])
+	b = nil
+	for range 10 {
+		if runtime.GC(); gone.Value() == nil {
+			break
+		}
+	}
+	m.forgetDevices()
+	if len(m.shared) != 2 {
+		t.Errorf("%d devices are known when one image is gone, of 2", len(m.shared))
+	}
+	runtime.KeepAlive(a)
+}
