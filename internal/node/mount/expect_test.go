@@ -38,36 +38,35 @@ func TestExpectIsBounded(t *testing.T) {
 	}
 }
 
-// The steps of a pull that need nothing of each other don't wait for each
-// other: metadata, chunk table and boot pack are asked for at once.
-func TestPartsAreAskedForAtOnce(t *testing.T) {
+// Metadata and chunk table are asked for at once, and the boot pack when the
+// table is there, whatever the metadata takes.
+func TestPartsDoNotWaitForEachOther(t *testing.T) {
 	n, manifest := prepared(t)
 	n.unembed(manifest)
-	parts := make(map[oci.Digest]bool)
+	kinds, asked := make(map[oci.Digest]string), make(map[string]chan struct{})
 	for _, d := range blobsOf(t, n.manifest(testRepo, n.artifactOf(manifest).Digest)) {
-		switch d.MediaType {
-		case artifact.MediaTypeMetadata, artifact.MediaTypeTable, artifact.MediaTypeBootPack:
-			parts[d.Digest] = true
-		}
-	}
-	if len(parts) != 3 {
-		t.Fatalf("the artifact has %d of 3 parts", len(parts))
+		kinds[d.Digest] = d.MediaType
+		asked[d.MediaType] = make(chan struct{})
 	}
 	var mu sync.Mutex
-	asked, all := make(map[oci.Digest]bool), make(chan struct{})
 	n.reg.asked = func(ctx context.Context, d oci.Digest) {
-		if !parts[d] {
-			return
+		kind := kinds[d]
+		if kind == "" {
+			return // the image's own
 		}
 		mu.Lock()
-		if !asked[d] {
-			if asked[d] = true; len(asked) == len(parts) {
-				close(all)
-			}
+		select {
+		case <-asked[kind]:
+		default:
+			close(asked[kind])
 		}
 		mu.Unlock()
+		await := map[string]string{artifact.MediaTypeTable: artifact.MediaTypeMetadata, artifact.MediaTypeMetadata: artifact.MediaTypeBootPack}[kind]
+		if await == "" {
+			return
+		}
 		select {
-		case <-all:
+		case <-asked[await]:
 		case <-ctx.Done():
 		}
 	}

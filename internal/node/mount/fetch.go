@@ -84,11 +84,9 @@ func (m *Manager) remember(img *image, o origin) error {
 }
 
 // fetchFiles fetches, in parallel, metadata and table, and checks them
-// together. The boot pack is asked for at the same time; as soon as the table is
-// there, which says what is in it, the cache takes it in.
+// together. As soon as the table is there the boot pack is on its way, and the
+// cache gets ready for the layers.
 func (m *Manager) fetchFiles(ctx context.Context, img *image) error {
-	tableHere := make(chan struct{})
-	m.background(func(background context.Context) { m.boot(follow(background, ctx), img, tableHere) })
 	var metadata blob.Source
 	group, gctx := errgroup.WithContext(ctx)
 	group.Go(func() (err error) {
@@ -100,7 +98,7 @@ func (m *Manager) fetchFiles(ctx context.Context, img *image) error {
 	group.Go(func() error {
 		_, err := try(gctx, m, "chunk table", func(ctx context.Context) (struct{}, error) { return struct{}{}, m.fetchTable(ctx, img) })
 		if err == nil {
-			close(tableHere)
+			m.background(func(background context.Context) { m.boot(follow(background, ctx), img) })
 		}
 		return err
 	})

@@ -25,12 +25,10 @@ const bootTimeout = 5 * time.Minute
 const startTime = 3 * time.Second
 
 // boot readies the cache for an image that is being pulled and fetches its
-// boot pack; then, after a while, it queues the image to be filled. tableHere is
-// closed when the image's chunk table is there.
-func (m *Manager) boot(ctx context.Context, img *image, tableHere <-chan struct{}) {
+// boot pack; then, after a while, it queues the image to be filled.
+func (m *Manager) boot(ctx context.Context, img *image) {
 	began := time.Now()
-	err := m.work(ctx, img, func(ctx context.Context, img *image) error { return m.bootPack(ctx, img, tableHere) })
-	switch {
+	switch err := m.work(ctx, img, m.bootPack); {
 	case ctx.Err() != nil || img.isGone():
 		return
 	case err != nil:
@@ -81,10 +79,8 @@ func (img *image) isGone() bool {
 }
 
 // bootPack puts a boot pack's chunks into the cache while they arrive. Readers
-// of those that are still to come wait for them, as long as it gets on. What
-// arrives before the chunk table waits in the connection, whose window bounds
-// how much of the bandwidth it takes from the table.
-func (m *Manager) bootPack(ctx context.Context, img *image, tableHere <-chan struct{}) (err error) {
+// of those that are still to come wait for them, as long as it gets on.
+func (m *Manager) bootPack(ctx context.Context, img *image) (err error) {
 	desc := img.manifest.BootPack
 	if desc == nil {
 		return nil
@@ -93,24 +89,17 @@ func (m *Manager) bootPack(ctx context.Context, img *image, tableHere <-chan str
 	defer func() { end(span, err) }()
 	ctx, cancel := context.WithTimeoutCause(ctx, bootTimeout, fmt.Errorf("it didn't arrive within %v", bootTimeout))
 	defer cancel()
-	asked := time.Now()
-	r, rerr := m.source(img, *desc).ReadRange(ctx, 0, desc.Size)
-	if rerr == nil {
-		defer r.Close()
-	}
-	trip := time.Since(asked)
-	select {
-	case <-tableHere:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	if rerr != nil {
-		return rerr
-	}
 	table, err := m.openTable(ctx, img)
 	if err != nil {
 		return err
 	}
+	asked := time.Now()
+	r, err := m.source(img, *desc).ReadRange(ctx, 0, desc.Size)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	trip := time.Since(asked)
 	all := make([]int, len(table.Devices))
 	for i := range all {
 		all[i] = i
