@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -265,12 +266,13 @@ func (m *Manager) loadClaims(ctx context.Context) {
 	}
 	var group errgroup.Group
 	group.SetLimit(restoreAtOnce)
+	var showing sync.Mutex
 	for _, e := range entries {
 		if !strings.HasSuffix(e.Name(), ".json") || durable.IsTemp(e.Name()) {
 			continue
 		}
 		group.Go(func() error {
-			if err := m.loadClaim(ctx, filepath.Join(m.claimsDir(), e.Name())); err != nil {
+			if err := m.loadClaim(ctx, filepath.Join(m.claimsDir(), e.Name()), &showing); err != nil {
 				m.log.ErrorContext(ctx, "a mount can't be restored", "record", e.Name(), "error", err)
 			}
 			return nil
@@ -279,7 +281,10 @@ func (m *Manager) loadClaims(ctx context.Context) {
 	_ = group.Wait() // none fails
 }
 
-func (m *Manager) loadClaim(ctx context.Context, file string) error {
+// loadClaim mounts one claim again. showing is held while something is mounted on
+// claims' directories: two may have the same, when one couldn't be mounted at the
+// last start.
+func (m *Manager) loadClaim(ctx context.Context, file string, showing *sync.Mutex) error {
 	content, err := readSmall(file, oci.MaxManifestSize)
 	if err != nil {
 		return err
@@ -302,6 +307,8 @@ func (m *Manager) loadClaim(ctx context.Context, file string) error {
 	if c.Path, err = m.Attach(ctx, c.Image, Merged, c.owner()); err != nil {
 		return err
 	}
+	showing.Lock()
+	defer showing.Unlock()
 	if err := m.showAgain(c); err != nil {
 		return err
 	}

@@ -1,8 +1,10 @@
 package mount_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -209,5 +211,41 @@ func TestMountChecksTheConfig(t *testing.T) {
 	_, _, err = m.Mount(t.Context(), mount.Request{Reference: testHost + "/" + testRepo + ":victim"})
 	if mount.ReasonOf(err) != mount.IntegrityFailure {
 		t.Errorf("an artifact of other layers: %v", err)
+	}
+}
+
+// Of two claims of one directory, as there are when one couldn't be mounted at a
+// start and somebody asked again, one is mounted.
+func TestTwoClaimsOfOneDirectory(t *testing.T) {
+	n, _ := prepared(t)
+	m := n.start()
+	dir := filepath.Join(n.root, "mnt")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c, _, err := m.Mount(t.Context(), mount.Request{Reference: testRef, Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.reboot()
+	claims := filepath.Join(n.root, "node", "claims")
+	record, err := os.ReadFile(filepath.Join(claims, c.ID+".json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 8 {
+		id := fmt.Sprintf("00000000000%d", i)
+		if err := os.WriteFile(filepath.Join(claims, id+".json"), bytes.Replace(record, []byte(c.ID), []byte(id), 1), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m = n.start()
+	checkImage(t, dir)
+	if err := m.Unmount(t.Context(), dir); err != nil {
+		t.Error(err)
+	}
+	if at, err := plane.MountAt(dir); err != nil || at != nil {
+		t.Errorf("after it was unmounted something is still mounted: %+v, %v", at, err)
+		_ = plane.Unmount(dir, true)
 	}
 }

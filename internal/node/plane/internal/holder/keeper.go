@@ -99,12 +99,34 @@ func (k *Keeper) Put(ctx context.Context, h Held) error {
 	k.mu.Lock()
 	conn := k.conn
 	k.mu.Unlock()
+	if conn != nil {
+		if err := k.put(conn, h); err == nil || !gone(err) {
+			return err
+		}
+		// It was ending when it answered Get: what it had was of no use.
+		held, err := k.Get()
+		if err != nil {
+			return err
+		}
+		if held != nil {
+			unix.Close(held.FD)
+		}
+		k.mu.Lock()
+		conn = k.conn
+		k.mu.Unlock()
+	}
 	if conn == nil {
 		var err error
 		if conn, err = k.launch(ctx); err != nil {
 			return err
 		}
 	}
+	return k.put(conn, h)
+}
+
+// put gives h to the holder of a connection, which is the keeper's from then on,
+// or closed.
+func (k *Keeper) put(conn *net.UnixConn, h Held) error {
 	answer, _, err := k.ask(conn, message{Op: opPut, Session: h.Session}, h.FD)
 	if err != nil {
 		conn.Close()
