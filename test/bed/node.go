@@ -315,12 +315,11 @@ func (n *Node) killBelow(ctx context.Context) error {
 			if err != nil || pid == os.Getpid() {
 				continue
 			}
-			line, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
 			stat, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "stat"))
 			if _, rest, ok := strings.Cut(string(stat), ") "); ok {
 				if f := strings.Fields(rest); len(f) > 1 && f[0] != "Z" {
 					parents[pid], _ = strconv.Atoi(f[1])
-					ours[pid] = strings.Contains(string(line), n.Dir+"/")
+					ours[pid] = strings.Contains(CommandLine(e.Name()), n.Dir+"/")
 				}
 			}
 		}

@@ -224,11 +224,11 @@ func (n *node) checkProcesses(t *testing.T) {
 // processes lists the command lines that have dir in them.
 func processes(dir string) []string {
 	var all []string
-	names, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	names, _ := filepath.Glob("/proc/[0-9]*")
 	for _, name := range names {
-		b, err := os.ReadFile(name)
-		if err == nil && bytes.Contains(b, []byte(dir+"/")) {
-			all = append(all, filepath.Base(filepath.Dir(name))+" "+strings.ReplaceAll(string(b), "\x00", " "))
+		pid := filepath.Base(name)
+		if line := bed.CommandLine(pid); strings.Contains(line, dir+"/") {
+			all = append(all, pid+" "+strings.ReplaceAll(line, "\x00", " "))
 		}
 	}
 	return all
