@@ -357,7 +357,7 @@ func (d *daemon) serve(ctx context.Context) error {
 			d.log.Warn("left-over directories of snapshots stay", "error", err)
 		}
 	})
-	d.log.Info("ready", "snapshotter", d.info.Snapshotter, "root", d.config.root)
+	d.log.Info("ready", "snapshotter", d.info.Snapshotter, "metrics", d.info.Metrics, "root", d.config.root)
 	select {
 	case <-ctx.Done():
 	case <-d.lost():

@@ -6,6 +6,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -235,6 +237,33 @@ func checkTrace(t *testing.T, flags []string, image string) {
 	}
 }
 
+// checkMetrics checks that metrics, and nothing else, are at a URL.
+func checkMetrics(t *testing.T, url string) {
+	t.Helper()
+	get := func(url string) (int, string) {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(body)
+	}
+	if code, body := get(url); code != 200 || !strings.Contains(body, `sluice_node_images{state="streaming"} 0`) {
+		t.Errorf("metrics: %d, %s", code, body)
+	}
+	if code, _ := get(strings.TrimSuffix(url, "/metrics") + "/v1/status"); code != 404 {
+		t.Errorf("the control API answers the network: %d", code)
+	}
+}
+
 // TestNodeDaemon starts the daemon that serves containerd.
 func TestNodeDaemon(t *testing.T) {
 	if os.Getuid() != 0 {
@@ -243,7 +272,7 @@ func TestNodeDaemon(t *testing.T) {
 	root := t.TempDir()
 	sockets := filepath.Join(root, "run")
 	flags := []string{"--root", filepath.Join(root, "state"), "--run", sockets}
-	cmd := exec.Command(os.Args[0], append([]string{"node"}, flags...)...)
+	cmd := exec.Command(os.Args[0], append([]string{"node", "--log-format", "json", "--metrics-listen", "127.0.0.1:0"}, flags...)...)
 	cmd.Env = append(os.Environ(), programVariable+"=1")
 	var log bytes.Buffer
 	cmd.Stderr = &log
@@ -258,6 +287,7 @@ func TestNodeDaemon(t *testing.T) {
 			if err := json.Unmarshal([]byte(out), &s); err != nil || s.Daemon.Snapshotter != filepath.Join(sockets, "snapshotter.sock") {
 				t.Errorf("status is %s, %v", out, err)
 			}
+			checkMetrics(t, s.Daemon.Metrics)
 			break
 		}
 		if time.Now().After(deadline) {

@@ -25,7 +25,7 @@ type reportConfig struct {
 }
 
 func (c *reportConfig) register(f *pflag.FlagSet) {
-	f.StringVar(&c.metrics, "metrics-listen", "", "serve Prometheus metrics at HOST:PORT, `ADDRESS`,\nwithout credentials: best on loopback (default: on\nthe control socket only)")
+	f.StringVar(&c.metrics, "metrics-listen", "", "serve Prometheus metrics at `ADDRESS`, such as\n127.0.0.1:9797, to whoever asks (default: on the\ncontrol socket only)")
 	f.StringVar(&c.traces, "traces-endpoint", "", "send traces of pulls and starts to OTLP/HTTP at `URL`\n(default: keep the last ones, for sluice node trace)")
 	f.StringVar(&c.logFormat, "log-format", "text", "log in `FORMAT`: text or json")
 	f.BoolVar(&c.verbose, "verbose", false, "log what goes well, too")
@@ -71,7 +71,7 @@ func (d *daemon) listenMetrics(ctx context.Context) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--metrics-listen: %w", err)
 	}
-	d.log.Info("metrics", "url", "http://"+l.Addr().String()+"/metrics")
+	d.info.Metrics = "http://" + l.Addr().String() + "/metrics"
 	return l, nil
 }
 

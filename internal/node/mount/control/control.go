@@ -45,6 +45,8 @@ type Info struct {
 	Standalone bool `json:"standalone,omitempty"`
 	// Snapshotter is the socket that containerd uses, if there's one.
 	Snapshotter string `json:"snapshotter,omitempty"`
+	// Metrics is the URL of the metrics, if they are anywhere but here.
+	Metrics string `json:"metrics,omitempty"`
 	// Plane is how images get to the kernel.
 	Plane Plane `json:"plane"`
 	// Resumed: the mounts of an earlier daemon go on. Otherwise Reason says
