@@ -54,7 +54,7 @@ func TestSingleFlight(t *testing.T) {
 	f := newFixture(t, 1, 100_000, 50_000)
 	var count blob.Counter
 	asked, open := make(chan int64, 100), make(chan struct{})
-	l := acquire(t, openCache(t, Options{}), f, blob.Count(gate(f, asked, open), &count))
+	l := acquire(t, openCache(t, Options{ReadAhead: -1}), f, blob.Count(gate(f, asked, open), &count))
 	var wg sync.WaitGroup
 	for i := range 50 {
 		wg.Go(func() {
@@ -153,7 +153,7 @@ func TestCanceledReader(t *testing.T) {
 	f := newFixture(t, 1, 100_000, 50_000)
 	var count blob.Counter
 	asked, open := make(chan int64, 100), make(chan struct{})
-	l := acquire(t, openCache(t, Options{}), f, blob.Count(gate(f, asked, open), &count))
+	l := acquire(t, openCache(t, Options{ReadAhead: -1}), f, blob.Count(gate(f, asked, open), &count))
 	ctx, cancel := context.WithCancel(t.Context())
 	first, second := make(chan error, 1), make(chan error, 1)
 	go func() { first <- checkRead(ctx, l, f, 0, 100) }()
@@ -285,7 +285,7 @@ func TestGarbage(t *testing.T) {
 func TestPutFrame(t *testing.T) {
 	f := newFixture(t, 1, 1_000_000, 20_000)
 	var count blob.Counter
-	l := acquire(t, openCache(t, Options{}), f, blob.Count(f.source(), &count))
+	l := acquire(t, openCache(t, Options{ReadAhead: -1}), f, blob.Count(f.source(), &count))
 	for i := range f.chunks {
 		if i%2 == 0 {
 			if err := l.PutFrame(t.Context(), i, f.frame(i)); err != nil {

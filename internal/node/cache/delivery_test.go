@@ -43,7 +43,7 @@ func pack(f *fixture, chunks []int) (all []byte, at []int64) {
 func TestDelivery(t *testing.T) {
 	f := newFixture(t, 1, 1_000_000, 20_000)
 	var count blob.Counter
-	l := acquire(t, openCache(t, Options{}), f, blob.Count(f.source(), &count))
+	l := acquire(t, openCache(t, Options{ReadAhead: -1}), f, blob.Count(f.source(), &count))
 	order := rand.New(rand.NewPCG(1, 1)).Perm(len(f.chunks))
 	frames, at := pack(f, order)
 	d := l.cache.NewDelivery(10 * time.Second) // patient
