@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -499,5 +500,47 @@ func TestHostileClients(t *testing.T) {
 	}
 	if err := p.Shutdown(context.Background()); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestOtherNamespace: a process with a copy of our mounts, as any gets that is
+// started with a mount namespace of its own, keeps files and loop devices of an
+// image in use. That is in nobody's way.
+func TestOtherNamespace(t *testing.T) {
+	for _, mode := range plane.Modes() {
+		t.Run(string(mode), func(t *testing.T) {
+			needRoot(t)
+			at := t.TempDir()
+			dev := planetest.NewDev(1, 1<<20)
+			img := planetest.Build(t, []planetest.Dev{dev})
+			p := open(t, fuse.Options{Mode: mode})
+			attachAll(t, p, map[string]planetest.Image{at: img})
+			other := exec.Command("sleep", "1000")
+			other.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+			if err := other.Start(); err != nil {
+				t.Skip("no mount namespaces: ", err)
+			}
+			end := func() { other.Process.Kill(); other.Wait() }
+			defer end()
+			there := fmt.Sprintf("/proc/%d/root%s", other.Process.Pid, at)
+			verify(t, img, there)
+			detach(t, p, at)
+			planetest.DropCaches(t, img, there)
+			reads := dev.Content.Reads.Load()
+			// The FUSE mount may have cached it.
+			if err := img.Files[0].Verify(there); err != nil && !errors.Is(err, unix.EIO) {
+				t.Errorf("read of a detached image: got %v, want EIO or its bytes", err)
+			}
+			if n := dev.Content.Reads.Load(); n != reads {
+				t.Errorf("content of a detached image was asked for %d times", n-reads)
+			}
+			attachAll(t, p, map[string]planetest.Image{at: img})
+			verify(t, img, at)
+			detach(t, p, at)
+			if err := p.Shutdown(t.Context()); !errors.Is(err, plane.ErrBusy) {
+				t.Errorf("shutdown with a copy elsewhere: got %v, want %v", err, plane.ErrBusy)
+			}
+			end() // then it works, says the end of the test
+		})
 	}
 }
