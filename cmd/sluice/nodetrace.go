@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sys/unix"
 
@@ -123,6 +124,9 @@ func tracedRun(ctx context.Context, client *control.Client, tracer trace.Tracer,
 	id = start.SpanContext().TraceID().String()
 	mounting, span := tracer.Start(ctx, "mount image")
 	done, err := mountContainer(mounting, client, c.image(image), &container)
+	if err != nil {
+		span.SetStatus(codes.Error, err.Error())
+	}
 	span.End()
 	if err != nil {
 		return id, err

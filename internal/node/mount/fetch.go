@@ -43,12 +43,12 @@ func (m *Manager) fetch(ctx context.Context, f *found, o origin) (*image, error)
 	img := newImage(f.desc.Digest, tmp, f.manifest)
 	img.addOrigin(o)
 	img.created, img.mount = time.Now(), m.mountName(img.id)
-	if err := m.fetchFiles(ctx, img); err != nil {
+	if err := m.fetchFiles(ctx, img, f.content); err != nil {
 		close(img.gone)
 		return nil, registryError("fetch metadata and chunk table of "+img.id.String(), err)
 	}
 	_, span := m.step(ctx, "store")
-	installed, err := m.install(img, f.content)
+	installed, err := m.install(img)
 	end(span, err)
 	if err != nil {
 		close(img.gone)
@@ -86,7 +86,7 @@ func (m *Manager) remember(img *image, o origin) error {
 // fetchFiles fetches, in parallel, metadata and table, and checks them
 // together. As soon as the table is there the boot pack is on its way, and the
 // cache gets ready for the layers.
-func (m *Manager) fetchFiles(ctx context.Context, img *image) error {
+func (m *Manager) fetchFiles(ctx context.Context, img *image, manifest []byte) error {
 	var metadata blob.Source
 	group, gctx := errgroup.WithContext(ctx)
 	group.Go(func() (err error) {
@@ -96,11 +96,18 @@ func (m *Manager) fetchFiles(ctx context.Context, img *image) error {
 		return err
 	})
 	group.Go(func() error {
-		_, err := try(gctx, m, "chunk table", func(ctx context.Context) (struct{}, error) { return struct{}{}, m.fetchTable(ctx, img) })
-		if err == nil {
-			m.background(func(background context.Context) { m.boot(follow(background, ctx), img) })
+		part, err := try(gctx, m, "chunk table", func(ctx context.Context) (tablePart, error) { return m.readTable(ctx, img) })
+		if err != nil {
+			return err
 		}
-		return err
+		m.background(func(background context.Context) { m.boot(follow(background, ctx), img) })
+		return part.store(img)
+	})
+	group.Go(func() error { // the disk takes its time: meanwhile is better than afterwards
+		content, err := img.storedJSON() // nobody changes it yet
+		return localError(errors.Join(err,
+			writeSynced(filepath.Join(img.dir, fileManifest), manifest),
+			writeSynced(filepath.Join(img.dir, fileImage), content)))
 	})
 	if err := group.Wait(); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
@@ -114,25 +121,43 @@ func (m *Manager) fetchFiles(ctx context.Context, img *image) error {
 	return m.unpack(ctx, img, img.table, Merged, metadata)
 }
 
+// tablePart is what is stored of a chunk table.
+type tablePart struct {
+	name    string
+	content []byte
+}
+
+func (p tablePart) store(img *image) error {
+	return localError(writeSynced(filepath.Join(img.dir, p.name), p.content))
+}
+
 // fetchTable brings the chunk table, or its root when it is big, and opens it.
 func (m *Manager) fetchTable(ctx context.Context, img *image) error {
+	part, err := m.readTable(ctx, img)
+	if err != nil {
+		return err
+	}
+	return part.store(img)
+}
+
+// readTable is fetchTable without the disk: it returns what is to be stored.
+func (m *Manager) readTable(ctx context.Context, img *image) (tablePart, error) {
 	ref := img.manifest.Table
 	src := &tableSource{remote: m.source(img, ref.Blob)}
-	name := fileTable
-	var content []byte
+	part := tablePart{name: fileTable}
 	if ref.Blob.Size > m.opts.wholeTable {
 		root, err := readRoot(ctx, src.remote, ref.RootSize, ref.RootDigest)
 		if err != nil {
-			return fmt.Errorf("chunk table %s: %w", ref.Blob.Digest, err)
+			return part, fmt.Errorf("chunk table %s: %w", ref.Blob.Digest, err)
 		}
-		name, content, src.root = fileRoot, root, root
+		part, src.root = tablePart{fileRoot, root}, root
 	} else {
 		var b bytes.Buffer
 		if err := spool(ctx, src.remote, ref.Blob, &b); err != nil {
-			return fmt.Errorf("chunk table %s: %w", ref.Blob.Digest, err)
+			return part, fmt.Errorf("chunk table %s: %w", ref.Blob.Digest, err)
 		}
-		local := blob.FromBytes(b.Bytes())
-		content = b.Bytes()
+		part.content = b.Bytes()
+		local := blob.FromBytes(part.content)
 		src.local.Store(&local)
 	}
 	table, err := artifact.OpenTable(ctx, ref, src)
@@ -140,13 +165,13 @@ func (m *Manager) fetchTable(ctx context.Context, img *image) error {
 		err = img.manifest.CheckTable(table)
 	}
 	if err != nil {
-		return notStreaming(IntegrityFailure, "%w", err)
+		return part, notStreaming(IntegrityFailure, "%w", err)
 	}
 	m.shareDevices(table)
 	img.opening.Lock()
 	img.table, img.tables = table, src
 	img.opening.Unlock()
-	return localError(writeSynced(filepath.Join(img.dir, name), content))
+	return part, nil
 }
 
 // spoolMetadata brings compressed metadata, verified, into memory or a file
@@ -215,16 +240,8 @@ func (img *image) metadata(part Part) artifact.MetadataRef {
 // install completes the image's temporary directory, gives it its name and
 // makes the image known: from then on it survives everything. When another
 // pull was faster, its image is returned.
-func (m *Manager) install(img *image, manifest []byte) (*image, error) {
-	content, err := img.storedJSON() // nobody else has img yet
-	if err != nil {
-		return nil, err
-	}
-	err = errors.Join(
-		writeSynced(filepath.Join(img.dir, fileManifest), manifest),
-		writeSynced(filepath.Join(img.dir, fileImage), content),
-		durable.SyncDir(img.dir))
-	if err != nil {
+func (m *Manager) install(img *image) (*image, error) {
+	if err := durable.SyncDir(img.dir); err != nil {
 		return nil, err
 	}
 	m.naming.Lock()

@@ -151,9 +151,13 @@ func (d *drawing) text() string {
 func scale(total time.Duration, columns int) string {
 	text := []byte(strings.Repeat(" ", columns))
 	const parts = 4
+	format := "|%.0f"
+	if total < 20*time.Millisecond {
+		format = "|%.1f"
+	}
 	for i := range parts {
 		at := columns * i / parts
-		copy(text[at:], fmt.Sprintf("|%.0f", ms(total)*float64(i)/parts))
+		copy(text[at:], fmt.Sprintf(format, ms(total)*float64(i)/parts))
 	}
 	return string(text)
 }
