@@ -22,12 +22,12 @@ import (
 // oursInRoot and oursInRun say what in a daemon's directories is the daemon's.
 // What else lies there is somebody's who shares them.
 func oursInRoot(name string) bool {
-	return slices.Contains([]string{"cache", "images", "m", "claims", "snapshots", "metadata.db", "daemon.log", filepath.Base(standaloneRoot), runLink}, name) ||
+	return slices.Contains([]string{"cache", "images", "m", "claims", "snapshots", "fanotify", "metadata.db", "daemon.log", filepath.Base(standaloneRoot), runLink}, name) ||
 		durable.IsTemp(name) || strings.HasPrefix(name, ".probe-")
 }
 
 func oursInRun(name string) bool {
-	return slices.Contains([]string{"plane", "control.sock", "snapshotter.sock", "cri.sock", "credentials.json"}, name) ||
+	return slices.Contains([]string{"plane", "fanotify", "control.sock", "snapshotter.sock", "cri.sock", "credentials.json"}, name) ||
 		durable.IsTemp(name) || strings.HasPrefix(name, ".listen-")
 }
 

@@ -39,7 +39,7 @@ const (
 func planeNames() []string { return []string{planeAuto, planeFUSE, planeLoop, planeFanotify} }
 
 func (c *nodeConfig) registerPlane(f *pflag.FlagSet) {
-	f.StringVar(&c.plane, "plane", planeAuto, "`HOW` the kernel gets content: fuse (Linux 6.12),\nfuse-loop (6.4: a loop device for each layer),\nfanotify (6.15; nothing in the way of complete\nlayers, but if daemon and holder are killed at\nonce, reads show zeros: docs/decisions/0008),\nor auto: fuse or fuse-loop, what this machine can")
+	f.StringVar(&c.plane, "plane", planeAuto, "`HOW` the kernel gets content: fuse (Linux 6.12),\nfuse-loop (6.4: a loop device for each layer),\nfanotify (6.15; nothing in the way of complete\nlayers, but if daemon and holder are killed at\nonce, reads show zeros: docs/decisions/0009),\nor auto: fuse or fuse-loop, what this machine can")
 }
 
 func (c *nodeConfig) checkPlane() error {
@@ -99,13 +99,15 @@ func (d *daemon) openSupported(ctx context.Context, support plane.Support) error
 			return err
 		}
 		d.log.Warn("the fanotify plane isn't possible on this machine, FUSE is used", "error", err)
-		reasons, fanotifyKnown = append(reasons, unsupported.Reasons...), false
+		reasons = append(reasons, unsupported.Reasons...)
+		fanotifyKnown = false // it can't be opened to be taken down
 	}
 	if err := d.openFUSE(ctx, support); err != nil {
 		return err
 	}
 	d.info.Plane.Reasons = append(d.info.Plane.Reasons, reasons...)
-	if fanotifyKnown {
+	// After a reboot there's no state, but files are left.
+	if files, _ := os.ReadDir(d.fanotifyOptions().Files); fanotifyKnown || len(files) > 0 {
 		d.retire(ctx, "fanotify", func() (servedPlane, error) { return fanotify.Open(ctx, d.fanotifyOptions()) })
 	}
 	return nil
@@ -116,7 +118,9 @@ func (d *daemon) openSupported(ctx context.Context, support plane.Support) error
 func (d *daemon) retire(ctx context.Context, name string, open func() (servedPlane, error)) {
 	p, err := open()
 	if err == nil {
-		err = p.Shutdown(ctx)
+		if err = p.Shutdown(ctx); err != nil {
+			err = errors.Join(err, p.Close())
+		}
 	}
 	if err != nil {
 		d.log.Warn("what the plane that was used before left can't be taken down", "plane", name, "error", err)

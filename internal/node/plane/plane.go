@@ -13,14 +13,15 @@
 //
 // This package has what every plane shares: the vocabulary (Device, Image), the
 // contract (Plane), the mount calls, and Probe, which tells what this machine
-// can do. Package fuse is the plane for production; package local, for tests
-// and as the oracle of the suite in planetest, copies all content first.
+// can do. Package fuse is the plane for production; package fanotify is faster in
+// one case and promises less; package local, for tests and as the oracle of the
+// suite in planetest, copies all content first.
 //
 // # What a plane promises
 //
 //   - A read returns the content's bytes or fails with EIO. There is no state,
 //     also while a daemon dies or comes back, in which bytes that were never
-//     supplied can be read as zeros.
+//     supplied can be read as zeros. (Package fanotify has one, and says so.)
 //   - A read ends: every wait has a bound. A later read of what failed is a new
 //     try.
 //   - Mounts are read-only. They are made without nodev and nosuid: overlayfs

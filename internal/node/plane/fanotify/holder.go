@@ -4,11 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"os"
 	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"sluice/internal/node/plane/internal/book"
 	"sluice/internal/node/plane/internal/holder"
 )
 
@@ -38,25 +40,33 @@ func (s session) encode() json.RawMessage {
 //
 // When no daemon was connected for the session's OrphanGrace it answers what
 // the kernel asks with EIO, until one connects: a read must not wait for ever.
+// It ends then, if no image is mounted.
 func RunHolder(ctx context.Context, socket string) error {
-	return holder.Run(ctx, socket, kind{filepath.Dir(socket)})
+	return holder.Run(ctx, socket, &kind{dir: filepath.Dir(socket)})
 }
 
 // kind implements holder.Kind for a plane in dir.
-type kind struct{ dir string }
+type kind struct {
+	dir  string
+	over bool // nobody needs the group
+}
 
-// Over implements holder.Kind: a group lasts.
-func (kind) Over(holder.Held) bool { return false }
+// Over implements holder.Kind.
+func (k *kind) Over(holder.Held) bool { return k.over }
 
 // AnswerBystanders implements holder.Kind: only EROFS can read what is marked.
-func (kind) AnswerBystanders(holder.Held) error { return nil }
+func (*kind) AnswerBystanders(holder.Held) error { return nil }
 
 // AnswerOrphans implements holder.Kind. It takes the daemon's lock: numbers of
 // descriptors tell events apart only if one process answers at a time. So in
 // place of a daemon that is stopped, and will go on, nobody can answer.
-func (k kind) AnswerOrphans(h holder.Held, first bool) error {
+func (k *kind) AnswerOrphans(h holder.Held, first bool) error {
 	lock, err := holder.TryLock(filepath.Join(k.dir, lockName))
-	if errors.Is(err, unix.EWOULDBLOCK) {
+	switch {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return nil
+	case errors.Is(err, os.ErrNotExist): // somebody removed the plane's directory
+		k.over = true
 		return nil
 	}
 	if err != nil {
@@ -68,5 +78,10 @@ func (k kind) AnswerOrphans(h holder.Held, first bool) error {
 			return err
 		}
 	}
-	return drain(h.FD)
+	if err := drain(h.FD); err != nil {
+		return err
+	}
+	images, _, err := book.Mounted(k.dir)
+	k.over = err == nil && images == 0
+	return err
 }

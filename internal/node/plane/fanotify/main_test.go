@@ -8,13 +8,24 @@ import (
 	"testing"
 
 	"sluice/internal/node/plane/fanotify"
+	"sluice/internal/node/plane/fuse"
 	"sluice/internal/node/plane/planetest"
 )
 
 func TestMain(m *testing.M) { planetest.Main(m, roles()) }
 
 func roles() planetest.Roles {
-	return planetest.Roles{Holder: fanotify.RunHolder, Open: openDaemon}
+	return planetest.Roles{Holder: runHolder, Open: openDaemon}
+}
+
+// fuseName is the directory of a FUSE plane in a benchmark.
+const fuseName = "fuse"
+
+func runHolder(ctx context.Context, socket string) error {
+	if filepath.Base(filepath.Dir(socket)) == fuseName {
+		return fuse.RunHolder(ctx, socket)
+	}
+	return fanotify.RunHolder(ctx, socket)
 }
 
 // openDaemon opens the plane in a process that is to be killed.

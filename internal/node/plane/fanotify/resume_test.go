@@ -298,6 +298,28 @@ func TestOrphans(t *testing.T) {
 	detach(t, p, at)
 }
 
+// TestHolderEnds: a holder that no daemon comes for and no image needs ends.
+func TestHolderEnds(t *testing.T) {
+	dir := t.TempDir()
+	img := planetest.Build(t, []planetest.Dev{planetest.NewDev(1, 1<<20)})
+	p := open(t, fanotify.Options{Dir: dir, OrphanGrace: 200 * time.Millisecond})
+	at := attach(t, p, img)
+	p.Close()
+	if err := img.Files[0].Verify(at); !errors.Is(err, unix.EIO) {
+		t.Errorf("read after the grace: got %v, want EIO", err)
+	}
+	if _, err := planetest.HolderPID(dir); err != nil {
+		t.Errorf("the holder of an image that is mounted has ended: %v", err)
+	}
+	if err := plane.Unmount(at, false); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the holder's end", func() bool {
+		_, err := planetest.HolderPID(dir)
+		return err != nil
+	})
+}
+
 func TestReadTimeout(t *testing.T) {
 	dev := planetest.NewDev(1, 1<<20)
 	img := planetest.Build(t, []planetest.Dev{dev})
