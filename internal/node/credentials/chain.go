@@ -124,6 +124,7 @@ type Status struct {
 
 	// Passed are the sources that were asked before, and why their
 	// credentials aren't used; of those that have none there's no mention.
+	// Source itself is among them if it was refused and is tried once more.
 	Passed []Outcome `json:"passed,omitempty"`
 }
 
@@ -168,7 +169,7 @@ func (c *Chain) credential(ctx context.Context, req Request) (remote.Credential,
 	refused, again := remote.RefusalOf(ctx)
 	c.begin(&req, refused, again)
 	var spare remote.Credential
-	var status, spared Status
+	var status, once Status // once more: with spare
 	for _, s := range c.sources {
 		cred, until, err := s.Credential(ctx, req)
 		if ctx.Err() != nil {
@@ -180,7 +181,7 @@ func (c *Chain) credential(ctx context.Context, req Request) (remote.Credential,
 			status.Passed = append(status.Passed, Outcome{s.Name(), err.Error()})
 		case req.refused(cred):
 			if spare == (remote.Credential{}) {
-				spare, spared = cred, Status{Source: s.Name(), Until: until, Passed: slices.Clone(status.Passed)}
+				spare, once = cred, Status{Source: s.Name(), Until: until}
 			}
 			status.Passed = append(status.Passed, Outcome{s.Name(), c.blame(req, cred)})
 		case !until.IsZero() && !time.Now().Before(until):
@@ -197,7 +198,8 @@ func (c *Chain) credential(ctx context.Context, req Request) (remote.Credential,
 		return remote.Credential{}, errors.New(explain(status.Passed))
 	}
 	if spare != (remote.Credential{}) && !c.bare(req, again) {
-		c.end(req, spared, false) // it is news if it's refused again
+		once.Passed = status.Passed // its own reason, too: it isn't known yet what becomes of it
+		c.end(req, once, false)
 		return spare, nil
 	}
 	// That the request goes on without credentials is no news: the registry says
