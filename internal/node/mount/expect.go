@@ -16,12 +16,12 @@ const maxExpected = 8
 // hint: what fails is left to Pull.
 func (m *Manager) Expect(ref string) {
 	select {
-	case m.expected <- struct{}{}:
+	case m.expecting <- struct{}{}:
 	default:
 		return
 	}
 	m.background(func(ctx context.Context) {
-		defer func() { <-m.expected }()
+		defer func() { <-m.expecting }()
 		if err := m.expect(ctx, ref); err != nil {
 			m.log.DebugContext(ctx, "an image can't be looked up ahead of its pull", "image", ref, "error", err)
 		}
@@ -42,11 +42,26 @@ func (m *Manager) expect(ctx context.Context, ref string) error {
 	}
 	rctx, cancel := context.WithTimeoutCause(ctx, m.opts.Decide, fmt.Errorf("the registry didn't send the image's manifest within %v", m.opts.Decide))
 	defer cancel()
-	// By the manifest for this platform, which is what a client pulls by.
-	manifest, err := again(rctx, func(ctx context.Context) (oci.Manifest, error) { return m.platformManifest(ctx, reg, r) })
-	if err != nil {
+	digest, err := m.expected(rctx, reg, r)
+	if err != nil || digest == "" {
 		return err
 	}
-	_, err = m.Pull(ctx, ref, manifest.Descriptor.Digest)
+	_, err = m.Pull(ctx, ref, digest)
 	return err
+}
+
+// expected returns the manifest for this platform, by which a client will pull
+// what r names; none if there's nothing to stream. Registries that ration pulls
+// count reads of manifests, so none is read for an image that doesn't stream.
+func (m *Manager) expected(ctx context.Context, reg Registry, r oci.Reference) (oci.Digest, error) {
+	desc, err := reg.ResolveManifest(ctx, r.Repository, r.Target())
+	if err != nil || !oci.IsIndex(desc.MediaType) {
+		return desc.Digest, err
+	}
+	mine, _, err := m.candidates(ctx, reg, r.Repository, desc.Digest)
+	if err != nil || len(mine) == 0 {
+		return "", err
+	}
+	manifest, err := m.platformManifest(ctx, reg, r)
+	return manifest.Descriptor.Digest, err
 }

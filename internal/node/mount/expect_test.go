@@ -24,6 +24,25 @@ func TestExpect(t *testing.T) {
 	}
 }
 
+// Of an index, too, it's the manifest by which the client will pull.
+func TestExpectIndex(t *testing.T) {
+	n := newNode(t)
+	n.opts.Platform = here
+	descs := n.push(testRepo, "v1", testLayers(), here, oci.Platform{OS: "linux", Architecture: "arm64"})
+	m := n.start()
+	m.Expect(testRef)
+	eventually(t, "it's known that nothing streams", func() bool { return n.reg.listings.Load() == 1 })
+	n.convert(testRepo, "v1")
+	eventually(t, "the image is here", func() bool {
+		m.Expect(testRef)
+		return len(m.Status(t.Context()).Images) == 1
+	})
+	n.reg.down.Store(true)
+	if _, err := m.Pull(t.Context(), testRef, descs[0].Digest); err != nil {
+		t.Errorf("without the registry: %v", err)
+	}
+}
+
 // What is expected can't occupy a node.
 func TestExpectIsBounded(t *testing.T) {
 	n, _ := prepared(t)

@@ -107,8 +107,8 @@ type Manager struct {
 	hedger  blob.Hedger  // how long their answers take
 	fills   chan oci.Digest
 
-	expected chan struct{} // a token for each image that is looked up ahead
-	garbage  chan struct{} // see noteGarbage
+	expecting chan struct{} // a token for each image that is looked up ahead
+	garbage   chan struct{} // see noteGarbage
 
 	sharing sync.Mutex // guards shared; a leaf lock
 	shared  devicesByKey
@@ -175,10 +175,10 @@ func Open(ctx context.Context, opts Options) (*Manager, error) {
 	opts = opts.withDefaults()
 	m := &Manager{
 		opts: opts, log: opts.Log,
-		fills:    make(chan oci.Digest, maxQueuedFills),
-		expected: make(chan struct{}, maxExpected),
-		garbage:  make(chan struct{}, 1),
-		shared:   make(devicesByKey),
+		fills:     make(chan oci.Digest, maxQueuedFills),
+		expecting: make(chan struct{}, maxExpected),
+		garbage:   make(chan struct{}, 1),
+		shared:    make(devicesByKey),
 
 		images: make(map[oci.Digest]*image),
 		known:  make(map[subject]oci.Digest),
