@@ -106,6 +106,10 @@ func (n *Node) StartSluice(ctx context.Context) error {
 // of sluice.
 func (n *Node) Use(sluice string) { n.bin = sluice }
 
+// Reconfigure lets the next start of the node daemon have these further flags
+// instead.
+func (n *Node) Reconfigure(flags ...string) { n.flags = flags }
+
 // nodeArgs are the arguments that point a verb of sluice at this node.
 func (n *Node) nodeArgs(verb ...string) []string {
 	return append(verb, "--root", filepath.Join(n.Dir, "sluice"), "--run", filepath.Join(n.Dir, "run"))
