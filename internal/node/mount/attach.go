@@ -216,6 +216,9 @@ func (m *Manager) acquire(ctx context.Context, img *image, table *artifact.Table
 	return nil, err
 }
 
+// A plane that copies what is complete asks a layer whether it is.
+var _ plane.Completer = (*cache.Layer)(nil)
+
 // planeDevice gives a layer to the plane: as a file when all of it is there.
 func planeDevice(img *image, dev *artifact.Device, l *cache.Layer) plane.Device {
 	d := plane.Device{Name: dev.Key.Algorithm().String() + "-" + dev.Key.Encoded(), Size: dev.Size}

@@ -60,9 +60,8 @@ type Content interface {
 	ReadAt(ctx context.Context, p []byte, off int64) (n int, err error)
 }
 
-// Completer is a Content that knows whether all of it is on this machine, so
-// that reading it takes no network. It never becomes less. A plane may use it to
-// get out of the way.
+// Completer is a Content that knows whether all of it is on this machine: reading
+// it takes no network then, as a rule. A plane may use it to get out of the way.
 type Completer interface{ Complete() bool }
 
 // Device is one device of an image.
