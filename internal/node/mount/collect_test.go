@@ -1,12 +1,14 @@
 package mount_test
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"sluice/internal/durable"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/plane"
 	"sluice/oci"
@@ -230,4 +232,30 @@ func TestMountNames(t *testing.T) {
 	if s := n.m.Status(t.Context()); len(s.Images) != 0 {
 		t.Errorf("an image whose mounts have another's name is taken for whole: %+v", s.Images)
 	}
+}
+
+// What a killed process was writing is gone after the next start.
+func TestStartRemovesHalfMadeFiles(t *testing.T) {
+	n, manifest := prepared(t)
+	n.start()
+	img, _ := n.pulled(manifest, "a")
+	n.stop()
+	node := filepath.Join(n.root, "node")
+	for _, dir := range []string{"images", "claims", "images/" + img.ID.Encoded()[:32]} {
+		if err := os.WriteFile(filepath.Join(node, dir, durable.TempPrefix+"1"), []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.start()
+	err := filepath.WalkDir(node, func(name string, e fs.DirEntry, err error) error {
+		if err == nil && durable.IsTemp(e.Name()) {
+			t.Errorf("%s is still there", name)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, dir := n.pulled(manifest, "a")
+	checkImage(t, dir)
 }

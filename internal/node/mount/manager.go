@@ -309,7 +309,7 @@ func (m *Manager) Release(_ context.Context, owner string) error {
 // ErrUnknownImage: no image of this digest was pulled, or it's gone.
 var ErrUnknownImage = errors.New("not an image of this node")
 
-// removeTemp removes directories that a crash left half made in dir.
+// removeTemp removes files and directories that a crash left half made in dir.
 func removeTemp(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

@@ -196,7 +196,7 @@ func (img *image) storedJSON() ([]byte, error) {
 // reported and left alone: somebody may want to look at it, and the next pull
 // of the image replaces it.
 func (m *Manager) load() error {
-	if err := removeTemp(m.imagesDir()); err != nil {
+	if err := errors.Join(removeTemp(m.imagesDir()), removeTemp(m.claimsDir())); err != nil {
 		return err
 	}
 	entries, err := os.ReadDir(m.imagesDir())
@@ -208,6 +208,9 @@ func (m *Manager) load() error {
 		if err != nil {
 			m.log.Error("an image's state can't be read: it will be fetched again when it is pulled", "directory", e.Name(), "error", err)
 			continue
+		}
+		if err := removeTemp(img.dir); err != nil {
+			m.log.Warn("what a crash left half made stays", "image", img.id, "error", err)
 		}
 		m.images[img.id] = img
 		for _, o := range img.origins {
