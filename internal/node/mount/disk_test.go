@@ -23,10 +23,15 @@ func (n *node) alsoPushed(layers [][]file) (ref string, manifest oci.Digest) {
 	return testHost + "/" + testRepo + ":other", desc.Digest
 }
 
-// waitWhole waits until DiskUsage says that all images are here.
+// waitWhole waits until all images are here, and nobody fills them any more.
 func (n *node) waitWhole() (u mount.DiskUsage) {
 	n.t.Helper()
 	eventually(n.t, "all images are complete", func() bool {
+		for _, i := range n.m.Status(n.t.Context()).Images {
+			if !i.Complete {
+				return false
+			}
+		}
 		u = n.m.DiskUsage(n.t.Context())
 		for _, i := range u.Images {
 			if !i.Complete {
@@ -204,6 +209,7 @@ func TestPin(t *testing.T) {
 	stays := func() {
 		t.Helper()
 		m.Settled()
+		n.waitWhole()
 		m.Sweep(t.Context(), far())
 		if p, err := m.Prune(t.Context(), mount.PruneOptions{All: true}); err != nil || p.Freed != 0 || why(p)[cache.KeptPinned] != 3 {
 			t.Errorf("pruned %+v, %v", p, err)

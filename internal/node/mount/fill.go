@@ -183,6 +183,9 @@ func (m *Manager) fillLoop(ctx context.Context) {
 			img.filling, img.filled = false, err == nil && whole
 			img.problem = err
 			m.mu.Unlock()
+			if !whole && img.pinned() {
+				m.queueFill(id) // it was pinned meanwhile
+			}
 			if err == nil {
 				m.log.DebugContext(ctx, "image is complete", "image", id, "duration", time.Since(began))
 			} else if ctx.Err() == nil && !img.isGone() {
