@@ -24,7 +24,6 @@ func TestDevicesAreShared(t *testing.T) {
 		t.Errorf("%v and %v; %d known", a.Devices, b.Devices, len(m.shared))
 	}
 	gone := weak.Make(b.Devices[1])
-	b = nil
 	for range 10 {
 		if runtime.GC(); gone.Value() == nil {
 			break
