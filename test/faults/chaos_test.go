@@ -223,7 +223,7 @@ func TestKilledAtItsStart(t *testing.T) {
 		"--read-timeout", readTimeout.String(), "--no-fill",
 	}
 	for range 30 {
-		p, err := bed.Start(n.Dir, "sluice", nil, s.sluice, flags...)
+		p, err := bed.Start(n.Dir, "sluice", nil, s.Sluice, flags...)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -70,7 +70,7 @@ func (a *authority) certificate(t *testing.T, ip string, from, to time.Time) *tl
 // overTLS gives a node that was prepared a proxy with TLS.
 func (s *stage) overTLS(t *testing.T, n *node, certificate func() *tls.Certificate) {
 	t.Helper()
-	p, err := NewTLSProxy(t.Context(), tlsAddress, s.reg.Addr, s.allKinds(), certificate)
+	p, err := NewTLSProxy(t.Context(), tlsAddress, s.Registry.Addr, s.allKinds(), certificate)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,8 +226,7 @@ func TestClockJumps(t *testing.T) {
 	}
 	t.Setenv("SLUICE_TEST_CLOCK", clock)
 	set(0)
-	s2 := *s
-	s2.sluice = bin
+	s2 := s.with(bin)
 	const year = 365 * 24 * time.Hour
 	for _, jump := range []time.Duration{time.Hour, -time.Hour, 10 * year, -30 * year} {
 		t.Run(jump.String(), func(t *testing.T) {

@@ -13,7 +13,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -105,7 +104,7 @@ type image struct {
 // pushImage makes an image, pushes it and has it converted. Images of different
 // seeds have only the program in common.
 func (s *stage) pushImage(ctx context.Context, program []byte, name string, seed uint64, convert bool) (*image, error) {
-	dir, err := os.MkdirTemp(s.work, "image-")
+	dir, err := os.MkdirTemp(s.Work, "image-")
 	if err != nil {
 		return nil, err
 	}
@@ -121,16 +120,15 @@ func (s *stage) pushImage(ctx context.Context, program []byte, name string, seed
 	if err := bed.WriteLayout(filepath.Join(dir, "layout"), []string{probe, "/data"}, tars); err != nil {
 		return nil, err
 	}
-	if err := s.reg.Push(ctx, s.tools, filepath.Join(dir, "layout"), name); err != nil {
+	if err := s.Push(ctx, filepath.Join(dir, "layout"), name); err != nil {
 		return nil, err
 	}
 	img := &image{name: name, files: merge(all)}
 	if !convert {
 		return img, nil
 	}
-	out, err := exec.CommandContext(ctx, s.sluice, "artifact-streaming", "create", s.reg.Addr+"/"+name).CombinedOutput()
-	if err != nil {
-		return nil, fmt.Errorf("%w\n%s", err, out)
+	if err := s.Convert(ctx, s.Ref(name)); err != nil {
+		return nil, err
 	}
 	img.kinds, err = s.kinds(ctx, name)
 	return img, err
@@ -182,7 +180,7 @@ func (s *stage) kinds(ctx context.Context, name string) (map[oci.Digest]Kind, er
 
 // get fetches JSON from the registry itself and returns its digest.
 func (s *stage) get(ctx context.Context, path string, v any) (string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.reg.Addr+path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Registry.Addr+path, nil)
 	if err != nil {
 		return "", err
 	}

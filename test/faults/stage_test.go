@@ -25,13 +25,10 @@ import (
 
 // stage is what all tests share: it is set up by the first that asks.
 type stage struct {
-	tools  bed.Tools
-	sluice string
-	work   string
-	reg    *bed.Registry
-	app    *image // converted
-	other  *image // converted, with other content
-	plain  *image // not converted
+	*bed.Stage
+	app   *image // converted
+	other *image // converted, with other content
+	plain *image // not converted
 }
 
 var shared struct {
@@ -47,14 +44,7 @@ func TestMain(m *testing.M) {
 	}
 	code := m.Run()
 	if s := shared.stage; s != nil {
-		if s.reg != nil {
-			s.reg.Stop()
-		}
-		if err := bed.UnmountAll(s.work); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-		os.RemoveAll(s.work)
+		code = s.CloseAfter(code)
 	}
 	os.Exit(code)
 }
@@ -76,22 +66,11 @@ func theStage(t *testing.T) *stage {
 
 func setUp(t *testing.T) (s *stage, err error) {
 	ctx := context.Background() // the stage outlives the test that set it up
-	say := func(s string) { t.Log(s) }
-	src, err := filepath.Abs("../..")
-	if err != nil {
-		return nil, err
-	}
 	s = &stage{}
-	if s.work, err = os.MkdirTemp("", "sluice-faults-"); err != nil {
-		return nil, err
-	}
-	if s.tools, err = bed.BuildTools(ctx, src, say); err != nil {
+	if s.Stage, err = bed.NewStage(ctx, "faults", func(s string) { t.Log(s) }); err != nil {
 		return s, err
 	}
-	if s.sluice, err = bed.BuildSluice(ctx, src, s.work); err != nil {
-		return s, err
-	}
-	bin := filepath.Join(s.work, "probe")
+	bin := filepath.Join(s.Work, "probe")
 	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", bin, "./probe")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
@@ -99,9 +78,6 @@ func setUp(t *testing.T) (s *stage, err error) {
 	}
 	program, err := os.ReadFile(bin)
 	if err != nil {
-		return s, err
-	}
-	if s.reg, err = bed.StartRegistry(ctx, s.sluice, s.work); err != nil {
 		return s, err
 	}
 	if s.app, err = s.pushImage(ctx, program, "faults/app:v1", 1, true); err != nil {
@@ -112,6 +88,13 @@ func setUp(t *testing.T) (s *stage, err error) {
 	}
 	s.plain, err = s.pushImage(ctx, program, "faults/plain:v1", 3, false)
 	return s, err
+}
+
+// with is the stage with another program under test.
+func (s *stage) with(sluice string) *stage {
+	base, other := *s.Stage, *s
+	base.Sluice, other.Stage = sluice, &base
+	return &other
 }
 
 // The patience of the nodes here: short, or every fault would take minutes.
@@ -163,11 +146,11 @@ func (s *stage) allKinds() map[oci.Digest]Kind {
 // of the test.
 func (s *stage) prepare(t *testing.T, flags ...string) *node {
 	t.Helper()
-	dir, err := os.MkdirTemp(s.work, "n-")
+	dir, err := os.MkdirTemp(s.Work, "n-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := NewProxy(t.Context(), s.reg.Addr, s.allKinds())
+	p, err := NewProxy(t.Context(), s.Registry.Addr, s.allKinds())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +158,7 @@ func (s *stage) prepare(t *testing.T, flags ...string) *node {
 		"--decide-timeout", decideTimeout.String(), "--fetch-timeout", fetchTimeout.String(),
 		"--read-timeout", readTimeout.String(), "--recheck", recheck.String(), "--verbose",
 	}, flags...)
-	b, err := bed.NewNode(s.tools, s.sluice, dir, flags...)
+	b, err := bed.NewNode(s.Tools, s.Sluice, dir, flags...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -78,8 +78,8 @@ func TestFaults(t *testing.T) {
 // TestPagedTables is the table for chunk tables that come page by page, as those
 // of images of several gigabytes do: here all of them.
 func TestPagedTables(t *testing.T) {
-	paged := *theStage(t)
-	paged.sluice = paged.pagedTables(t)
+	s := theStage(t)
+	paged := s.with(s.pagedTables(t))
 	for i, f := range Catalog() {
 		for _, times := range []int{1, -1} {
 			if !everything() && (i+max(times, 0))%2 == 0 || !f.happens(Page) {
@@ -87,7 +87,7 @@ func TestPagedTables(t *testing.T) {
 			}
 			t.Run(fmt.Sprintf("%s/%d", f.Name, times), func(t *testing.T) {
 				t.Parallel()
-				runCase(t, &paged, f, Page, times)
+				runCase(t, paged, f, Page, times)
 			})
 		}
 	}
@@ -132,7 +132,7 @@ func (s *stage) overlaid(t *testing.T, name string, files map[string][]byte) str
 	if err := os.WriteFile(filepath.Join(dir, "overlay.json"), overlay, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	bin := filepath.Join(s.work, name)
+	bin := filepath.Join(s.Work, name)
 	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-overlay", filepath.Join(dir, "overlay.json"), "-o", bin, "./cmd/sluice")
 	cmd.Dir, cmd.Env = filepath.Join("..", ".."), append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -19,9 +19,9 @@ import (
 // transfer service and by the CRI plugin itself.
 func TestEveryContainerd(t *testing.T) {
 	s := theStage(t)
-	versions, err := bed.BuildOlderAndNewer(t.Context(), s.tools, s.src, func(s string) { t.Log(s) })
+	versions, err := bed.BuildOlderAndNewer(t.Context(), s.Tools, s.Src, func(s string) { t.Log(s) })
 	must(t, err)
-	versions["2.3"] = s.tools
+	versions["2.3"] = s.Tools
 	for _, v := range slices.Sorted(maps.Keys(versions)) {
 		for _, local := range []bool{false, true} {
 			name := v + "/transfer"
@@ -37,17 +37,17 @@ func TestEveryContainerd(t *testing.T) {
 // and removed with its image.
 func (s *stage) podLife(t *testing.T, tools bed.Tools, local bool) {
 	n := s.newNode(t, tools)
-	must(t, n.EnableCRI(bed.CRI{LocalPull: local, Sandbox: s.ref("plain:1")}, s.reg.Addr))
+	must(t, n.EnableCRI(bed.CRI{LocalPull: local, Sandbox: s.Ref("plain:1")}, s.Registry.Addr))
 	start(t, n)
 	k, err := n.Kubelet("")
 	must(t, err)
 	defer k.Close()
-	must(t, k.Pull(t.Context(), s.ref("app:1"), nil))
-	streams(t, n, s.ref("app:1"))
+	must(t, k.Pull(t.Context(), s.Ref("app:1"), nil))
+	streams(t, n, s.Ref("app:1"))
 	if big := layerBlobs(t, n); len(big) > 0 {
 		t.Errorf("containerd downloaded layers of an image that streams: %q", big)
 	}
-	pod, err := k.RunPod(t.Context(), s.ref("app:1"), false, "/bin/sh", "-c", "sha256sum /data/*; echo ready; sleep 1000000")
+	pod, err := k.RunPod(t.Context(), s.Ref("app:1"), false, "/bin/sh", "-c", "sha256sum /data/*; echo ready; sleep 1000000")
 	must(t, err)
 	eventually(t, 20*time.Second, "the container printed what its files are", func() bool { return podPrinted(pod, sumsOf(s.app)+"ready\n") })
 	s.figures(t, n, k)
@@ -70,9 +70,9 @@ func (s *stage) podLife(t *testing.T, tools bed.Tools, local bool) {
 	connected(t, n)
 	// A containerd that started without its snapshotter doesn't tell kubelet of
 	// the images that it has, and kubelet pulls them again.
-	must(t, k.Pull(t.Context(), s.ref("app:1"), nil))
+	must(t, k.Pull(t.Context(), s.Ref("app:1"), nil))
 	must(t, k.RemovePod(t.Context(), pod))
-	_, err = k.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: s.ref("app:1")}})
+	_, err = k.Images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: s.Ref("app:1")}})
 	must(t, err)
 	isFreed(t, n)
 }

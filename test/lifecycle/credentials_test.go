@@ -32,17 +32,17 @@ type vault struct {
 func (s *stage) newVault(t *testing.T) *vault {
 	t.Helper()
 	dir := t.TempDir()
-	reg, err := bed.StartRegistry(t.Context(), s.sluice, dir, "SLUICE_REGISTRY_AUTH_ENABLED=true", "SLUICE_REGISTRY_AUTH_ADMIN_ENABLED=true")
+	reg, err := bed.StartRegistry(t.Context(), s.Sluice, dir, "SLUICE_REGISTRY_AUTH_ENABLED=true", "SLUICE_REGISTRY_AUTH_ADMIN_ENABLED=true")
 	must(t, err)
 	t.Cleanup(reg.Stop)
 	password, err := os.ReadFile(filepath.Join(reg.Dir, "registry", "admin-password"))
 	must(t, err)
-	v := &vault{Registry: reg, sluice: s.sluice, password: strings.TrimSpace(string(password))}
+	v := &vault{Registry: reg, sluice: s.Sluice, password: strings.TrimSpace(string(password))}
 	v.secret, err = bed.NewToolbox(t.Context(), filepath.Join(dir, "secret"), 3, 40_000)
 	must(t, err)
 	t.Setenv("DOCKER_CONFIG", v.login(t, "admin", v.password))
-	must(t, reg.Push(t.Context(), s.tools, s.app.Layout, "app:1"))
-	must(t, reg.Push(t.Context(), s.tools, v.secret.Layout, "secret:1"))
+	must(t, reg.Push(t.Context(), s.Tools, s.app.Layout, "app:1"))
+	must(t, reg.Push(t.Context(), s.Tools, v.secret.Layout, "secret:1"))
 	v.do(t, "artifact-streaming", "create", v.ref())
 	t.Setenv("DOCKER_CONFIG", filepath.Join(dir, "none")) // the nodes aren't the admin user
 	return v
@@ -114,13 +114,13 @@ func TestCredentials(t *testing.T) {
 	right, wrong := v.account(t, "robot"), &runtimeapi.AuthConfig{Username: "robot", Password: "wr0ng"}
 	plugin := newProvider(t, v.Addr)
 	containerd := filepath.Join(t.TempDir(), "containerd.sock")
-	n := s.newNode(t, s.tools, "--cri-socket", containerd, "--no-fill", "--docker-config", v.login(t, "robot", "wr0ng"),
+	n := s.newNode(t, s.Tools, "--cri-socket", containerd, "--no-fill", "--docker-config", v.login(t, "robot", "wr0ng"),
 		"--image-credential-provider-config", filepath.Join(plugin.dir, "config.yaml"), "--image-credential-provider-bin-dir", plugin.dir)
 	must(t, os.Symlink(n.ContainerdSocket(), containerd))
 	run := filepath.Join(n.Dir, "run")
 	must(t, os.Mkdir(run, 0o711))
 	must(t, syscall.Mount("tmpfs", run, "tmpfs", 0, "mode=711")) // as /run is
-	must(t, n.EnableCRI(bed.CRI{Sandbox: s.ref("plain:1")}, s.reg.Addr, v.Addr))
+	must(t, n.EnableCRI(bed.CRI{Sandbox: s.Ref("plain:1")}, s.Registry.Addr, v.Addr))
 	start(t, n)
 	direct, err := n.Kubelet("")
 	must(t, err)

@@ -14,14 +14,14 @@ import (
 // container reads, and takes the node back to FUSE.
 func TestFanotify(t *testing.T) {
 	s := theStage(t)
-	n := s.newNode(t, s.tools, "--plane", "fanotify")
+	n := s.newNode(t, s.Tools, "--plane", "fanotify")
 	start(t, n)
 	if p := status(t, n).Daemon.Plane; p.Name != "fanotify" {
 		t.Skip("this machine can't: ", p.Reasons)
 	}
-	must(t, n.Pull(t.Context(), bed.Sluice, s.ref("app:1")))
-	streams(t, n, s.ref("app:1"))
-	_, err := n.Ctr(t.Context(), "run", "--detach", "--net-host", "--snapshotter", bed.Sluice, s.ref("app:1"), "waiter",
+	must(t, n.Pull(t.Context(), bed.Sluice, s.Ref("app:1")))
+	streams(t, n, s.Ref("app:1"))
+	_, err := n.Ctr(t.Context(), "run", "--detach", "--net-host", "--snapshotter", bed.Sluice, s.Ref("app:1"), "waiter",
 		"/bin/sh", "-c", "while ! test -e /go; do sleep 0.1; done; sha256sum /data/* >/sums; sync; sleep 1000000")
 	must(t, err)
 	n.Sluice.Kill()

@@ -3,7 +3,6 @@ package lifecycle
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,16 +23,14 @@ func (s *stage) box(t *testing.T, seed uint64, sizes ...int) bed.Toolbox {
 // push pushes an image.
 func (s *stage) push(t *testing.T, reg *bed.Registry, box bed.Toolbox, name string) (ref string) {
 	t.Helper()
-	must(t, reg.Push(t.Context(), s.tools, box.Layout, name))
+	must(t, reg.Push(t.Context(), s.Tools, box.Layout, name))
 	return reg.Addr + "/" + name
 }
 
 // convert converts an image of a registry.
 func (s *stage) convert(t *testing.T, ref string) {
 	t.Helper()
-	if out, err := exec.CommandContext(t.Context(), s.sluice, "artifact-streaming", "create", ref).CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	must(t, s.Convert(t.Context(), ref))
 }
 
 // remove removes an image, and waits for what containerd's garbage collection
@@ -103,12 +100,12 @@ func isEmpty(t *testing.T, n *bed.Node) {
 // when it ends.
 func TestRemovedWhileRunning(t *testing.T) {
 	s := theStage(t)
-	n := s.newNode(t, s.tools, "--no-fill")
+	n := s.newNode(t, s.Tools, "--no-fill")
 	start(t, n)
-	must(t, n.Pull(t.Context(), bed.Sluice, s.ref("app:1")))
+	must(t, n.Pull(t.Context(), bed.Sluice, s.Ref("app:1")))
 	id := filepath.Base(n.Dir)
-	detached(t, n, s.ref("app:1"), id)
-	remove(t, n, s.ref("app:1"))
+	detached(t, n, s.Ref("app:1"), id)
+	remove(t, n, s.Ref("app:1"))
 	n.Sluice.Kill()
 	must(t, n.StartSluice(t.Context()))
 	look(t, n, id, s.app)
@@ -124,10 +121,10 @@ func TestRemovedWhileRunning(t *testing.T) {
 // while containerd has it, and streams when it's pulled again.
 func TestConvertedLater(t *testing.T) {
 	s := theStage(t)
-	n := s.newNode(t, s.tools, "--recheck", "1s")
+	n := s.newNode(t, s.Tools, "--recheck", "1s")
 	start(t, n)
 	box := s.box(t, 11, 100_000, 50_000)
-	ref := s.push(t, s.reg, box, "later:1")
+	ref := s.push(t, s.Registry, box, "later:1")
 	must(t, n.Pull(t.Context(), bed.Sluice, ref))
 	if st := status(t, n); len(st.Images) != 0 || len(st.Pulls) == 0 || st.Pulls[0].Reason != "NoStreamingArtifact" {
 		t.Errorf("before it is converted: images %+v, pulls %+v", st.Images, st.Pulls)
@@ -157,10 +154,10 @@ func TestConvertedLater(t *testing.T) {
 // does and doesn't stream, and removes them in the order in which they came.
 func TestSharedLayers(t *testing.T) {
 	s := theStage(t)
-	n := s.newNode(t, s.tools)
+	n := s.newNode(t, s.Tools)
 	start(t, n)
 	second, third := s.box(t, 21, 200_000), s.box(t, 22, 30_000)
-	refs := []string{s.ref("app:1"), s.push(t, s.reg, second, "second:1"), s.push(t, s.reg, third, "third:1")}
+	refs := []string{s.Ref("app:1"), s.push(t, s.Registry, second, "second:1"), s.push(t, s.Registry, third, "third:1")}
 	s.convert(t, refs[1])
 	for _, ref := range refs {
 		must(t, n.Pull(t.Context(), bed.Sluice, ref))
@@ -193,12 +190,12 @@ func TestSharedLayers(t *testing.T) {
 // from the first registry, and its mirrors.)
 func TestTwoRegistries(t *testing.T) {
 	s := theStage(t)
-	n := s.newNode(t, s.tools)
+	n := s.newNode(t, s.Tools)
 	start(t, n)
-	first, err := bed.StartRegistry(t.Context(), s.sluice, t.TempDir())
+	first, err := bed.StartRegistry(t.Context(), s.Sluice, t.TempDir())
 	must(t, err)
 	t.Cleanup(first.Stop)
-	refs := []string{s.push(t, first, s.app, "app:1"), s.ref("app:1")}
+	refs := []string{s.push(t, first, s.app, "app:1"), s.Ref("app:1")}
 	s.convert(t, refs[0])
 	for _, ref := range refs {
 		must(t, n.Pull(t.Context(), bed.Sluice, ref))
@@ -219,7 +216,7 @@ func TestTwoRegistries(t *testing.T) {
 // of them streamed, each mounted by itself then.
 func TestDeepImages(t *testing.T) {
 	s := theStage(t)
-	n := s.newNode(t, s.tools)
+	n := s.newNode(t, s.Tools)
 	start(t, n)
 	sizes := make([]int, 125) // and two of the shell
 	for i := range sizes {
@@ -228,7 +225,7 @@ func TestDeepImages(t *testing.T) {
 	deep := s.box(t, 31, sizes...)
 	sizes[124] = 1001
 	other := s.box(t, 31, sizes...)
-	refs := []string{s.push(t, s.reg, deep, "deep:1"), s.push(t, s.reg, other, "other:1")}
+	refs := []string{s.push(t, s.Registry, deep, "deep:1"), s.push(t, s.Registry, other, "other:1")}
 	s.convert(t, refs[0])
 	must(t, n.Pull(t.Context(), bed.Sluice, refs[0]))
 	streams(t, n, refs[0])
@@ -259,10 +256,10 @@ func TestDeepImages(t *testing.T) {
 // daemon, nor does anything of theirs go through it.
 func TestOthersAreLeftAlone(t *testing.T) {
 	s := theStage(t)
-	n := s.newNode(t, s.tools)
+	n := s.newNode(t, s.Tools)
 	start(t, n)
-	must(t, n.Pull(t.Context(), bed.Sluice, s.ref("app:1")))
-	must(t, n.Pull(t.Context(), bed.Overlayfs, s.ref("app:1")))
+	must(t, n.Pull(t.Context(), bed.Sluice, s.Ref("app:1")))
+	must(t, n.Pull(t.Context(), bed.Overlayfs, s.Ref("app:1")))
 	before := len(status(t, n).Pulls)
 	s.runs(t, n, bed.Overlayfs, "app:1", s.app)
 	if now := len(status(t, n).Pulls); now != before {
@@ -270,13 +267,13 @@ func TestOthersAreLeftAlone(t *testing.T) {
 	}
 	n.Sluice.Stop()
 	s.runs(t, n, bed.Overlayfs, "app:1", s.app)
-	must(t, n.Pull(t.Context(), bed.Overlayfs, s.ref("plain:1")))
+	must(t, n.Pull(t.Context(), bed.Overlayfs, s.Ref("plain:1")))
 	s.runs(t, n, bed.Overlayfs, "plain:1", s.plain)
 	must(t, n.StartSluice(t.Context()))
 	connected(t, n)
 	// Images go even though their layers lie with two snapshotters.
-	remove(t, n, s.ref("app:1"))
-	remove(t, n, s.ref("plain:1"))
+	remove(t, n, s.Ref("app:1"))
+	remove(t, n, s.Ref("plain:1"))
 	out, err := n.Ctr(t.Context(), "snapshots", "--snapshotter", bed.Overlayfs, "ls")
 	if must(t, err); strings.Contains(out, "sha256:") {
 		t.Errorf("left with the other snapshotter:\n%s", out)

@@ -14,17 +14,17 @@ import (
 // and kills its daemon while a container runs.
 func TestLoopDevices(t *testing.T) {
 	s := theStage(t)
-	n := s.newNode(t, s.tools, "--plane", "fuse-loop")
+	n := s.newNode(t, s.Tools, "--plane", "fuse-loop")
 	start(t, n)
 	if p := status(t, n).Daemon.Plane; p.Name != "fuse-loop" || len(p.Reasons) == 0 {
 		t.Errorf("the status says %+v", p)
 	}
-	must(t, n.Pull(t.Context(), bed.Sluice, s.ref("app:1")))
-	streams(t, n, s.ref("app:1"))
+	must(t, n.Pull(t.Context(), bed.Sluice, s.Ref("app:1")))
+	streams(t, n, s.Ref("app:1"))
 	if len(boundLoops(t, n.Dir)) == 0 {
 		t.Error("no loop device reads the image")
 	}
-	_, err := n.Ctr(t.Context(), "run", "--detach", "--net-host", "--snapshotter", bed.Sluice, s.ref("app:1"), "waiter",
+	_, err := n.Ctr(t.Context(), "run", "--detach", "--net-host", "--snapshotter", bed.Sluice, s.Ref("app:1"), "waiter",
 		"/bin/sh", "-c", "while ! test -e /go; do sleep 0.1; done; sha256sum /data/* >/sums; sync; sleep 1000000")
 	must(t, err)
 	n.Sluice.Kill()

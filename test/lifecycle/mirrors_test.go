@@ -9,7 +9,6 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -24,15 +23,11 @@ import (
 // all blobs, and the third is a registry.
 func TestMirrors(t *testing.T) {
 	s := theStage(t)
-	mirror, err := bed.StartRegistry(t.Context(), s.sluice, t.TempDir())
+	mirror, err := bed.StartRegistry(t.Context(), s.Sluice, t.TempDir())
 	must(t, err)
 	t.Cleanup(mirror.Stop)
-	must(t, mirror.Push(t.Context(), s.tools, s.app.Layout, "app:1"))
-	out, err := exec.CommandContext(t.Context(), s.sluice, "artifact-streaming", "create", mirror.Addr+"/app:1").CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	reg, err := bed.StartRegistry(t.Context(), s.sluice, t.TempDir())
+	s.convert(t, s.push(t, mirror, s.app, "app:1"))
+	reg, err := bed.StartRegistry(t.Context(), s.Sluice, t.TempDir())
 	must(t, err)
 	reg.Kill()
 	ref := reg.Addr + "/app:1"
@@ -43,7 +38,7 @@ func TestMirrors(t *testing.T) {
 	defer silent.Close()
 	ours := hostsDir(t, reg.Addr, "http://"+silent.Addr().String(), liar(t, mirror.Addr), "http://"+mirror.Addr)
 	theirs := hostsDir(t, reg.Addr, "http://"+reg.Addr, "http://"+mirror.Addr)
-	n := s.newNode(t, s.tools, "--hosts-dir", ours, "--no-fill")
+	n := s.newNode(t, s.Tools, "--hosts-dir", ours, "--no-fill")
 	start(t, n)
 	_, err = n.Ctr(t.Context(), "images", "pull", "--hosts-dir", theirs, "--snapshotter", bed.Sluice, ref)
 	must(t, err)

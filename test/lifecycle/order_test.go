@@ -2,7 +2,6 @@ package lifecycle
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,29 +14,29 @@ import (
 // without its registry.
 func TestStartOrder(t *testing.T) {
 	s := theStage(t)
-	n := s.newNode(t, s.tools)
+	n := s.newNode(t, s.Tools)
 	must(t, n.StartContainerd(t.Context()))
-	must(t, n.Pull(t.Context(), bed.Overlayfs, s.ref("plain:1")))
-	if err := n.Pull(t.Context(), bed.Sluice, s.ref("app:1")); err == nil {
+	must(t, n.Pull(t.Context(), bed.Overlayfs, s.Ref("plain:1")))
+	if err := n.Pull(t.Context(), bed.Sluice, s.Ref("app:1")); err == nil {
 		t.Error("a pull went well without the snapshotter")
 	}
 
-	s.reg.Stop()
+	s.Registry.Stop()
 	must(t, n.StartSluice(t.Context()))
-	must(t, s.reg.Restart(t.Context()))
+	must(t, s.Registry.Restart(t.Context()))
 
 	// containerd tries to connect again every three seconds at least.
 	eventually(t, 20*time.Second, "containerd pulls once the snapshotter is there", func() bool {
-		return n.Pull(t.Context(), bed.Sluice, s.ref("app:1")) == nil
+		return n.Pull(t.Context(), bed.Sluice, s.Ref("app:1")) == nil
 	})
-	streams(t, n, s.ref("app:1"))
+	streams(t, n, s.Ref("app:1"))
 	s.runs(t, n, bed.Sluice, "app:1", s.app)
 }
 
 // runs runs an image and compares what it is made of.
 func (s *stage) runs(t *testing.T, n *bed.Node, snapshotter, name string, box bed.Toolbox) {
 	t.Helper()
-	r, err := n.Run(t.Context(), snapshotter, s.ref(name), "c"+strings.ReplaceAll(time.Now().Format("150405.000000"), ".", "-"), checkSums()...)
+	r, err := n.Run(t.Context(), snapshotter, s.Ref(name), "c"+strings.ReplaceAll(time.Now().Format("150405.000000"), ".", "-"), checkSums()...)
 	must(t, err)
 	if r.Output != sumsOf(box) {
 		t.Errorf("%s by %s: %s", name, snapshotter, r.Output)
@@ -47,19 +46,15 @@ func (s *stage) runs(t *testing.T, n *bed.Node, snapshotter, name string, box be
 // TestReboot loses everything but the disk, and the registry too.
 func TestReboot(t *testing.T) {
 	s := theStage(t)
-	reg, err := bed.StartRegistry(t.Context(), s.sluice, t.TempDir())
+	reg, err := bed.StartRegistry(t.Context(), s.Sluice, t.TempDir())
 	must(t, err)
 	t.Cleanup(reg.Stop)
-	must(t, reg.Push(t.Context(), s.tools, s.app.Layout, "app:1"))
-	out, err := exec.CommandContext(t.Context(), s.sluice, "artifact-streaming", "create", reg.Addr+"/app:1").CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	ref := reg.Addr + "/app:1"
-	n := s.newNode(t, s.tools)
+	ref := s.push(t, reg, s.app, "app:1")
+	s.convert(t, ref)
+	n := s.newNode(t, s.Tools)
 	start(t, n)
 	must(t, n.Pull(t.Context(), bed.Sluice, ref))
-	must(t, n.Pull(t.Context(), bed.Sluice, s.ref("plain:1")))
+	must(t, n.Pull(t.Context(), bed.Sluice, s.Ref("plain:1")))
 	_, err = n.Ctr(t.Context(), "run", "--detach", "--net-host", "--snapshotter", bed.Sluice, ref, "survivor",
 		"/bin/sh", "-c", "if test -e /kept; then cat /kept; sha256sum /data/*; else echo mine >/kept; sync; sleep 1000000; fi")
 	must(t, err)
@@ -91,21 +86,21 @@ func TestReboot(t *testing.T) {
 // TestUserNamespaces runs a pod whose root is nobody on this machine.
 func TestUserNamespaces(t *testing.T) {
 	s := theStage(t)
-	n := s.newNode(t, s.tools, "--remap-ids")
-	must(t, n.EnableCRI(bed.CRI{RemapIDs: true, Sandbox: s.ref("plain:1")}, s.reg.Addr))
+	n := s.newNode(t, s.Tools, "--remap-ids")
+	must(t, n.EnableCRI(bed.CRI{RemapIDs: true, Sandbox: s.Ref("plain:1")}, s.Registry.Addr))
 	start(t, n)
 	k, err := n.Kubelet("")
 	must(t, err)
 	defer k.Close()
-	must(t, k.Pull(t.Context(), s.ref("app:1"), nil))
-	pod, err := k.RunPod(t.Context(), s.ref("app:1"), true, "/bin/sh", "-c",
+	must(t, k.Pull(t.Context(), s.Ref("app:1"), nil))
+	pod, err := k.RunPod(t.Context(), s.Ref("app:1"), true, "/bin/sh", "-c",
 		`echo $(cat /proc/self/uid_map); stat -c '%u %g' /data/0 /bin/busybox; echo new >/data/new && stat -c %u /data/new; sha256sum /data/0 /data/1 /data/2`)
 	must(t, err)
 	want := "0 100000 65536\n0 0\n0 0\n0\n" + sumsOf(s.app)
 	eventually(t, 20*time.Second, "root in the container has the image's files, and nobody's outside", func() bool {
 		return podPrinted(pod, want)
 	})
-	streams(t, n, s.ref("app:1"))
+	streams(t, n, s.Ref("app:1"))
 	must(t, k.RemovePod(t.Context(), pod))
 }
 
@@ -113,18 +108,18 @@ func TestUserNamespaces(t *testing.T) {
 // in the way, the daemon is dead, the first attempts are killed.
 func TestUninstall(t *testing.T) {
 	s := theStage(t)
-	n := s.newNode(t, s.tools)
+	n := s.newNode(t, s.Tools)
 	start(t, n)
-	must(t, n.Pull(t.Context(), bed.Sluice, s.ref("app:1")))
+	must(t, n.Pull(t.Context(), bed.Sluice, s.Ref("app:1")))
 	s.runs(t, n, bed.Sluice, "app:1", s.app)
-	_, err := n.Ctr(t.Context(), "run", "--detach", "--net-host", "--snapshotter", bed.Sluice, s.ref("app:1"), "holdout", "/bin/sh", "-c", "sleep 1000000")
+	_, err := n.Ctr(t.Context(), "run", "--detach", "--net-host", "--snapshotter", bed.Sluice, s.Ref("app:1"), "holdout", "/bin/sh", "-c", "sleep 1000000")
 	must(t, err)
 	uninstall := []string{"node", "uninstall", "--containerd", n.ContainerdSocket()}
 	out, err := n.Command(t.Context(), uninstall...).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "default/holdout") {
 		t.Errorf("uninstall with a container: %v\n%s", err, out)
 	}
-	streams(t, n, s.ref("app:1")) // nothing has changed
+	streams(t, n, s.Ref("app:1")) // nothing has changed
 
 	n.Sluice.Kill()
 	for after := range 5 { // broken off ever later
@@ -152,6 +147,6 @@ func TestUninstall(t *testing.T) {
 		}
 	}
 	// The image is pulled anew, the ordinary way.
-	must(t, n.Pull(t.Context(), bed.Overlayfs, s.ref("app:1")))
+	must(t, n.Pull(t.Context(), bed.Overlayfs, s.Ref("app:1")))
 	s.runs(t, n, bed.Overlayfs, "app:1", s.app)
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,13 +19,9 @@ import (
 
 // stage is what all tests share: it is set up by the first that asks.
 type stage struct {
-	src    string
-	tools  bed.Tools
-	sluice string
-	work   string
-	reg    *bed.Registry
-	app    bed.Toolbox // app:1, which streams
-	plain  bed.Toolbox // plain:1, which doesn't, and pods' own container
+	*bed.Stage
+	app   bed.Toolbox // app:1, which streams
+	plain bed.Toolbox // plain:1, which doesn't, and pods' own container
 }
 
 var shared struct {
@@ -38,14 +33,7 @@ var shared struct {
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if s := shared.stage; s != nil {
-		if s.reg != nil {
-			s.reg.Stop()
-		}
-		if err := bed.UnmountAll(s.work); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-		os.RemoveAll(s.work)
+		code = s.CloseAfter(code)
 	}
 	os.Exit(code)
 }
@@ -62,59 +50,44 @@ func theStage(t *testing.T) *stage {
 	return shared.stage
 }
 
-func setUp(t *testing.T) (s *stage, err error) {
+func setUp(t *testing.T) (*stage, error) {
 	ctx := context.Background() // the stage outlives the test that set it up
-	say := func(s string) { t.Log(s) }
-	s = &stage{}
-	if s.src, err = filepath.Abs("../.."); err != nil {
-		return s, err
-	}
-	if s.work, err = os.MkdirTemp("", "sluice-life-"); err != nil {
-		return s, err
-	}
-	if err := os.Chmod(s.work, 0o711); err != nil {
+	base, err := bed.NewStage(ctx, "life", func(s string) { t.Log(s) })
+	s := &stage{Stage: base}
+	if err != nil {
 		return s, err
 	}
 	for _, step := range []func() error{
-		func() (err error) { s.tools, err = bed.BuildTools(ctx, s.src, say); return },
-		func() (err error) { s.sluice, err = bed.BuildSluice(ctx, s.src, s.work); return },
-		func() (err error) { s.reg, err = bed.StartRegistry(ctx, s.sluice, s.work); return },
 		func() (err error) {
-			s.app, err = bed.NewToolbox(ctx, filepath.Join(s.work, "app"), 1, 300_000, 2_000_000, 10_000)
+			s.app, err = bed.NewToolbox(ctx, filepath.Join(s.Work, "app"), 1, 300_000, 2_000_000, 10_000)
 			return
 		},
 		func() (err error) {
-			s.plain, err = bed.NewToolbox(ctx, filepath.Join(s.work, "plain"), 2, 50_000)
+			s.plain, err = bed.NewToolbox(ctx, filepath.Join(s.Work, "plain"), 2, 50_000)
 			return
 		},
-		func() error { return s.reg.Push(ctx, s.tools, s.app.Layout, "app:1") },
-		func() error { return s.reg.Push(ctx, s.tools, s.plain.Layout, "plain:1") },
+		func() error { return s.Push(ctx, s.app.Layout, "app:1") },
+		func() error { return s.Push(ctx, s.plain.Layout, "plain:1") },
+		func() error { return s.Convert(ctx, s.Ref("app:1")) },
 	} {
 		if err := step(); err != nil {
 			return s, err
 		}
 	}
-	out, err := exec.CommandContext(ctx, s.sluice, "artifact-streaming", "create", s.ref("app:1")).CombinedOutput()
-	if err != nil {
-		return s, fmt.Errorf("%w\n%s", err, out)
-	}
 	return s, nil
 }
-
-// ref is how a node calls an image.
-func (s *stage) ref(name string) string { return s.reg.Addr + "/" + name }
 
 // newNode makes a node that the end of the test takes down. Nothing runs yet.
 func (s *stage) newNode(t *testing.T, tools bed.Tools, flags ...string) *bed.Node {
 	t.Helper()
-	dir, err := os.MkdirTemp(s.work, "node-")
+	dir, err := os.MkdirTemp(s.Work, "node-")
 	if err == nil {
 		err = os.Chmod(dir, 0o711) // like /run: roots of user namespaces pass through
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := bed.NewNode(tools, s.sluice, dir, flags...)
+	n, err := bed.NewNode(tools, s.Sluice, dir, flags...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -33,8 +32,8 @@ func TestManyImagesMounted(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("mounting images needs root")
 	}
-	sluice, reg, n := daemonWithImage(t)
-	refs := variants(t, reg.Addr, sluice)
+	s, n := daemonWithImage(t)
+	refs := variants(t, s)
 	client := control.NewClient(filepath.Join(n.Dir, "run", "control.sock"))
 	for i, ref := range refs {
 		dir := filepath.Join(n.Dir, "mnt", strconv.Itoa(i))
@@ -59,48 +58,33 @@ func TestManyImagesMounted(t *testing.T) {
 }
 
 // daemonWithImage starts a registry with an image and a node daemon.
-func daemonWithImage(t *testing.T) (sluice string, reg *bed.Registry, n *bed.Node) {
+func daemonWithImage(t *testing.T) (s *bed.Stage, n *bed.Node) {
 	t.Helper()
-	say := func(s string) { t.Log(s) }
-	src, err := filepath.Abs("../..")
+	s = setUp(t)
+	images, err := bed.Debian(t.Context(), func(s string) { t.Log(s) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	work := t.TempDir()
-	var tools bed.Tools
-	var images bed.Images
-	for _, step := range []func() error{
-		func() (err error) { tools, err = bed.BuildTools(t.Context(), src, say); return },
-		func() (err error) { images, err = bed.Debian(t.Context(), say); return },
-		func() (err error) { sluice, err = bed.BuildSluice(t.Context(), src, work); return },
-		func() (err error) { reg, err = bed.StartRegistry(t.Context(), sluice, work); return },
-		func() (err error) {
-			n, err = bed.NewNode(tools, sluice, filepath.Join(work, "node"), "--no-fill")
-			return
-		},
-	} {
-		if err := step(); err != nil {
-			t.Fatal(err)
-		}
+	if n, err = bed.NewNode(s.Tools, s.Sluice, filepath.Join(s.Work, "node"), "--no-fill"); err != nil {
+		t.Fatal(err)
 	}
-	t.Cleanup(reg.Stop)
 	t.Cleanup(func() {
 		if err := n.Stop(); err != nil {
 			t.Error(err)
 		}
 	})
-	if err := errors.Join(reg.Push(t.Context(), tools, images.OneLayer, "many:0"), n.StartSluice(t.Context())); err != nil {
+	if err := errors.Join(s.Push(t.Context(), images.OneLayer, "many:0"), n.StartSluice(t.Context())); err != nil {
 		t.Fatal(err)
 	}
-	return sluice, reg, n
+	return s, n
 }
 
 // variants pushes images that differ from many:0 in their config, converts all
 // and returns their references.
-func variants(t *testing.T, addr, sluice string) []string {
+func variants(t *testing.T, s *bed.Stage) []string {
 	t.Helper()
 	const repo = "many"
-	reg, err := remote.New(addr, remote.Options{})
+	reg, err := remote.New(s.Registry.Addr, remote.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,11 +101,11 @@ func variants(t *testing.T, addr, sluice string) []string {
 		t.Fatal(err)
 	}
 	create := func(ref string, flags ...string) {
-		if out, err := exec.CommandContext(t.Context(), sluice, append([]string{"artifact-streaming", "create", ref}, flags...)...).CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
+		if err := s.Convert(t.Context(), ref, flags...); err != nil {
+			t.Fatal(err)
 		}
 	}
-	create(addr + "/many:0") // its layers are everybody's
+	create(s.Ref("many:0")) // its layers are everybody's
 	var refs []string
 	for i := range mountedImages {
 		tag := strconv.Itoa(i + 1)
@@ -137,7 +121,7 @@ func variants(t *testing.T, addr, sluice string) []string {
 		if _, err := reg.PushManifest(t.Context(), repo, tag, got.Descriptor.MediaType, content); err != nil {
 			t.Fatal(err)
 		}
-		refs = append(refs, addr+"/many:"+tag)
+		refs = append(refs, s.Ref("many:"+tag))
 		create(refs[i], "--no-wait")
 	}
 	for _, ref := range refs {

@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -37,7 +35,7 @@ func TestColdStartsBesideStargz(t *testing.T) {
 		{"1 Gbit/s, 1 ms", 1e9, time.Millisecond},
 	} {
 		t.Run(l.name, func(t *testing.T) {
-			link, err := bed.NewLink(t.Context(), s.reg.Addr, l.rate, l.rtt)
+			link, err := bed.NewLink(t.Context(), s.Registry.Addr, l.rate, l.rtt)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -83,47 +81,51 @@ func compare[T ~int64 | ~string](a, b T) int {
 
 // stage is a registry with the images in both forms.
 type stage struct {
-	tools  bed.Tools
+	*bed.Stage
 	stargz bed.StargzTools
-	sluice string
-	work   string
-	reg    *bed.Registry
 }
 
 func newStage(t *testing.T) *stage {
 	t.Helper()
 	say := func(s string) { t.Log(s) }
-	src, err := filepath.Abs("../..")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &stage{work: t.TempDir()}
+	s := &stage{Stage: setUp(t)}
 	var plain, optimized bed.Images
 	for _, step := range []func() error{
-		func() (err error) { s.tools, err = bed.BuildTools(t.Context(), src, say); return },
-		func() (err error) { s.stargz, err = bed.BuildStargz(t.Context(), src, say); return },
+		func() (err error) { s.stargz, err = bed.BuildStargz(t.Context(), s.Src, say); return },
 		func() (err error) { plain, err = bed.Debian(t.Context(), say); return },
 		func() (err error) { optimized, err = bed.DebianStargz(t.Context(), s.stargz, plain, say); return },
-		func() (err error) { s.sluice, err = bed.BuildSluice(t.Context(), src, s.work); return },
-		func() (err error) { s.reg, err = bed.StartRegistry(t.Context(), s.sluice, s.work); return },
 	} {
 		if err := step(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	t.Cleanup(s.reg.Stop)
 	for name, layout := range map[string]string{
 		"sluice/debian:1": plain.OneLayer, "sluice/debian:28": plain.ManyLayers,
 		"stargz/debian:1": optimized.OneLayer, "stargz/debian:28": optimized.ManyLayers,
 	} {
-		if err := s.reg.Push(t.Context(), s.tools, layout, name); err != nil {
+		if err := s.Push(t.Context(), layout, name); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{"debian:1", "debian:28"} {
-		if out, err := exec.CommandContext(t.Context(), s.sluice, "artifact-streaming", "create", s.reg.Addr+"/sluice/"+name).CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
+	for _, name := range []string{"sluice/debian:1", "sluice/debian:28"} {
+		if err := s.Convert(t.Context(), s.Ref(name)); err != nil {
+			t.Fatal(err)
 		}
+	}
+	return s
+}
+
+// setUp makes the ground on which a test stands, and takes it away at the end.
+func setUp(t *testing.T) *bed.Stage {
+	t.Helper()
+	s, err := bed.NewStage(t.Context(), "starts", func(s string) { t.Log(s) })
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 	return s
 }
@@ -135,9 +137,9 @@ func (s *stage) cold(t *testing.T, link *bed.Link, c contender) bed.ColdStart {
 	var got bed.ColdStart
 	var err error
 	if c.snapshotter == bed.Stargz {
-		got, err = bed.ColdStargz(t.Context(), s.tools, s.stargz, s.work, link, ref, bed.StargzCommand()...)
+		got, err = bed.ColdStargz(t.Context(), s.Tools, s.stargz, s.Work, link, ref, bed.StargzCommand()...)
 	} else {
-		got, err = bed.Cold(t.Context(), s.tools, s.sluice, s.work, link, c.snapshotter, ref, bed.StargzCommand()...)
+		got, err = bed.Cold(t.Context(), s.Tools, s.Sluice, s.Work, link, c.snapshotter, ref, bed.StargzCommand()...)
 	}
 	if err != nil {
 		t.Fatalf("%s: %v", c, err)

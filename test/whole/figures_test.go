@@ -22,7 +22,7 @@ import (
 // get fetches JSON from the registry.
 func (s *stage) get(t *testing.T, path string, v any) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.reg.Addr+path, nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.Registry.Addr+path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +47,7 @@ func (s *stage) get(t *testing.T, path string, v any) {
 // artifact returns the original manifest of an image and its artifact's.
 func (s *stage) artifact(t *testing.T, repo, tag string) (original, artifact oci.ImageManifest) {
 	t.Helper()
-	digest := s.crane(t, "digest", s.reg.Addr+"/"+repo+":"+tag)
+	digest := s.crane(t, "digest", s.Ref(repo)+":"+tag)
 	s.get(t, "/v2/"+repo+"/manifests/"+digest, &original)
 	var referrers oci.Index
 	s.get(t, "/v2/"+repo+"/referrers/"+digest+"?artifactType="+oci.ArtifactTypeStreaming, &referrers)
@@ -99,7 +99,7 @@ func TestConversionIsFastAndSmall(t *testing.T) {
 		t.Log(err) // then it is measured without them
 	}
 	// A registry of its own, that takes what clients have converted.
-	reg, err := bed.StartRegistry(t.Context(), s.sluice, t.TempDir(), "SLUICE_REGISTRY_PUSH_ALLOW_STREAMING=true")
+	reg, err := bed.StartRegistry(t.Context(), s.Sluice, t.TempDir(), "SLUICE_REGISTRY_PUSH_ALLOW_STREAMING=true")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,10 +115,10 @@ func TestConversionIsFastAndSmall(t *testing.T) {
 			continue
 		}
 		name := gunzip + "/debian:1"
-		if err := reg.Push(t.Context(), s.tools, s.images.OneLayer, name); err != nil {
+		if err := reg.Push(t.Context(), s.Tools, s.images.OneLayer, name); err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.CommandContext(t.Context(), s.sluice, "artifact-streaming", "create", "--local", "-o", "json", reg.Addr+"/"+name)
+		cmd := exec.CommandContext(t.Context(), s.Sluice, "artifact-streaming", "create", "--local", "-o", "json", reg.Addr+"/"+name)
 		cmd.Env = append(os.Environ(), "PATH="+path)
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
@@ -146,17 +146,17 @@ func TestConversionIsFastAndSmall(t *testing.T) {
 // convertThere has a registry that knows nothing yet convert the image by
 // itself, and then again in another repository, where the layer is known.
 func (s *stage) convertThere(t *testing.T, size int64) {
-	reg, err := bed.StartRegistry(t.Context(), s.sluice, t.TempDir())
+	reg, err := bed.StartRegistry(t.Context(), s.Sluice, t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(reg.Stop)
 	for _, name := range []string{"first/debian:1", "second/debian:1"} {
-		if err := reg.Push(t.Context(), s.tools, s.images.OneLayer, name); err != nil {
+		if err := reg.Push(t.Context(), s.Tools, s.images.OneLayer, name); err != nil {
 			t.Fatal(err)
 		}
 		start := time.Now()
-		out, err := exec.CommandContext(t.Context(), s.sluice, "artifact-streaming", "create", reg.Addr+"/"+name).CombinedOutput()
+		out, err := exec.CommandContext(t.Context(), s.Sluice, "artifact-streaming", "create", reg.Addr+"/"+name).CombinedOutput()
 		if err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
@@ -197,7 +197,7 @@ func uncompressed(t *testing.T, s *stage, m oci.ImageManifest) int64 {
 // important figure: layers cost nothing.
 func TestColdStarts(t *testing.T) {
 	s := theStage(t)
-	link, err := bed.NewLink(t.Context(), s.reg.Addr, 200e6, 10*time.Millisecond)
+	link, err := bed.NewLink(t.Context(), s.Registry.Addr, 200e6, 10*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +206,7 @@ func TestColdStarts(t *testing.T) {
 	times := map[key][]float64{}
 	mounts := map[key]int{}
 	cold := func(tag, snapshotter string) {
-		c, err := bed.Cold(t.Context(), s.tools, s.sluice, s.work, link, snapshotter, link.Addr()+"/debian:"+tag, "python3", "-c", `print("hi")`)
+		c, err := bed.Cold(t.Context(), s.Tools, s.Sluice, s.Work, link, snapshotter, link.Addr()+"/debian:"+tag, "python3", "-c", `print("hi")`)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -144,7 +144,7 @@ func TestKillsAreInvisible(t *testing.T) {
 		}
 	}
 	content, members := truth(t, s)
-	link, err := bed.NewLink(t.Context(), s.reg.Addr, 200e6, 10*time.Millisecond)
+	link, err := bed.NewLink(t.Context(), s.Registry.Addr, 200e6, 10*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,7 +23,7 @@ import (
 func TestCompletedReads(t *testing.T) {
 	s := theStage(t)
 	n := s.node(t)
-	ref := s.reg.Addr + "/debian:1"
+	ref := s.Ref("debian:1")
 	pull(t, n, bed.Sluice, ref)
 	streamed := awaitComplete(t, n)
 	local := mountLocally(t, n)

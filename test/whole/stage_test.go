@@ -16,11 +16,8 @@ import (
 
 // stage is what all tests share: it is set up by the first that asks.
 type stage struct {
-	tools  bed.Tools
-	sluice string
-	work   string
+	*bed.Stage
 	images bed.Images
-	reg    *bed.Registry
 }
 
 var shared struct {
@@ -32,14 +29,7 @@ var shared struct {
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if s := shared.stage; s != nil {
-		if s.reg != nil {
-			s.reg.Stop()
-		}
-		if err := bed.UnmountAll(s.work); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-		os.RemoveAll(s.work)
+		code = s.CloseAfter(code)
 	}
 	os.Exit(code)
 }
@@ -61,51 +51,31 @@ func theStage(t *testing.T) *stage {
 func setUp(t *testing.T) (*stage, error) {
 	ctx := context.Background() // the stage outlives the test that set it up
 	say := func(s string) { t.Log(s) }
-	src, err := filepath.Abs("../..")
+	base, err := bed.NewStage(ctx, "whole", say)
+	s := &stage{Stage: base}
 	if err != nil {
-		return nil, err
-	}
-	s := &stage{}
-	if s.work, err = os.MkdirTemp("", "sluice-whole-"); err != nil {
-		return nil, err
-	}
-	if s.tools, err = bed.BuildTools(ctx, src, say); err != nil {
 		return s, err
 	}
 	if s.images, err = bed.Debian(ctx, say); err != nil {
 		return s, err
 	}
-	if s.sluice, err = bed.BuildSluice(ctx, src, s.work); err != nil {
-		return s, err
-	}
-	if s.reg, err = bed.StartRegistry(ctx, s.sluice, s.work); err != nil {
-		return s, err
-	}
 	for name, layout := range map[string]string{"debian:1": s.images.OneLayer, "debian:28": s.images.ManyLayers} {
-		if err := s.reg.Push(ctx, s.tools, layout, name); err != nil {
+		if err := s.Push(ctx, layout, name); err != nil {
 			return s, err
 		}
 		begin := time.Now()
-		out, err := s.convert(ctx, name)
-		if err != nil {
-			return s, fmt.Errorf("%w\n%s", err, out)
+		if err := s.Convert(ctx, s.Ref(name)); err != nil {
+			return s, err
 		}
 		t.Logf("FIGURE conversion of %s took %.1f s", name, time.Since(begin).Seconds())
 	}
-	return s, s.reg.Push(ctx, s.tools, s.images.ManyLayers, "plain/debian:28")
-}
-
-// convert runs `sluice artifact-streaming create` on an image of the registry.
-func (s *stage) convert(ctx context.Context, name string, flags ...string) (string, error) {
-	args := append([]string{"artifact-streaming", "create", s.reg.Addr + "/" + name}, flags...)
-	out, err := exec.CommandContext(ctx, s.sluice, args...).CombinedOutput()
-	return string(out), err
+	return s, s.Push(ctx, s.images.ManyLayers, "plain/debian:28")
 }
 
 // crane runs crane against the registry.
 func (s *stage) crane(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), s.tools.Crane, append(args, "--insecure")...).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), s.Tools.Crane, append(args, "--insecure")...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("crane %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
@@ -115,11 +85,11 @@ func (s *stage) crane(t *testing.T, args ...string) string {
 // node starts a node that the end of the test takes down.
 func (s *stage) node(t *testing.T) *bed.Node {
 	t.Helper()
-	dir, err := os.MkdirTemp(s.work, "node-")
+	dir, err := os.MkdirTemp(s.Work, "node-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := bed.StartNode(t.Context(), s.tools, s.sluice, dir)
+	n, err := bed.StartNode(t.Context(), s.Tools, s.Sluice, dir)
 	if err != nil {
 		t.Fatal(err)
 	}

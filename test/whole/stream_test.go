@@ -26,14 +26,14 @@ find . -xdev -type f -not -path './proc/*' -not -path './sys/*' -not -path './ru
 func TestStreamedEqualsPulled(t *testing.T) {
 	s := theStage(t)
 	n := s.node(t)
-	plain := s.reg.Addr + "/plain/debian:28"
+	plain := s.Ref("plain/debian:28")
 	pull(t, n, bed.Overlayfs, plain)
 	want := run(t, n, bed.Overlayfs, plain, listing)
 	if strings.Count(want, "\n") < 20_000 {
 		t.Fatalf("the listing of the pulled image is too short: %.500s", want)
 	}
 	for _, name := range []string{"debian:1", "debian:28"} {
-		ref := s.reg.Addr + "/" + name
+		ref := s.Ref(name)
 		pull(t, n, bed.Sluice, ref)
 		before := erofsMounts(t, n)
 		got := run(t, n, bed.Sluice, ref, listing)
@@ -64,7 +64,7 @@ func firstDifference(got, want string) string {
 func TestContainersWrite(t *testing.T) {
 	s := theStage(t)
 	n := s.node(t)
-	ref := s.reg.Addr + "/debian:28"
+	ref := s.Ref("debian:28")
 	pull(t, n, bed.Sluice, ref)
 	out := run(t, n, bed.Sluice, ref, `set -e; echo mine >> /etc/passwd; rm -r /usr/share/doc; mkdir -p /usr/share/doc/new; chmod 700 /opt; tail -n1 /etc/passwd; ls /usr/share/doc`)
 	if out != "mine\nnew\n" {
@@ -79,17 +79,17 @@ func TestContainersWrite(t *testing.T) {
 // TestPullsByEveryName streams by tag, by digest, and through an index.
 func TestPullsByEveryName(t *testing.T) {
 	s := theStage(t)
-	image := s.reg.Addr + "/debian:28"
+	image := s.Ref("debian:28")
 	digest := s.crane(t, "digest", image)
-	s.crane(t, "index", "append", "-m", image, "-t", s.reg.Addr+"/debian:index")
-	if out, err := s.convert(t.Context(), "debian:index"); err != nil {
-		t.Fatalf("converting an index: %v\n%s", err, out)
+	s.crane(t, "index", "append", "-m", image, "-t", s.Ref("debian:index"))
+	if err := s.Convert(t.Context(), s.Ref("debian:index")); err != nil {
+		t.Fatalf("converting an index: %v", err)
 	}
-	index := s.crane(t, "digest", s.reg.Addr+"/debian:index")
+	index := s.crane(t, "digest", s.Ref("debian:index"))
 	for _, name := range []string{"debian:28", "debian@" + digest, "debian:index", "debian@" + index} {
 		t.Run(name[:min(len(name), 20)], func(t *testing.T) {
 			n := s.node(t)
-			ref := s.reg.Addr + "/" + name
+			ref := s.Ref(name)
 			pull(t, n, bed.Sluice, ref)
 			if out := run(t, n, bed.Sluice, ref, "python3 -c 'print(6*7)'"); out != "42\n" {
 				t.Errorf("printed %q", out)
@@ -107,7 +107,7 @@ func TestWithoutArtifactPullsOrdinarily(t *testing.T) {
 	s := theStage(t)
 	n := s.node(t)
 	// The same layers lie in a repository without an artifact.
-	ref := s.reg.Addr + "/plain/debian:28"
+	ref := s.Ref("plain/debian:28")
 	pull(t, n, bed.Sluice, ref)
 	if out := run(t, n, bed.Sluice, ref, "python3 -c 'print(6*7)'"); out != "42\n" {
 		t.Errorf("printed %q", out)
@@ -129,7 +129,7 @@ func TestWithoutArtifactPullsOrdinarily(t *testing.T) {
 func TestSurvivesRestartWithoutRegistry(t *testing.T) {
 	s := theStage(t)
 	n := s.node(t)
-	link, err := bed.NewLink(t.Context(), s.reg.Addr, 50e6, 0) // too slow for the background to bring everything
+	link, err := bed.NewLink(t.Context(), s.Registry.Addr, 50e6, 0) // too slow for the background to bring everything
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +156,7 @@ func TestSurvivesRestartWithoutRegistry(t *testing.T) {
 // nothing but runc.
 func TestWithoutContainerd(t *testing.T) {
 	s := theStage(t)
-	root, err := os.MkdirTemp(s.work, "alone-")
+	root, err := os.MkdirTemp(s.Work, "alone-")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +175,7 @@ func TestWithoutContainerd(t *testing.T) {
 		}
 	})
 	own := []string{"--root", root, "--run", filepath.Join(root, "run")}
-	image, dir := s.reg.Addr+"/debian:28", filepath.Join(root, "mnt")
+	image, dir := s.Ref("debian:28"), filepath.Join(root, "mnt")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -184,8 +184,8 @@ func TestWithoutContainerd(t *testing.T) {
 		args = slices.Concat([]string{verb}, own, args)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		cmd := exec.CommandContext(ctx, s.sluice, args...)
-		cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(s.tools.Runc)+":"+os.Getenv("PATH"))
+		cmd := exec.CommandContext(ctx, s.Sluice, args...)
+		cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(s.Tools.Runc)+":"+os.Getenv("PATH"))
 		out, err := cmd.Output()
 		if err != nil {
 			problem := ""

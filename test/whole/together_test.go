@@ -14,7 +14,7 @@ import (
 // never seen at once: its bytes cross the network once.
 func TestManyStartAtOnce(t *testing.T) {
 	s := theStage(t)
-	link, err := bed.NewLink(t.Context(), s.reg.Addr, 200e6, 10*time.Millisecond)
+	link, err := bed.NewLink(t.Context(), s.Registry.Addr, 200e6, 10*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,7 +34,7 @@ func TestManyStartAtOnce(t *testing.T) {
 func TestUnforeseenStart(t *testing.T) {
 	s := theStage(t)
 	const rate = 200e6
-	link, err := bed.NewLink(t.Context(), s.reg.Addr, rate, 10*time.Millisecond)
+	link, err := bed.NewLink(t.Context(), s.Registry.Addr, rate, 10*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,11 +99,11 @@ func (s *stage) startTogether(t *testing.T, link *bed.Link, count int) (bytes in
 // freshNode starts a node that fetches only what is read.
 func (s *stage) freshNode(t *testing.T) *bed.Node {
 	t.Helper()
-	dir, err := os.MkdirTemp(s.work, "node-")
+	dir, err := os.MkdirTemp(s.Work, "node-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := bed.NewNode(s.tools, s.sluice, dir, "--no-fill")
+	n, err := bed.NewNode(s.Tools, s.Sluice, dir, "--no-fill")
 	if err != nil {
 		t.Fatal(err)
 	}
