@@ -212,10 +212,20 @@ func (k *Keeper) launch(ctx context.Context) (*net.UnixConn, error) {
 	}
 	k.log.Info("started the holder", "pid", cmd.Process.Pid, "log", logName)
 	conn, err := k.await(ctx, cmd.Process.Pid)
-	if err != nil {
+	var cred *unix.Ucred
+	if err == nil {
+		cred, err = peer(conn)
+	}
+	if err != nil || int(cred.Pid) != cmd.Process.Pid {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
+	}
+	switch {
+	case err != nil:
 		return nil, fmt.Errorf("the holder %v did not come up, see %s: %w", cmd.Args, logName, err)
+	case int(cred.Pid) != cmd.Process.Pid:
+		k.log.Info("another holder was faster: the last daemon had just begun to start it", "pid", cred.Pid)
+		return conn, nil
 	}
 	k.mu.Lock()
 	k.child = cmd

@@ -3,65 +3,76 @@ package holder
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
+	"net"
 	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// role makes this test's program a holder.
-const role = "SLUICE_HOLDER_TEST"
+// lasting is a Kind whose descriptor is always of use.
+type lasting struct{}
 
-// patient keeps what it is given for ever.
-type patient struct{}
+func (lasting) Over(Held) bool                 { return false }
+func (lasting) AnswerBystanders(Held) error    { return nil }
+func (lasting) AnswerOrphans(Held, bool) error { return nil }
 
-func (patient) Over(Held) bool                 { return false }
-func (patient) AnswerBystanders(Held) error    { return nil }
-func (patient) AnswerOrphans(Held, bool) error { return nil }
-
-func TestMain(m *testing.M) {
-	if os.Getenv(role) != "" {
-		if err := Run(context.Background(), os.Args[len(os.Args)-1], patient{}); err != nil {
-			os.Exit(1)
-		}
-		return
-	}
-	os.Exit(m.Run())
-}
-
-// A holder may end between answering what it has and being given something
-// else, as the one of a connection that was aborted does.
-func TestHolderEndsBeforePut(t *testing.T) {
+// A daemon that is killed may have just started a holder, which comes up while
+// the next daemon starts one. There is one in the end.
+func TestAnotherHolderWasFaster(t *testing.T) {
 	dir := t.TempDir()
-	keeper := func() *Keeper {
-		return NewKeeper(dir, []string{"/usr/bin/env", role + "=1", os.Args[0]}, slog.New(slog.DiscardHandler))
+	ctx, stop := context.WithCancel(t.Context())
+	var first sync.WaitGroup
+	first.Go(func() {
+		h := &holder{kind: lasting{}, held: Held{FD: -1}, quit: make(chan struct{}), since: time.Now(), conns: map[*net.UnixConn]*client{}}
+		if err := h.run(ctx, socketPath(dir)); err != nil {
+			t.Error(err)
+		}
+	})
+	defer first.Wait()
+	defer stop()
+	for range 1000 {
+		if c, err := dialShort(socketPath(dir)); err == nil {
+			c.Close()
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
 	}
-	null, err := os.Open(os.DevNull)
+
+	pid := filepath.Join(dir, "pid")
+	k := NewKeeper(dir, []string{"/bin/sh", "-c", "echo $$ >" + pid + "; exec sleep 1000"}, slog.New(slog.DiscardHandler))
+	defer k.Leave()
+	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer null.Close()
-	h := Held{FD: int(null.Fd()), Session: json.RawMessage(`{"a":1}`)}
-	first := keeper()
-	if err := first.Put(t.Context(), h); err != nil {
+	defer r.Close()
+	defer w.Close()
+	if err := k.Put(t.Context(), Held{FD: int(r.Fd()), Session: json.RawMessage(`{}`)}); err != nil {
 		t.Fatal(err)
 	}
-	second := keeper()
-	held, err := second.Get()
-	if err != nil || held == nil {
-		t.Fatalf("the holder has %v, %v", held, err)
+	if k.child != nil {
+		t.Error("the keeper takes the holder that it started for the one that it talks to")
 	}
-	if err := first.child.Process.Kill(); err != nil {
+	text, err := os.ReadFile(pid)
+	if errors.Is(err, os.ErrNotExist) || len(text) == 0 {
+		return // it didn't get that far
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
-	_ = first.child.Wait() // it was killed
-	if err := second.Put(t.Context(), h); err != nil {
-		t.Errorf("giving something to a holder that has ended: %v", err)
+	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
 	}
-	third := keeper()
-	if held, err := third.Get(); err != nil || held == nil || string(held.Session) != string(h.Session) {
-		t.Errorf("the new holder has %v, %v", held, err)
-	}
-	if err := third.Quit(); err != nil {
-		t.Error(err)
+	if err := unix.Kill(n, 0); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("the holder that is of no use: %v, want it gone", err)
 	}
 }

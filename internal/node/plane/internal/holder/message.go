@@ -103,21 +103,31 @@ func descriptor(oob []byte) (int, error) {
 	return -1, fmt.Errorf("%d descriptors in one message", len(fds))
 }
 
-// trustPeer checks that the other end is root or this user.
-func trustPeer(c *net.UnixConn) error {
+// peer returns who the other end is: of a connection to a holder the process
+// that listens (unix(7), SO_PEERCRED).
+func peer(c *net.UnixConn) (*unix.Ucred, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var cred *unix.Ucred
 	var cerr error
 	if err := raw.Control(func(fd uintptr) {
 		cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	}); err != nil {
-		return err
+		return nil, err
 	}
 	if cerr != nil {
-		return fmt.Errorf("credentials of the other end: %w", cerr)
+		return nil, fmt.Errorf("credentials of the other end: %w", cerr)
+	}
+	return cred, nil
+}
+
+// trustPeer checks that the other end is root or this user.
+func trustPeer(c *net.UnixConn) error {
+	cred, err := peer(c)
+	if err != nil {
+		return err
 	}
 	if cred.Uid != 0 && int(cred.Uid) != os.Getuid() {
 		return fmt.Errorf("the other end is user %d (process %d), neither root nor this user", cred.Uid, cred.Pid)
