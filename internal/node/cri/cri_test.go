@@ -338,10 +338,10 @@ func TestContainerdRestarts(t *testing.T) {
 	if err := <-broken; status.Code(err) != codes.Unavailable {
 		t.Errorf("when it dies: %v", err)
 	}
-	c.list = func(context.Context) (*runtimeapi.ListImagesResponse, error) {
+	next := &containerd{list: func(context.Context) (*runtimeapi.ListImagesResponse, error) {
 		return &runtimeapi.ListImagesResponse{}, nil
-	}
-	c.serveAt(t, socket)
+	}}
+	next.serveAt(t, socket)
 	for deadline := time.Now().Add(20 * time.Second); ; {
 		err := list()
 		if err == nil {
@@ -407,10 +407,12 @@ func FuzzPull(f *testing.F) {
 	}
 	f.Add(known)
 	f.Add([]byte("\xff"))
+	f.Add([]byte("0000")) // fields that nobody knows
 	f.Fuzz(func(t *testing.T, request []byte) {
-		p := &proxy{Options: Options{Log: slog.New(slog.DiscardHandler), Pull: func(_ string, c remote.Credential) func(error) {
-			if c == (remote.Credential{}) {
-				t.Error("told of a credential that is none")
+		told := 0
+		p := &proxy{Options: Options{Log: slog.New(slog.DiscardHandler), Pull: func(image string, _ remote.Credential) func(error) {
+			if told++; told > 1 || !bytes.Contains(request, []byte(image)) {
+				t.Errorf("told %d times, now of %q", told, image)
 			}
 			return func(error) {}
 		}}}
