@@ -89,7 +89,7 @@ reads wait for the next one.`,
 	c.registerCache(f)
 	f.Int64Var(&c.fill, "fill-bandwidth", 0, "`BYTES` per second for content that nobody waits\nfor; 0: no limit")
 	f.BoolVar(&c.noFill, "no-fill", false, "fetch content only when it is read")
-	f.StringArrayVar(&c.from, "from", nil, "registry to stream from, as HOST or HOST:PORT; may be repeated; images of others are pulled the ordinary way (default: any)")
+	f.StringArrayVar(&c.from, "from", nil, "stream only from registry `HOST`, or HOST:PORT; may\nbe repeated; images of others are pulled the\nordinary way (default: any)")
 	f.BoolVar(&c.disabled, "disable-streaming", false, "pull new images the ordinary way")
 	c.registries.register(f)
 	c.credentials.register(f)
