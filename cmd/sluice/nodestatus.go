@@ -56,7 +56,7 @@ func printStatus(out io.Writer, s control.Status) error {
 	for _, reason := range s.Daemon.Plane.Reasons {
 		fmt.Fprintf(w, "\t%s\n", reason)
 	}
-	fmt.Fprintf(w, "cache\t%s in %d layers%s\n", size(s.Cache.Bytes), s.Cache.Layers, ofQuota(s.Cache.Quota))
+	fmt.Fprintf(w, "cache\t%s in %s%s\n", size(s.Cache.Bytes), plural(s.Cache.Layers, "layer"), ofQuota(s.Cache.Quota))
 	fmt.Fprintf(w, "traffic\t%s in %d requests, %d failed; %d reads waited, %d chunks came damaged\n\n",
 		size(s.Traffic.Bytes), s.Traffic.Requests, s.Traffic.Failures, s.Cache.Faults, s.Cache.Corrupt)
 	if len(s.Images) > 0 {
