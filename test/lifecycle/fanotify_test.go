@@ -5,7 +5,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"sluice/test/bed"
 )
@@ -21,28 +20,15 @@ func TestFanotify(t *testing.T) {
 	}
 	must(t, n.Pull(t.Context(), bed.Sluice, s.Ref("app:1")))
 	streams(t, n, s.Ref("app:1"))
-	_, err := n.Ctr(t.Context(), "run", "--detach", "--net-host", "--snapshotter", bed.Sluice, s.Ref("app:1"), "waiter",
-		"/bin/sh", "-c", "while ! test -e /go; do sleep 0.1; done; sha256sum /data/* >/sums; sync; sleep 1000000")
-	must(t, err)
+	s.startWaiter(t, n)
 	n.Sluice.Kill()
 	began := make(chan error, 1)
-	go func() { // touch is read from the image, too
-		_, err := n.Ctr(t.Context(), "tasks", "exec", "--exec-id", "go", "waiter", "/bin/touch", "/go")
-		began <- err
-	}()
+	go func() { began <- letWaiterRead(t.Context(), n) }() // touch is read from the image, too
 	must(t, n.StartSluice(t.Context()))
 	n.Sluice.Kill()
 	must(t, n.StartSluice(t.Context()))
 	must(t, <-began)
-	sums := filepath.Join(n.Dir, "sluice", "snapshots", "*", "fs", "sums")
-	eventually(t, 20*time.Second, "the container reads what its files are", func() bool {
-		all, _ := filepath.Glob(sums)
-		if len(all) != 1 {
-			return false
-		}
-		got, err := os.ReadFile(all[0])
-		return err == nil && string(got) == sumsOf(s.app)
-	})
+	s.waiterReads(t, n)
 
 	// A plane stays as long as it has images.
 	n.Sluice.Stop()
@@ -51,10 +37,7 @@ func TestFanotify(t *testing.T) {
 	if p := status(t, n).Daemon.Plane; p.Name != "fanotify" || !strings.Contains(strings.Join(p.Reasons, "; "), "has to wait") {
 		t.Errorf("with images mounted the status says %+v", p)
 	}
-	_, err = n.Ctr(t.Context(), "tasks", "rm", "--force", "waiter")
-	must(t, err)
-	_, err = n.Ctr(t.Context(), "containers", "rm", "waiter")
-	must(t, err)
+	removeWaiter(t, n)
 	must(t, n.PowerOff(t.Context()))
 	start(t, n)
 	if p := status(t, n).Daemon.Plane; p.Name != "fuse" {

@@ -24,32 +24,18 @@ func TestLoopDevices(t *testing.T) {
 	if len(boundLoops(t, n.Dir)) == 0 {
 		t.Error("no loop device reads the image")
 	}
-	_, err := n.Ctr(t.Context(), "run", "--detach", "--net-host", "--snapshotter", bed.Sluice, s.Ref("app:1"), "waiter",
-		"/bin/sh", "-c", "while ! test -e /go; do sleep 0.1; done; sha256sum /data/* >/sums; sync; sleep 1000000")
-	must(t, err)
+	s.startWaiter(t, n)
 	n.Sluice.Kill()
 	must(t, n.StartSluice(t.Context()))
-	_, err = n.Ctr(t.Context(), "tasks", "exec", "--exec-id", "go", "waiter", "/bin/touch", "/go")
-	must(t, err)
-	sums := filepath.Join(n.Dir, "sluice", "snapshots", "*", "fs", "sums")
-	eventually(t, 20*time.Second, "the container reads what its files are", func() bool {
-		all, _ := filepath.Glob(sums)
-		if len(all) != 1 {
-			return false
-		}
-		got, err := os.ReadFile(all[0])
-		return err == nil && string(got) == sumsOf(s.app)
-	})
+	must(t, letWaiterRead(t.Context(), n))
+	s.waiterReads(t, n)
 	// With all content here the next mount reads complete layers' files, by
 	// loop devices too.
 	eventually(t, 20*time.Second, "all content has arrived", func() bool {
 		i := status(t, n).Images
 		return len(i) == 1 && i[0].Complete
 	})
-	_, err = n.Ctr(t.Context(), "tasks", "rm", "--force", "waiter")
-	must(t, err)
-	_, err = n.Ctr(t.Context(), "containers", "rm", "waiter")
-	must(t, err)
+	removeWaiter(t, n)
 	must(t, n.PowerOff(t.Context()))
 	if bound := boundLoops(t, n.Dir); len(bound) > 0 {
 		t.Errorf("loop devices without a mount: %q", bound)
