@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -96,9 +95,7 @@ func printCreatedJSON(w io.Writer, ref oci.Reference, subject oci.Digest, made [
 	for _, s := range left {
 		doc.Skipped = append(doc.Skipped, skipped{s.Image.Digest, s.Reason})
 	}
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(doc)
+	return printJSON(w, doc)
 }
 
 func printCreated(w io.Writer, made []createdArtifact, left []convert.Skipped) error {

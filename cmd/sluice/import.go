@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -305,7 +304,5 @@ func printImportJSON(w io.Writer, target oci.Reference, r transfer.Result, dry b
 	for _, b := range r.Blobs {
 		doc.Blobs = append(doc.Blobs, blob{b.Digest, b.Size, b.State})
 	}
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(doc)
+	return printJSON(w, doc)
 }

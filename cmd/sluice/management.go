@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -38,9 +37,8 @@ func (f *managementFlags) add(cmd *cobra.Command) {
 	flags.StringVarP(&f.username, "username", "u", "", "`NAME` at the registry (default docker's, \"docker login\")")
 	flags.BoolVar(&f.passwordStdin, "password-stdin", false, "read the password from standard input")
 	flags.BoolVar(&f.plainHTTP, "plain-http", false, "speak HTTP without TLS with any registry")
-	flags.StringVarP(&f.output, "output", "o", "table", "print a `FORMAT`: table or json")
+	registerOutput(cmd, &f.output)
 	cmd.MarkFlagsRequiredTogether("username", "password-stdin")
-	complete(cmd, "output", "table", "json")
 }
 
 // addYes is for a verb that destroys something.
@@ -175,9 +173,7 @@ func (f *managementFlags) confirm(cmd *cobra.Command, format string, args ...any
 // print prints doc as JSON, or what table writes.
 func (f *managementFlags) print(w io.Writer, doc any, table func(w io.Writer)) error {
 	if f.output == "json" {
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		return enc.Encode(doc)
+		return printJSON(w, doc)
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	table(t)

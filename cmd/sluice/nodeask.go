@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
@@ -18,24 +16,6 @@ import (
 func (f *daemonFlags) registerAsk(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.root, "root", "", "ask the daemon with its state in `DIR` (default: the\nmachine's sluice node, or else that of sluice mount)")
 	cmd.Flags().StringVar(&f.run, "run", "", "`DIR` of the daemon's sockets (default: where the\ndaemon of --root says)")
-}
-
-func registerOutput(cmd *cobra.Command, output *string) {
-	cmd.Flags().StringVarP(output, "output", "o", "table", "print a `FORMAT`: table or json")
-	complete(cmd, "output", "table", "json")
-}
-
-func checkOutput(output string) error {
-	if output != "table" && output != "json" {
-		return fmt.Errorf("--output %q: use table or json", output)
-	}
-	return nil
-}
-
-func printJSON(out io.Writer, v any) error {
-	e := json.NewEncoder(out)
-	e.SetIndent("", "  ")
-	return e.Encode(v)
 }
 
 // askDaemon asks the machine's node daemon, or without one the standalone one;
