@@ -81,9 +81,7 @@ func (k *Keeper) get() (*Held, error) {
 		c.Close()
 		return nil, fmt.Errorf("get what the holder keeps: %w", err)
 	}
-	k.mu.Lock()
-	k.conn, k.beats = c, m.Beats
-	k.mu.Unlock()
+	k.keep(c, m.Beats)
 	if fd < 0 || m.Session == nil {
 		if fd >= 0 {
 			unix.Close(fd)
@@ -135,10 +133,20 @@ func (k *Keeper) put(conn *net.UnixConn, h Held) error {
 		k.mu.Unlock()
 		return fmt.Errorf("give the holder what it is to keep: %w", err)
 	}
-	k.mu.Lock()
-	k.conn, k.beats = conn, answer.Beats
-	k.mu.Unlock()
+	k.keep(conn, answer.Beats)
 	return nil
+}
+
+// keep takes a connection over. It's closed at once when Leave has been called
+// while the holder was being replaced: Leave waits for Watch, which would wait
+// for the end of a connection that nobody else ends.
+func (k *Keeper) keep(conn *net.UnixConn, beats bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.conn, k.beats = conn, beats
+	if k.closing {
+		conn.Close()
+	}
 }
 
 // Beat tells the holder, at such intervals until Leave, that this process is at

@@ -24,6 +24,68 @@ func (lasting) Over(Held) bool                 { return false }
 func (lasting) AnswerBystanders(Held) error    { return nil }
 func (lasting) AnswerOrphans(Held, bool) error { return nil }
 
+// A daemon that ends while it replaces its holder doesn't wait for the end of the
+// new one.
+func TestLeaveWhileReplacing(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: socketPath(dir), Net: "unixpacket"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	k := NewKeeper(dir, []string{"/bin/sh", "-c", "exec sleep 1000"}, slog.New(slog.DiscardHandler))
+	held := Held{FD: 0, Session: json.RawMessage(`{}`)}
+	accepted := make(chan *net.UnixConn)
+	go func() {
+		for {
+			c, err := l.AcceptUnix()
+			if err != nil {
+				close(accepted)
+				return
+			}
+			accepted <- c
+		}
+	}()
+	// takes receives what the keeper gives, as a holder.
+	takes := func() *net.UnixConn {
+		c := <-accepted
+		_, fd, err := receive(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		unix.Close(fd)
+		return c
+	}
+	put := make(chan error, 1)
+	go func() { put <- k.Put(t.Context(), held) }()
+	first := takes()
+	if err := send(first, message{Op: opPut}, -1); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-put; err != nil {
+		t.Fatal(err)
+	}
+	k.Watch(held)
+	first.Close() // it dies
+
+	second := takes()
+	defer second.Close()
+	left := make(chan struct{})
+	go func() {
+		k.Leave()
+		close(left)
+	}()
+	<-k.stop // Leave has begun, and there is no connection that it could end
+	if err := send(second, message{Op: opPut}, -1); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-left:
+	case <-time.After(10 * time.Second):
+		t.Fatal("Leave waits for the new holder's end")
+	}
+}
+
 // A daemon that is killed may have just started a holder, which comes up while
 // the next daemon starts one. There is one in the end.
 func TestAnotherHolderWasFaster(t *testing.T) {
