@@ -30,6 +30,7 @@ var levels = map[string]int{
 	"internal/index":              1,
 	"internal/transfer":           1,
 	"internal/config":             1,
+	"internal/vhd":                1,
 	"internal/artifact":           2,
 	"internal/auth":               2,
 	"internal/stored":             2,
