@@ -3,7 +3,6 @@ package artifact
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"slices"
 	"sort"
@@ -119,16 +118,22 @@ func (d *Device) Find(ctx context.Context, off int64) (int, error) {
 	return p.first + i, nil
 }
 
-// read reads a page's content and verifies it.
+// read reads a page's content and verifies it. What arrives damaged is asked for
+// once more, elsewhere if the source knows of elsewhere. That isn't done for what
+// the source finds wrong before it has any content: it has asked elsewhere itself
+// then, and to repeat it here would double the requests to a registry in trouble.
 func (d *Device) read(ctx context.Context, p *page) ([]byte, error) {
 	content := make([]byte, p.n*chunkEntrySize)
-	if err := blob.ReadFull(ctx, d.src, content, p.offset); err != nil {
-		return nil, fmt.Errorf("chunk table of device %s: reading its page at %d: %w", d.Key, p.offset, err)
+	var got [sha256.Size]byte
+	for _, ctx := range []context.Context{ctx, blob.Doubt(ctx)} {
+		if err := blob.ReadFull(ctx, d.src, content, p.offset); err != nil {
+			return nil, fmt.Errorf("chunk table of device %s: reading its page at %d: %w", d.Key, p.offset, err)
+		}
+		if got = sha256.Sum256(content); got == p.digest {
+			return content, nil
+		}
 	}
-	if got := sha256.Sum256(content); got != p.digest {
-		return nil, oci.ErrDigestInvalid.Withf("chunk table of device %s: page at %d has SHA-256 %x, the root says %x", d.Key, p.offset, got, p.digest)
-	}
-	return content, nil
+	return nil, oci.ErrDigestInvalid.Withf("chunk table of device %s: page at %d has SHA-256 %x, the root says %x", d.Key, p.offset, got, p.digest)
 }
 
 // Chunk returns chunk i, 0 <= i < Chunks. It loads one page of the table if
@@ -181,9 +186,6 @@ func (d *Device) load(ctx context.Context, p *page) ([]Chunk, error) {
 		return *c, nil
 	}
 	content, err := d.read(ctx, p)
-	if errors.Is(err, oci.ErrDigestInvalid) {
-		content, err = d.read(blob.Doubt(ctx), p)
-	}
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -231,6 +232,39 @@ func TestTablePageOfALiar(t *testing.T) {
 	if _, err := table.Devices[0].Chunk(t.Context(), 19999); err != nil {
 		t.Error(err)
 	}
+}
+
+// A source that finds out by itself that it is answered with another blob is
+// asked once: it has asked elsewhere then.
+func TestTablePageOfAnotherBlob(t *testing.T) {
+	content, ref := encodedTable(t, fakeDevice(1, 20000, MediaTypeLayer))
+	src := &another{Source: blob.FromBytes(content)}
+	table, err := OpenTable(t.Context(), ref, src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	src.asked, src.wrong = 0, true
+	if _, err := table.Devices[0].Chunk(t.Context(), 19999); !errors.Is(err, oci.ErrDigestInvalid) {
+		t.Errorf("a page of another blob gives %v", err)
+	}
+	if src.asked != 1 {
+		t.Errorf("the source was asked %d times, want once", src.asked)
+	}
+}
+
+// another is a source that may be answered with another blob.
+type another struct {
+	blob.Source
+	asked int
+	wrong bool
+}
+
+func (a *another) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	a.asked++
+	if a.wrong {
+		return nil, oci.ErrDigestInvalid.Withf("the answer is about another blob")
+	}
+	return a.Source.ReadRange(ctx, off, n)
 }
 
 // liar is a source that tells the truth to those who doubt.
