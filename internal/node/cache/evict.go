@@ -138,7 +138,7 @@ func (c *Cache) evict(target int64, than time.Time) (freed int64) {
 	}
 	c.evicting.Lock() // or two would evict as much each
 	defer c.evicting.Unlock()
-	idle, total := c.idle((*needs)())
+	idle, total := c.idle((*needs)(), nil)
 	for _, cand := range idle {
 		if total-freed <= target {
 			break
@@ -150,15 +150,15 @@ func (c *Cache) evict(target int64, than time.Time) (freed int64) {
 	return freed
 }
 
-// idle returns the layers that nobody has acquired, in the order in which they
-// are to be removed, and the bytes of all layers.
-func (c *Cache) idle(needs map[oci.Digest]Need) (idle []candidate, total int64) {
+// idle returns the layers that nobody has acquired more often than without says,
+// in the order in which they are to be removed, and the bytes of all layers.
+func (c *Cache) idle(needs map[oci.Digest]Need, without map[*slot]int) (idle []candidate, total int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for key, s := range c.slots {
 		total += s.size()
-		if s.refs == 0 {
-			idle = append(idle, candidate{s, needs[key], s.used})
+		if s.refs <= without[s] {
+			idle = append(idle, candidate{s, needs[key], s.usage().Used})
 		}
 	}
 	slices.SortFunc(idle, func(a, b candidate) int {

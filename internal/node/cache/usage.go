@@ -147,6 +147,10 @@ type PruneOptions struct {
 	Keep   int64     // stop when the cache has no more bytes than this
 	Before time.Time // only layers that were last used before then; zero: any
 	DryRun bool      // remove nothing
+
+	// Without is for a dry run: what would be if these, of which the caller
+	// knows that nobody needs them, were released first.
+	Without []*Layer
 }
 
 // Why Prune kept a layer.
@@ -180,9 +184,19 @@ func (c *Cache) Prune(ctx context.Context, opts PruneOptions) (p Pruned, err err
 	if needs == nil {
 		return p, ErrUnsettled
 	}
-	idle, total := c.idle((*needs)())
+	without := make(map[*slot]int)
+	if opts.DryRun {
+		for _, l := range opts.Without {
+			without[l.slot]++
+		}
+	}
+	idle, total := c.idle((*needs)(), without)
+	candidates := make(map[oci.Digest]bool, len(idle))
+	for _, cand := range idle {
+		candidates[cand.slot.key] = true
+	}
 	for _, u := range c.Layers() {
-		if u.InUse {
+		if u.InUse && !candidates[u.Key] {
 			p.Kept = append(p.Kept, KeptLayer{u, KeptInUse})
 		}
 	}

@@ -115,10 +115,17 @@ func TestPrune(t *testing.T) {
 	if err := m.Release(t.Context(), "container"); err != nil {
 		t.Fatal(err)
 	}
+	dry := prune(mount.PruneOptions{All: true, DryRun: true})
+	if len(dry.Removed) != 3 || dry.Freed == 0 {
+		t.Errorf("a dry run while the mount lingers says %+v", dry)
+	}
+	checkImage(t, dir) // which is still there
 	for _, test := range []struct {
 		opts mount.PruneOptions
 		kept string
 	}{
+		{mount.PruneOptions{All: true, OlderThan: time.Hour, DryRun: true}, cache.KeptInUse},
+		{mount.PruneOptions{All: true, Keep: 1 << 30, DryRun: true}, cache.KeptRoom},
 		{mount.PruneOptions{}, cache.KeptInUse}, // the mount lingers
 		{mount.PruneOptions{All: true, OlderThan: time.Hour}, cache.KeptInUse},
 		{mount.PruneOptions{All: true, Keep: 1 << 30}, cache.KeptRoom},
@@ -129,7 +136,7 @@ func TestPrune(t *testing.T) {
 			t.Errorf("%+v: %+v, want three layers kept because %q", test.opts, p, test.kept)
 		}
 	}
-	dry := prune(mount.PruneOptions{All: true, DryRun: true})
+	dry = prune(mount.PruneOptions{All: true, DryRun: true})
 	if u := m.DiskUsage(t.Context()); u.Layers != 3 || dry.Freed < u.Cache || len(dry.Removed) != 3 {
 		t.Errorf("a dry run says %+v and leaves %+v", dry, u)
 	}

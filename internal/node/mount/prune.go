@@ -48,8 +48,11 @@ func (m *Manager) Prune(ctx context.Context, opts PruneOptions) (Pruned, error) 
 		before = before.Add(-opts.OlderThan)
 		o.Before = before
 	}
-	if opts.All {
-		m.SweepMounts(ctx, before) // those that merely linger; that harms no dry run
+	switch {
+	case opts.All && opts.DryRun:
+		o.Without = m.lingering(unusedSince(before))
+	case opts.All:
+		m.SweepMounts(ctx, before)
 	}
 	names := make(map[oci.Digest]map[string]bool)
 	for _, img := range m.list() {
@@ -77,7 +80,9 @@ func (m *Manager) Prune(ctx context.Context, opts PruneOptions) (Pruned, error) 
 		p.Left += k.Bytes
 		p.Kept = append(p.Kept, layer(k.LayerUsage, k.Why))
 	}
-	m.noteEvicted(ctx)
+	if !opts.DryRun {
+		m.noteEvicted(ctx)
+	}
 	if err != nil {
 		return p, fmt.Errorf("prune, having freed %d bytes: %w", p.Freed, err)
 	}

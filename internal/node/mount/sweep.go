@@ -13,6 +13,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 
 	"sluice/internal/durable"
+	"sluice/internal/node/cache"
 	"sluice/internal/node/plane"
 	"sluice/oci"
 )
@@ -68,28 +69,47 @@ func unusedSince(before time.Time) idle {
 }
 
 func (m *Manager) sweepMounts(ctx context.Context, may idle) {
-	type candidate struct {
-		img *image
-		p   *point
-	}
-	var candidates []candidate
 	m.mu.Lock()
-	for _, img := range m.images {
-		for _, p := range img.points {
-			if m.settled && p.attached && len(p.owners) == 0 && may(img, p.used) {
-				candidates = append(candidates, candidate{img, p})
-			}
-		}
-	}
+	points := m.unowned(may)
 	for s, c := range m.calls {
 		if c.over(time.Now()) {
 			delete(m.calls, s)
 		}
 	}
 	m.mu.Unlock()
-	for _, c := range candidates {
-		m.sweepPoint(ctx, c.img, c.p, may)
+	for p, img := range points {
+		m.sweepPoint(ctx, img, p, may)
 	}
+}
+
+// unowned returns the points that are mounted though nobody owns them, with their
+// images, as far as they may go. The caller has m.mu.
+func (m *Manager) unowned(may idle) map[*point]*image {
+	points := make(map[*point]*image)
+	for _, img := range m.images {
+		for _, p := range img.points {
+			if m.settled && p.attached && len(p.owners) == 0 && may(img, p.used) {
+				points[p] = img
+			}
+		}
+	}
+	return points
+}
+
+// lingering returns the layers of the cache that sweepMounts would release.
+func (m *Manager) lingering(may idle) (layers []*cache.Layer) {
+	m.mu.Lock()
+	points := m.unowned(may)
+	m.mu.Unlock()
+	for p := range points {
+		if checkUnused(p.dir) != nil {
+			continue
+		}
+		m.mu.Lock()
+		layers = append(layers, p.layers...)
+		m.mu.Unlock()
+	}
+	return layers
 }
 
 // sweepPoint unmounts a point unless somebody got it meanwhile.
