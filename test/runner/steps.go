@@ -101,7 +101,7 @@ func goTest(ctx context.Context, dir string, env []string, args ...string) tally
 	if err := cmd.Start(); err != nil {
 		return outcome("go test", err)
 	}
-	t := readEvents(out)
+	t := readEvents(out, os.Stdout)
 	if err := cmd.Wait(); err != nil && len(t.failures) == 0 {
 		t.failures = append(t.failures, fmt.Sprintf("go test in %s: %v", dir, err))
 	}
