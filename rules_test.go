@@ -41,6 +41,7 @@ var levels = map[string]int{
 	"internal/node/cache":         3,
 	"internal/node/plane":         3,
 	"internal/node/timeline":      3,
+	"internal/node/happening":     3,
 	"internal/streaming":          4,
 	"internal/webhook":            4,
 	"internal/node/mount":         4,

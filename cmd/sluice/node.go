@@ -17,6 +17,7 @@ import (
 
 	"sluice/internal/blob"
 	"sluice/internal/node/cache"
+	"sluice/internal/node/happening"
 	"sluice/internal/node/hosts"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
@@ -343,6 +344,8 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	d.info.Events = happening.NewLog(happening.Capacity)
+	defer context.AfterFunc(ctx, d.info.Events.Close)() // who follows isn't waited for
 	var wg sync.WaitGroup
 	wg.Go(func() { cancel(snapshot.Serve(ctx, snapshots, sn)) })
 	wg.Go(func() { cancel(serveHTTP(ctx, controls, d.controlHandler())) })

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -55,6 +56,9 @@ func printStatus(out io.Writer, s control.Status) error {
 	fmt.Fprintf(w, "plane\t%s\n", planeText(s.Daemon.Plane))
 	for _, reason := range s.Daemon.Plane.Reasons {
 		fmt.Fprintf(w, "\t%s\n", reason)
+	}
+	if !s.Switch.Enabled {
+		fmt.Fprintf(w, "switch\tnew images don't stream: %s\n", cmp.Or(s.Switch.Why, "streaming was switched off"))
 	}
 	fmt.Fprintf(w, "cache\t%s in %s%s\n", size(s.Cache.Bytes), plural(s.Cache.Layers, "layer"), ofQuota(s.Cache.Quota))
 	fmt.Fprintf(w, "traffic\t%s in %d requests, %d failed; %d reads waited, %d chunks came damaged\n\n",

@@ -128,6 +128,7 @@ type Manager struct {
 	calls   map[subject]*call
 	recent  []Outcome // the last pulls, oldest first
 	pulls   map[Reason]PullCount
+	turned  Switch // see SetSwitch
 	claims  map[string]*claim
 }
 
@@ -184,6 +185,7 @@ func Open(ctx context.Context, opts Options) (*Manager, error) {
 		known:  make(map[subject]oci.Digest),
 		calls:  make(map[subject]*call),
 		pulls:  make(map[Reason]PullCount),
+		turned: Switch{Enabled: true},
 		claims: make(map[string]*claim),
 	}
 	if err := durable.MkdirAll(opts.Root, 0o700); err != nil {

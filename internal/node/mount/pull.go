@@ -71,7 +71,7 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (Im
 		s.tag = r.Tag
 	}
 	m.mu.Lock()
-	if id, ok := m.known[s]; ok {
+	if id, ok := m.known[s]; ok && m.switched().Enabled {
 		img := m.images[id]
 		img.revive()
 		m.mu.Unlock()
@@ -91,15 +91,18 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (Im
 	return m.wait(ctx, c)
 }
 
-// over reports whether a finished call's answer is too old to be given again.
-func (c *call) over(now time.Time) bool {
+// ended reports whether a call has its answer.
+func (c *call) ended() bool {
 	select {
 	case <-c.done:
-		return now.After(c.until)
+		return true
 	default:
 		return false
 	}
 }
+
+// over reports whether a finished call's answer is too old to be given again.
+func (c *call) over(now time.Time) bool { return c.ended() && now.After(c.until) }
 
 // wait returns a call's answer.
 func (m *Manager) wait(ctx context.Context, c *call) (Image, error) {
@@ -189,8 +192,8 @@ func (m *Manager) logOutcome(ctx context.Context, o Outcome) {
 
 // refused returns why nothing of a registry is streamed here, nil if it may be.
 func (m *Manager) refused(registry string) error {
-	if m.opts.Disabled {
-		return notStreaming(Disabled, "streaming is switched off on this node")
+	if err := m.switchedOff(); err != nil {
+		return err
 	}
 	if len(m.opts.From) > 0 && !slices.Contains(m.opts.From, registry) {
 		return notStreaming(Disabled, "this node doesn't stream from %s, only from %q", registry, m.opts.From)

@@ -17,6 +17,7 @@ type Status struct {
 	Images []ImageStatus `json:"images"` // by reference
 	Claims []Claim       `json:"claims"` // by creation
 	Pulls  []Outcome     `json:"pulls"`  // the last ones, oldest first
+	Switch Switch        `json:"streaming"`
 
 	// NotStreaming are the images that didn't stream when they were last
 	// pulled, as far as Pulls goes back, by reference.
@@ -142,12 +143,13 @@ func (m *Manager) Status(ctx context.Context) Status {
 	for _, c := range m.pulls {
 		counts = append(counts, c)
 	}
+	turned := m.switched()
 	m.mu.Unlock()
 
 	usage, stats := m.opts.Cache.Usage(), m.opts.Cache.Stats()
 	s := Status{
-		Images: []ImageStatus{},
-		Pulls:  pulls, NotStreaming: notStreamed(pulls), Counts: counts,
+		Images: []ImageStatus{}, Switch: turned,
+		Pulls: pulls, NotStreaming: notStreamed(pulls), Counts: counts,
 		Claims:  m.Claims(),
 		Traffic: traffic(&m.counter),
 		Cache:   CacheStatus{Bytes: usage.Bytes, Quota: usage.High, Layers: usage.Layers, Faults: stats.Faults, Corrupt: stats.Corrupt},

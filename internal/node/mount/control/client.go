@@ -76,40 +76,55 @@ func (c *Client) Trace(ctx context.Context, id string) ([]timeline.Span, error) 
 }
 
 func (c *Client) do(ctx context.Context, method, path string, body, answer any) error {
-	var content bytes.Buffer
-	if body != nil {
-		if err := json.NewEncoder(&content).Encode(body); err != nil {
-			return err
-		}
-	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://node"+path, &content)
+	resp, err := c.send(ctx, method, path, body)
 	if err != nil {
 		return err
 	}
-	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(req.Header))
-	resp, err := c.http.Do(req)
-	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
-		// The last two: it was killed with the connection in its queue.
-		return fmt.Errorf("%w on %s", ErrNoDaemon, c.socket)
-	}
-	if err != nil {
-		return fmt.Errorf("node daemon: %w", err)
-	}
 	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
-	if err != nil {
-		return fmt.Errorf("node daemon's answer: %w", err)
-	}
-	if resp.StatusCode/100 != 2 {
-		return decodeError(resp.StatusCode, b)
-	}
-	if answer == nil {
-		return nil
+	b, err := readBody(resp)
+	if err != nil || answer == nil {
+		return err
 	}
 	if err := json.Unmarshal(b, answer); err != nil {
 		return fmt.Errorf("node daemon's answer: %w", err)
 	}
 	return nil
+}
+
+// send sends a request, with a body unless that is nil.
+func (c *Client) send(ctx context.Context, method, path string, body any) (*http.Response, error) {
+	var content bytes.Buffer
+	if body != nil {
+		if err := json.NewEncoder(&content).Encode(body); err != nil {
+			return nil, err
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://node"+path, &content)
+	if err != nil {
+		return nil, err
+	}
+	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(req.Header))
+	resp, err := c.http.Do(req)
+	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		// The last two: it was killed with the connection in its queue.
+		return nil, fmt.Errorf("%w on %s", ErrNoDaemon, c.socket)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("node daemon: %w", err)
+	}
+	return resp, nil
+}
+
+// readBody returns an answer's body, or the error that it is.
+func readBody(resp *http.Response) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	if err != nil {
+		return nil, fmt.Errorf("node daemon's answer: %w", err)
+	}
+	if resp.StatusCode/100 != 2 {
+		return nil, decodeError(resp.StatusCode, b)
+	}
+	return b, nil
 }
 
 // decodeError makes the daemon's error one of this process.

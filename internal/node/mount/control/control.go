@@ -12,6 +12,11 @@
 //	POST   /v1/prune             mount.PruneOptions -> mount.Pruned
 //	PUT    /v1/pins?image=NAME   name is a reference or an artifact's digest
 //	DELETE /v1/pins?image=NAME
+//	GET    /v1/events?after=CURSOR&follow=BOOL  -> Happening, one a line
+//	PUT    /v1/streaming         {"enabled": BOOL, "why": TEXT}
+//
+// Events come as they are in happening.Log, after one that was seen; while they
+// are followed, an empty line says every 15 seconds that the daemon lives.
 //
 // An answer other than 2xx has an Error as its body. A request with a traceparent
 // header (W3C Trace Context) is part of that trace.
@@ -29,6 +34,7 @@ import (
 
 	"sluice/internal/node/cache"
 	"sluice/internal/node/credentials"
+	"sluice/internal/node/happening"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/plane"
 	"sluice/internal/node/timeline"
@@ -55,6 +61,8 @@ type Info struct {
 	Reason  string `json:"reason,omitempty"`
 	// Credentials returns who the node is to registries. Nil: it isn't told.
 	Credentials func() []credentials.Status `json:"-"`
+	// Events is what GET /v1/events tells. Nil: nothing is told.
+	Events *happening.Log `json:"-"`
 	// Registries returns what is wrong with registries. Nil: it isn't told.
 	Registries func() []RegistryProblem `json:"-"`
 }
@@ -148,6 +156,7 @@ func Handler(m *mount.Manager, traces *timeline.Recorder, info Info, log *slog.L
 		reply(w, http.StatusOK, append([]timeline.Span{}, spans...), log)
 	})
 	handleDisk(mux, m, log)
+	handleEvents(mux, m, info.Events, log)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx := propagation.TraceContext{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
 		mux.ServeHTTP(w, r.WithContext(ctx))

@@ -13,15 +13,16 @@ import (
 	"testing"
 
 	"sluice/internal/node/cache"
+	"sluice/internal/node/happening"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
 	"sluice/internal/node/plane"
 	"sluice/internal/node/timeline"
 )
 
-// serve serves the control API of a manager that can't mount anything, and
-// returns its socket.
-func serve(t *testing.T) string {
+// serve serves the control API of a manager that can't mount anything, and of
+// events, if there are any, and returns its socket.
+func serve(t *testing.T, events *happening.Log) string {
 	t.Helper()
 	dir := t.TempDir()
 	c, err := cache.Open(t.Context(), cache.Options{Dir: filepath.Join(dir, "cache")})
@@ -41,7 +42,7 @@ func serve(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: control.Handler(m, &timeline.Recorder{}, control.Info{Root: dir}, slog.New(slog.DiscardHandler))}
+	server := &http.Server{Handler: control.Handler(m, &timeline.Recorder{}, control.Info{Root: dir, Events: events}, slog.New(slog.DiscardHandler))}
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(l) }()
 	t.Cleanup(func() {
@@ -54,7 +55,7 @@ func serve(t *testing.T) string {
 }
 
 func TestClient(t *testing.T) {
-	client := control.NewClient(serve(t))
+	client := control.NewClient(serve(t, nil))
 	s, err := client.Status(t.Context())
 	if err != nil || s.Daemon.PID != os.Getpid() || s.Daemon.Root == "" || s.Images == nil || s.Pulls == nil {
 		t.Errorf("status is %+v, %v", s, err)
@@ -73,7 +74,7 @@ func TestClient(t *testing.T) {
 
 // TestDisk asks for what concerns the disk, sensibly and not.
 func TestDisk(t *testing.T) {
-	socket := serve(t)
+	socket := serve(t, nil)
 	client := control.NewClient(socket)
 	if u, err := client.DiskUsage(t.Context()); err != nil || u.Images == nil || u.DiskSize == 0 {
 		t.Errorf("usage is %+v, %v", u, err)
