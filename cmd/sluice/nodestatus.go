@@ -57,7 +57,7 @@ func printStatus(out io.Writer, s control.Status) error {
 	for _, reason := range s.Daemon.Plane.Reasons {
 		fmt.Fprintf(w, "\t%s\n", reason)
 	}
-	if !s.Switch.Enabled {
+	if s.Switch.Off {
 		fmt.Fprintf(w, "switch\tnew images don't stream: %s\n", cmp.Or(s.Switch.Why, "streaming was switched off"))
 	}
 	fmt.Fprintf(w, "cache\t%s in %s%s\n", size(s.Cache.Bytes), plural(s.Cache.Layers, "layer"), ofQuota(s.Cache.Quota))

@@ -185,7 +185,6 @@ func Open(ctx context.Context, opts Options) (*Manager, error) {
 		known:  make(map[subject]oci.Digest),
 		calls:  make(map[subject]*call),
 		pulls:  make(map[Reason]PullCount),
-		turned: Switch{Enabled: true},
 		claims: make(map[string]*claim),
 	}
 	if err := durable.MkdirAll(opts.Root, 0o700); err != nil {

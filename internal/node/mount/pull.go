@@ -71,7 +71,7 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (Im
 		s.tag = r.Tag
 	}
 	m.mu.Lock()
-	if id, ok := m.known[s]; ok && m.switched().Enabled {
+	if id, ok := m.known[s]; ok && !m.switched().Off {
 		img := m.images[id]
 		img.revive()
 		m.mu.Unlock()

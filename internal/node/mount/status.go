@@ -17,7 +17,7 @@ type Status struct {
 	Images []ImageStatus `json:"images"` // by reference
 	Claims []Claim       `json:"claims"` // by creation
 	Pulls  []Outcome     `json:"pulls"`  // the last ones, oldest first
-	Switch Switch        `json:"streaming"`
+	Switch Switch        `json:"switch"`
 
 	// NotStreaming are the images that didn't stream when they were last
 	// pulled, as far as Pulls goes back, by reference.

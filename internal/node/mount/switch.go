@@ -2,12 +2,11 @@ package mount
 
 import "strings"
 
-// Switch says whether images that are pulled from now on stream. Those that are
-// mounted do in any case.
+// Switch says whether images that are pulled from now on stream: the zero value,
+// that they do. Those that are mounted do in any case.
 type Switch struct {
-	Enabled bool `json:"enabled"`
-	// Why it is off, for people.
-	Why string `json:"why,omitempty"`
+	Off bool   `json:"off"`
+	Why string `json:"why,omitempty"` // it is off, for people
 }
 
 // maxWhy bounds Switch.Why, in bytes.
@@ -20,7 +19,7 @@ func (m *Manager) SetSwitch(s Switch) {
 	if len(s.Why) > maxWhy {
 		s.Why = strings.ToValidUTF8(s.Why[:maxWhy], "") + "…"
 	}
-	if s.Enabled {
+	if !s.Off {
 		s.Why = ""
 	}
 	m.mu.Lock()
@@ -36,7 +35,7 @@ func (m *Manager) SetSwitch(s Switch) {
 	}
 	m.mu.Unlock()
 	if changed {
-		m.log.Info("streaming of new images is switched", "enabled", s.Enabled, "why", s.Why)
+		m.log.Info("streaming of new images is switched", "off", s.Off, "why", s.Why)
 	}
 }
 
@@ -44,7 +43,7 @@ func (m *Manager) SetSwitch(s Switch) {
 // m.mu.
 func (m *Manager) switched() Switch {
 	if m.opts.Disabled {
-		return Switch{Why: "streaming is switched off on this node"}
+		return Switch{Off: true, Why: "streaming is switched off on this node"}
 	}
 	return m.turned
 }
@@ -55,7 +54,7 @@ func (m *Manager) switchedOff() error {
 	s := m.switched()
 	m.mu.Unlock()
 	switch {
-	case s.Enabled:
+	case !s.Off:
 		return nil
 	case s.Why == "":
 		return notStreaming(Disabled, "streaming of new images was switched off")

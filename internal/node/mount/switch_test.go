@@ -12,21 +12,21 @@ import (
 func TestSwitch(t *testing.T) {
 	n, manifest := prepared(t)
 	m := n.start()
-	if s := m.Status(t.Context()).Switch; s != (mount.Switch{Enabled: true}) {
+	if s := m.Status(t.Context()).Switch; s != (mount.Switch{}) {
 		t.Errorf("at the start the switch is %+v", s)
 	}
-	m.SetSwitch(mount.Switch{Why: "the node is drained"})
+	m.SetSwitch(mount.Switch{Off: true, Why: "the node is drained"})
 	for range 2 {
 		if _, err := m.Pull(t.Context(), testRef, manifest); mount.ReasonOf(err) != mount.Disabled || !strings.Contains(err.Error(), "the node is drained") {
 			t.Errorf("a pull while it's off: %v", err)
 		}
 	}
-	m.SetSwitch(mount.Switch{Enabled: true})
+	m.SetSwitch(mount.Switch{})
 	img, err := m.Pull(t.Context(), testRef, manifest)
 	if err != nil {
 		t.Fatalf("a pull when it's on again: %v", err)
 	}
-	m.SetSwitch(mount.Switch{})
+	m.SetSwitch(mount.Switch{Off: true})
 	if _, err := m.Pull(t.Context(), testRef, manifest); mount.ReasonOf(err) != mount.Disabled {
 		t.Errorf("a pull of what is here, while it's off: %v", err)
 	}
@@ -43,11 +43,11 @@ func TestSwitchOfADisabledNode(t *testing.T) {
 	n, manifest := prepared(t)
 	n.opts.Disabled = true
 	m := n.start()
-	m.SetSwitch(mount.Switch{Enabled: true})
+	m.SetSwitch(mount.Switch{})
 	if _, err := m.Pull(t.Context(), testRef, manifest); mount.ReasonOf(err) != mount.Disabled {
 		t.Errorf("a pull: %v", err)
 	}
-	if m.Status(t.Context()).Switch.Enabled {
+	if !m.Status(t.Context()).Switch.Off {
 		t.Error("the status says that images stream")
 	}
 }

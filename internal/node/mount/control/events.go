@@ -77,7 +77,7 @@ func handleEvents(mux *http.ServeMux, m *mount.Manager, events *happening.Log, l
 			reply(w, http.StatusBadRequest, Error{Message: "request: " + err.Error()}, log)
 			return
 		}
-		m.SetSwitch(mount.Switch{Enabled: *req.Enabled, Why: req.Why})
+		m.SetSwitch(mount.Switch{Off: !*req.Enabled, Why: req.Why})
 		w.WriteHeader(http.StatusNoContent)
 	})
 }

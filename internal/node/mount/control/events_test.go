@@ -155,11 +155,11 @@ func TestStreamingIsSwitched(t *testing.T) {
 			t.Errorf("streaming is %+v, %v; want %+v", s.Switch, err, want)
 		}
 	}
-	is(mount.Switch{Enabled: true})
+	is(mount.Switch{})
 	if err := client.SetStreaming(t.Context(), false, "the node's label says so"); err != nil {
 		t.Error(err)
 	}
-	is(mount.Switch{Why: "the node's label says so"})
+	is(mount.Switch{Off: true, Why: "the node's label says so"})
 	raw := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	}}}
@@ -178,7 +178,7 @@ func TestStreamingIsSwitched(t *testing.T) {
 			t.Errorf("%.30q is answered %d, want 400", body, resp.StatusCode)
 		}
 	}
-	is(mount.Switch{Why: "the node's label says so"})
+	is(mount.Switch{Off: true, Why: "the node's label says so"})
 	if err := client.SetStreaming(t.Context(), false, strings.Repeat("ü", 10_000)); err != nil {
 		t.Error(err)
 	}
@@ -188,5 +188,5 @@ func TestStreamingIsSwitched(t *testing.T) {
 	if err := client.SetStreaming(t.Context(), true, "all is well"); err != nil {
 		t.Error(err)
 	}
-	is(mount.Switch{Enabled: true})
+	is(mount.Switch{})
 }
