@@ -42,6 +42,7 @@ var levels = map[string]int{
 	"internal/node/plane":         3,
 	"internal/node/timeline":      3,
 	"internal/node/happening":     3,
+	"internal/operation":          3,
 	"internal/streaming":          4,
 	"internal/webhook":            4,
 	"internal/node/mount":         4,

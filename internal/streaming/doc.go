@@ -3,22 +3,16 @@
 // of the index, and a worker of some replica makes its streaming artifact with
 // package convert.
 //
-// Start with Service (service.go), which answers for operations; Run (run.go) is
-// the worker's side.
+// Start with Service (service.go), which answers for operations; run.go is the
+// worker's side. What an operation is, and what becomes of one, is package
+// operation's.
 //
 // # The queue
 //
 // Each repository has a queue (stored.ConvertQueue), and a job's key is the
-// digest of what it converts, so that one subject is converted by one worker at a
-// time. Workers take jobs from the queues in turn: a repository with a thousand
-// images to convert keeps nobody else's waiting for more than one of them.
-//
-// A worker has a lease on its job and extends it while it works, with the
-// progress. It learns then that the job is to be canceled, or was given to
-// somebody else, and stops at once. Right before it pushes a manifest it extends
-// the lease once more (guard.go): an artifact appears only for a job that its
-// worker has, and when all blobs of it are there. What fails for a reason that may
-// pass, such as a full disk, is tried again some minutes long.
+// digest of what it converts. Right before a worker pushes a manifest it makes
+// sure of its lease (guard.go): an artifact appears only for a job that its worker
+// has, and when all blobs of it are there.
 //
 // A process that is killed leaves blobs that nothing refers to, for garbage
 // collection, and a job whose lease runs out. Whoever gets it next begins anew,

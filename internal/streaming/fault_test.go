@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"sluice/internal/operation"
 	"sluice/internal/stored"
 	"sluice/oci"
 )
@@ -136,7 +137,7 @@ func TestEveryCallFails(t *testing.T) {
 				return nil
 			}
 			start(t, s)
-			if op = end(t, s, op); op.Status != StatusSucceeded {
+			if op = end(t, s, op); op.Status != operation.StatusSucceeded {
 				t.Errorf("%+v", op)
 			}
 			if len(b.artifacts(repo, op.Subject)) != 1 {
@@ -166,8 +167,8 @@ func TestNothingWorksAnyMore(t *testing.T) {
 			}
 			stop := start(t, s)
 			op = end(t, s, op)
-			if op.Status != StatusFailed || op.ErrorCode != codeUnknown || s.retried.Load() != maxFailures-1 {
-				t.Fatalf("%+v after %d retries", op, s.retried.Load())
+			if op.Status != operation.StatusFailed || op.ErrorCode != operation.CodeUnknown || s.ops.Counts.Retried.Load() != operation.MaxFailures-1 {
+				t.Fatalf("%+v after %d retries", op, s.ops.Counts.Retried.Load())
 			}
 			if len(b.artifacts(repo, op.Subject)) != 0 {
 				t.Error("there is an artifact of what failed")
@@ -204,7 +205,7 @@ func conversionCalls(t *testing.T) []string {
 		return nil
 	}
 	stop := start(t, s)
-	if op = end(t, s, op); op.Status != StatusSucceeded {
+	if op = end(t, s, op); op.Status != operation.StatusSucceeded {
 		t.Fatalf("%+v", op)
 	}
 	stop()

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"sluice/internal/index"
+	"sluice/internal/operation"
 	"sluice/internal/storage"
 	"sluice/internal/stored"
 )
@@ -38,8 +39,8 @@ func worker(dir string) {
 		os.Exit(1)
 	}
 	fmt.Println("ready")
-	s := New(reg, db, Options{Store: store})
-	s.timing = timing{lease: 200 * time.Millisecond, beat: 20 * time.Millisecond, poll: 5 * time.Millisecond, pause: time.Millisecond, layer: 5 * time.Millisecond}
+	s := newService(reg, db, Options{Store: store},
+		operation.Timing{Lease: 200 * time.Millisecond, Beat: 20 * time.Millisecond, Poll: 5 * time.Millisecond, Pause: time.Millisecond})
 	s.Run(ctx)
 }
 
@@ -76,7 +77,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 			for _, op := range ops {
 				if n := len(b.artifacts(repo, op.Subject)); n == 1 {
 					complete++
-				} else if now, err := s.Operation(t.Context(), repo, op.ID); err != nil || n != 0 || now.Status != StatusNotStarted && now.Status != StatusRunning {
+				} else if now, err := s.Operation(t.Context(), repo, op.ID); err != nil || n != 0 || now.Status != operation.StatusNotStarted && now.Status != operation.StatusRunning {
 					t.Errorf("%d artifacts of %+v, %v", n, now, err)
 				}
 			}
@@ -92,7 +93,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	visit(t, dir, func(b *bench, s *Service) {
 		start(t, s)
 		for _, op := range ops {
-			if op = end(t, s, op); op.Status != StatusSucceeded || len(b.artifacts(repo, op.Subject)) != 1 {
+			if op = end(t, s, op); op.Status != operation.StatusSucceeded || len(b.artifacts(repo, op.Subject)) != 1 {
 				t.Errorf("in the end: %+v", op)
 			}
 		}

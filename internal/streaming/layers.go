@@ -58,7 +58,7 @@ func (s *Service) layer(ctx context.Context, src convert.LayerSource) (*artifact
 			break
 		}
 		select {
-		case <-time.After(s.timing.layer):
+		case <-time.After(s.pause):
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}

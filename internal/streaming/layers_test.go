@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"sluice/internal/convert"
+	"sluice/internal/operation"
 	"sluice/internal/storage"
 	"sluice/internal/stored"
 	"sluice/oci"
@@ -56,7 +57,7 @@ func TestLayersAreConvertedOnce(t *testing.T) {
 	b.push("v1", image{repo: "fifth", tars: [][]byte{base, top}})
 	op := must(t, again, "fifth", "v1")
 	start(t, again)
-	if op = end(t, again, op); op.Status != StatusSucceeded || again.converted.Load()+s.converted.Load() != 3 {
+	if op = end(t, again, op); op.Status != operation.StatusSucceeded || again.converted.Load()+s.converted.Load() != 3 {
 		t.Errorf("%+v: %d layers were converted", op, again.converted.Load()+s.converted.Load())
 	}
 }
@@ -72,7 +73,7 @@ func TestDiffIDsAreNotBelieved(t *testing.T) {
 
 	desc := b.push("claim", image{repo: "thief", tars: [][]byte{files("else")}, diffIDs: []oci.Digest{oci.DigestOf(secret)}})
 	op := end(t, s, must(t, s, "thief", "claim"))
-	if op.Status != StatusFailed || op.ErrorCode != convert.ErrImageNotRunnable.Code || len(b.artifacts("thief", desc.Digest)) != 0 {
+	if op.Status != operation.StatusFailed || op.ErrorCode != convert.ErrImageNotRunnable.Code || len(b.artifacts("thief", desc.Digest)) != 0 {
 		t.Errorf("%+v", op)
 	}
 	// Nor does whoever knows the digest of the blob itself, where manifests may
@@ -84,7 +85,7 @@ func TestDiffIDsAreNotBelieved(t *testing.T) {
 	}
 	desc = b.manifest("thief", "sparse", m.MediaType, m)
 	op = end(t, s, must(t, s, "thief", "sparse"))
-	if op.Status != StatusFailed || op.ErrorCode != convert.ErrResourceNotFound.Code || len(b.artifacts("thief", desc.Digest)) != 0 {
+	if op.Status != operation.StatusFailed || op.ErrorCode != convert.ErrResourceNotFound.Code || len(b.artifacts("thief", desc.Digest)) != 0 {
 		t.Errorf("%+v", op)
 	}
 }

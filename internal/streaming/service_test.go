@@ -10,6 +10,7 @@ import (
 
 	"sluice/internal/convert"
 	"sluice/internal/index"
+	"sluice/internal/operation"
 	"sluice/internal/stored"
 	"sluice/oci"
 )
@@ -19,7 +20,7 @@ func TestConversion(t *testing.T) {
 	s := b.service(Options{})
 	desc := b.push("v1", image{tars: [][]byte{files("one", noise(1, 1<<20)), files("two")}})
 	op := must(t, s, repo, "v1")
-	if op.Status != StatusNotStarted || op.Progress != 0 || op.Subject != desc.Digest || op.Details != "Conversion started for resource "+repo+"@"+desc.Digest.String() {
+	if op.Status != operation.StatusNotStarted || op.Progress != 0 || op.Subject != desc.Digest || op.Details != "Conversion started for resource "+repo+"@"+desc.Digest.String() {
 		t.Errorf("it began as %+v", op)
 	}
 	if n := len(op.ID); n != 36 || strings.Count(op.ID, "-") != 4 {
@@ -27,7 +28,7 @@ func TestConversion(t *testing.T) {
 	}
 	start(t, s)
 	op = end(t, s, op)
-	if op.Status != StatusSucceeded || op.Progress != 100 {
+	if op.Status != operation.StatusSucceeded || op.Progress != 100 {
 		t.Errorf("it ended as %+v", op)
 	}
 	if n := len(b.artifacts(repo, desc.Digest)); n != 1 {
@@ -41,7 +42,7 @@ func TestConversion(t *testing.T) {
 		t.Errorf("again: %+v", again)
 	}
 	if succeededIn(2, s) != 2 || s.converted.Load() != 2 {
-		t.Errorf("counted %d conversions, %d layers", s.succeeded.Load(), s.converted.Load())
+		t.Errorf("counted %d conversions, %d layers", s.ops.Counts.Succeeded.Load(), s.converted.Load())
 	}
 	for what, err := range map[string]error{
 		"another repository": second(s.Operation(t.Context(), "other", op.ID)),
@@ -53,7 +54,7 @@ func TestConversion(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if canceled, err := s.Cancel(t.Context(), repo, op.ID); err != nil || canceled.Status != StatusSucceeded {
+	if canceled, err := s.Cancel(t.Context(), repo, op.ID); err != nil || canceled.Status != operation.StatusSucceeded {
 		t.Errorf("canceling what has ended: %+v, %v", canceled, err)
 	}
 }
@@ -111,7 +112,7 @@ func TestWrongContentFailsAtOnce(t *testing.T) {
 	start(t, s)
 	b.push("lie", image{tars: [][]byte{files("x")}, diffIDs: []oci.Digest{oci.DigestOf([]byte("another"))}})
 	op := end(t, s, must(t, s, repo, "lie"))
-	if op.Status != StatusFailed || op.ErrorCode != convert.ErrImageNotRunnable.Code || !strings.Contains(op.Details, "diff ID") || s.retried.Load() != 0 {
+	if op.Status != operation.StatusFailed || op.ErrorCode != convert.ErrImageNotRunnable.Code || !strings.Contains(op.Details, "diff ID") || s.ops.Counts.Retried.Load() != 0 {
 		t.Errorf("%+v", op)
 	}
 }
@@ -141,11 +142,11 @@ func TestOneConversionOfASubjectAtATime(t *testing.T) {
 	start(t, s)
 	<-reached
 	start(t, other)
-	if again := must(t, other, repo, "v1"); again.ID != op.ID || again.Status != StatusRunning {
+	if again := must(t, other, repo, "v1"); again.ID != op.ID || again.Status != operation.StatusRunning {
 		t.Errorf("running, a second operation: %+v", again)
 	}
 	close(free)
-	if op = end(t, s, op); op.Status != StatusSucceeded || s.converted.Load() != 1 || other.converted.Load() != 0 {
+	if op = end(t, s, op); op.Status != operation.StatusSucceeded || s.converted.Load() != 1 || other.converted.Load() != 0 {
 		t.Errorf("%+v", op)
 	}
 }
@@ -167,27 +168,27 @@ func TestCancel(t *testing.T) {
 				<-reached
 			}
 			got, err := asked.Cancel(t.Context(), repo, op.ID)
-			if err != nil || got.Status != StatusCanceled || got.ID != op.ID {
+			if err != nil || got.Status != operation.StatusCanceled || got.ID != op.ID {
 				t.Fatalf("%+v, %v", got, err)
 			}
-			if got, err = asked.Latest(t.Context(), repo, desc.Digest); err != nil || got.Status != StatusCanceled {
+			if got, err = asked.Latest(t.Context(), repo, desc.Digest); err != nil || got.Status != operation.StatusCanceled {
 				t.Errorf("then it is %+v, %v", got, err)
 			}
 			again := must(t, asked, repo, "v1")
-			if again.ID == op.ID || again.Status != StatusNotStarted {
+			if again.ID == op.ID || again.Status != operation.StatusNotStarted {
 				t.Errorf("started again: %+v", again)
 			}
 			if where == "in another replica" {
-				time.Sleep(4 * s.timing.beat)
+				time.Sleep(4 * hurry().Beat)
 			}
 			close(free)
 			if where == "waiting" {
 				start(t, s)
 			}
-			if again = end(t, s, again); again.Status != StatusSucceeded {
+			if again = end(t, s, again); again.Status != operation.StatusSucceeded {
 				t.Errorf("again: %+v", again)
 			}
-			if got, err = s.Operation(t.Context(), repo, op.ID); err != nil || got.Status != StatusCanceled {
+			if got, err = s.Operation(t.Context(), repo, op.ID); err != nil || got.Status != operation.StatusCanceled {
 				t.Errorf("in the end it is %+v, %v", got, err)
 			}
 			if n := len(b.artifacts(repo, desc.Digest)); n != 1 {
@@ -246,7 +247,7 @@ func TestDeletedMeanwhile(t *testing.T) {
 			}}
 			op := must(t, s, repo, "v1")
 			start(t, s)
-			if op = end(t, s, op); op.Status != StatusCanceled || !strings.Contains(op.Details, "deleted") || s.retried.Load() != 0 {
+			if op = end(t, s, op); op.Status != operation.StatusCanceled || !strings.Contains(op.Details, "deleted") || s.ops.Counts.Retried.Load() != 0 {
 				t.Errorf("%+v", op)
 			}
 			if n := len(b.artifacts(repo, desc.Digest)); n != 0 {
@@ -298,7 +299,7 @@ func TestReplicasShareTheWork(t *testing.T) {
 	start(t, one)
 	start(t, two)
 	for _, op := range ops {
-		if op = end(t, two, op); op.Status != StatusSucceeded {
+		if op = end(t, two, op); op.Status != operation.StatusSucceeded {
 			t.Errorf("%+v", op)
 		}
 		if n := len(b.artifacts(op.Repo, op.Subject)); n != 1 {
@@ -317,9 +318,9 @@ func TestReplicasShareTheWork(t *testing.T) {
 // it now.
 func TestLeaseLost(t *testing.T) {
 	b := newBench(t, stored.Options{})
-	s, other := b.service(Options{}), b.service(Options{})
-	s.timing.lease, s.timing.beat = 100*time.Millisecond, time.Hour
-	s.opts.Store = nil
+	slow := hurry()
+	slow.Lease, slow.Beat = 100*time.Millisecond, time.Hour
+	s, other := newService(b.reg, b.db, Options{}, slow), b.service(Options{})
 	pushed := 0
 	reached, free := make(chan string, 1), make(chan struct{})
 	s.generator = &faulty{Registry: s.generator, before: func(call string) error {
@@ -343,7 +344,7 @@ func TestLeaseLost(t *testing.T) {
 	op = end(t, other, op)
 	close(free)
 	stop()
-	if op.Status != StatusSucceeded || pushed != 0 || succeededIn(1, other) != 1 || s.succeeded.Load() != 0 {
+	if op.Status != operation.StatusSucceeded || pushed != 0 || succeededIn(1, other) != 1 || s.ops.Counts.Succeeded.Load() != 0 {
 		t.Errorf("%+v; the worker without a lease pushed %d", op, pushed)
 	}
 	if n := len(b.artifacts(repo, desc.Digest)); n != 1 {
@@ -357,7 +358,7 @@ func TestBegunTooOften(t *testing.T) {
 	s := b.service(Options{})
 	b.push("v1", image{tars: [][]byte{files("one")}})
 	op := must(t, s, repo, "v1")
-	for range maxAttempts {
+	for range operation.MaxAttempts {
 		if jobs, err := b.db.Lease(t.Context(), stored.ConvertQueue(repo), 1, time.Microsecond); err != nil || len(jobs) != 1 {
 			t.Fatal(jobs, err)
 		}
@@ -366,9 +367,9 @@ func TestBegunTooOften(t *testing.T) {
 	start(t, s)
 	waitFor(t, func() bool {
 		now, err := s.Operation(t.Context(), repo, op.ID)
-		return err == nil && now.Status == StatusFailed
+		return err == nil && now.Status == operation.StatusFailed
 	})
-	if op = end(t, s, op); op.ErrorCode != codeUnknown {
+	if op = end(t, s, op); op.ErrorCode != operation.CodeUnknown {
 		t.Errorf("%+v", op)
 	}
 }
@@ -379,7 +380,7 @@ func TestAutomatic(t *testing.T) {
 	layer := [][]byte{files("one")}
 	before := b.push("before", image{tars: layer})
 	op, err := s.SetEnabled(t.Context(), repo, true, false)
-	if err != nil || op.Status != StatusSucceeded || op.ID == "" {
+	if err != nil || op.Status != operation.StatusSucceeded || op.ID == "" {
 		t.Fatalf("%+v, %v", op, err)
 	}
 	queued := func(want int) {
@@ -412,11 +413,11 @@ func TestAutomatic(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if latest = end(t, s, latest); latest.Status != StatusSucceeded || len(b.artifacts(repo, subject)) != 1 {
+		if latest = end(t, s, latest); latest.Status != operation.StatusSucceeded || len(b.artifacts(repo, subject)) != 1 {
 			t.Errorf("%+v", latest)
 		}
 	}
-	if got := end(t, s, op); got.Status != StatusSucceeded {
+	if got := end(t, s, op); got.Status != operation.StatusSucceeded {
 		t.Errorf("the setting: %+v", got)
 	}
 	if n := len(b.artifacts(repo, before.Digest)); n != 0 {
@@ -486,7 +487,7 @@ func TestBackfill(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if op = end(t, s, op); op.Status != StatusSucceeded || !strings.Contains(op.Details, "3 images") {
+	if op = end(t, s, op); op.Status != operation.StatusSucceeded || !strings.Contains(op.Details, "3 images") {
 		t.Errorf("%+v", op)
 	}
 	for _, desc := range tagged {
@@ -494,7 +495,7 @@ func TestBackfill(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if latest = end(t, s, latest); latest.Status != StatusSucceeded {
+		if latest = end(t, s, latest); latest.Status != operation.StatusSucceeded {
 			t.Errorf("%+v", latest)
 		}
 	}
@@ -513,7 +514,7 @@ func succeededIn(want int64, services ...*Service) (n int64) {
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 		n = 0
 		for _, s := range services {
-			n += s.succeeded.Load()
+			n += s.ops.Counts.Succeeded.Load()
 		}
 		if n >= want || time.Now().After(deadline) {
 			return n

@@ -16,6 +16,7 @@ import (
 	"sluice/internal/artifact"
 	"sluice/internal/blob"
 	"sluice/internal/index"
+	"sluice/internal/operation"
 	"sluice/internal/storage"
 	"sluice/internal/stored"
 	"sluice/oci"
@@ -46,9 +47,11 @@ func newBench(t testing.TB, opts stored.Options) *bench {
 // service returns a replica's service, which is in a hurry.
 func (b *bench) service(opts Options) *Service {
 	opts.Store = b.store
-	s := New(b.reg, b.db, opts)
-	s.timing = timing{lease: 3 * time.Second, beat: 50 * time.Millisecond, poll: 10 * time.Millisecond, pause: 10 * time.Millisecond, layer: 10 * time.Millisecond}
-	return s
+	return newService(b.reg, b.db, opts, hurry())
+}
+
+func hurry() operation.Timing {
+	return operation.Timing{Lease: 3 * time.Second, Beat: 50 * time.Millisecond, Poll: 10 * time.Millisecond, Pause: 10 * time.Millisecond}
 }
 
 // start runs a service until the test ends or stop is called, which waits.
@@ -69,7 +72,7 @@ func end(t testing.TB, s *Service, op Operation) Operation {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if now.Status != StatusNotStarted && now.Status != StatusRunning {
+		if now.Status != operation.StatusNotStarted && now.Status != operation.StatusRunning {
 			return now
 		}
 	}
@@ -91,7 +94,7 @@ func must(t testing.TB, s *Service, repo, reference string) Operation {
 func succeed(t testing.TB, s *Service, repo, reference string) Operation {
 	t.Helper()
 	op := end(t, s, must(t, s, repo, reference))
-	if op.Status != StatusSucceeded || op.Progress != 100 {
+	if op.Status != operation.StatusSucceeded || op.Progress != 100 {
 		t.Fatalf("it ended as %+v", op)
 	}
 	return op
