@@ -254,7 +254,7 @@ func openDaemon(ctx context.Context, c nodeConfig, log *slog.Logger) (_ *daemon,
 	}
 	options := mount.Options{
 		Root: c.root, Cache: d.cache, Plane: images, PlaneName: d.info.Plane.Name, Registry: readRegistries(d.hosts),
-		Decide: c.decide, Fetch: c.fetch, Remember: c.recheck, Retry: c.retry(), Disabled: c.disabled, From: c.from, NoFill: c.noFill,
+		Decide: c.decide, Fetch: c.fetch, Remember: c.recheck, Identity: d.creds.Version, Retry: c.retry(), Disabled: c.disabled, From: c.from, NoFill: c.noFill,
 		Tracer: d.traces.Tracer("sluice/internal/node/mount"), Log: log,
 	}
 	if c.standalone {

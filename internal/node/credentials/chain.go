@@ -65,6 +65,13 @@ type renewer interface {
 	run(ctx context.Context)
 }
 
+// versioned is a Source that can tell, without asking anybody, whether what it
+// has for a request may be something else than before.
+type versioned interface {
+	// version returns a value that changes then.
+	version(req Request) string
+}
+
 const (
 	// refusedFor is how long a refused credential isn't tried again.
 	refusedFor = time.Minute
@@ -160,6 +167,19 @@ func (c *Chain) For(registry, repository string) remote.CredentialFunc {
 	return func(ctx context.Context, host string) (remote.Credential, error) {
 		return c.credential(ctx, Request{Host: host, Registry: registry, Repository: repository})
 	}
+}
+
+// Version returns a value that changes when there may be other credentials for a
+// repository of a registry than before: others came with a pull, or files were
+// changed. Whom else a source would have to ask isn't looked at.
+func (c *Chain) Version(registry, repository string) string {
+	var all []string
+	for _, s := range c.sources {
+		if v, ok := s.(versioned); ok {
+			all = append(all, v.version(Request{Host: registry, Registry: registry, Repository: repository}))
+		}
+	}
+	return strings.Join(all, "\n")
 }
 
 // credential asks the sources in turn. A request that begins gets the first

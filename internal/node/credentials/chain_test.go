@@ -388,3 +388,42 @@ func TestPassed(t *testing.T) {
 		t.Errorf("after a list: %s", got)
 	}
 }
+
+// Whatever brings other credentials for a repository changes the chain's version
+// for it, and nothing else does.
+func TestVersion(t *testing.T) {
+	dir := t.TempDir()
+	p := credentials.NewPassed("", nil)
+	c := credentials.New(nil, p, credentials.NewDocker(filepath.Join(dir, "docker")), credentials.NewPullSecrets(filepath.Join(dir, "secrets")))
+	user := func(name string) remote.Credential { return remote.Credential{Username: name, Password: "secret"} }
+	version := c.Version("a.io", "app")
+	changes := func(what string, want bool) {
+		t.Helper()
+		now := c.Version("a.io", "app")
+		if (now != version) != want {
+			t.Errorf("%s: from %q to %q", what, version, now)
+		}
+		if strings.Contains(now, "secret\"") {
+			t.Errorf("%s: the version tells a password: %q", what, now)
+		}
+		version = now
+	}
+	changes("nothing", false)
+	p.Pull("a.io/app:v1", user("a"))(nil)
+	changes("a credential came with a pull", true)
+	p.Pull("a.io/app:v2", user("a"))(nil)
+	changes("the same came again", false)
+	p.Pull("a.io/app:v1", user("b"))(nil)
+	changes("another came", true)
+	p.Pull("a.io/app:v1", user("a"))(nil)
+	changes("the first came again", false)
+	p.Pull("a.io/other:v1", user("c"))(nil)
+	changes("one came for another repository", false)
+	for _, name := range []string{"docker/config.json", "secrets/x/.dockerconfigjson", "secrets/.dockercfg"} {
+		write(t, filepath.Join(dir, name), auths("a.io", "u", "one"))
+		changes(name+" is there", true)
+		write(t, filepath.Join(dir, name), auths("a.io", "u", "three"))
+		changes(name+" changes", true)
+	}
+	changes("nothing", false)
+}

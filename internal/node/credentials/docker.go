@@ -59,6 +59,9 @@ func (d *Docker) Credential(ctx context.Context, req Request) (remote.Credential
 	return written, time.Time{}, err
 }
 
+// version implements versioned. A helper isn't asked.
+func (d *Docker) version(Request) string { return fileVersion(d.config) }
+
 func (d *Docker) run(ctx context.Context) { d.helped.run(ctx) }
 
 // helper returns the name of a registry's credential helper, or "".

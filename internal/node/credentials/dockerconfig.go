@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"sluice/internal/remote"
 )
 
@@ -122,6 +124,16 @@ func readConfig(name string) ([]byte, error) {
 		err = fmt.Errorf("%s has more than %d bytes", name, maxConfig)
 	}
 	return b, err
+}
+
+// fileVersion returns a value that changes when the file of that name does, or is
+// another one.
+func fileVersion(name string) string {
+	var st unix.Stat_t
+	if err := unix.Stat(name, &st); err != nil {
+		return name + ": " + err.Error()
+	}
+	return fmt.Sprint(name, " ", st.Dev, st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano())
 }
 
 // fileAuths looks for an entry in a docker configuration. A file that isn't there

@@ -2,6 +2,7 @@ package credentials
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -110,6 +112,23 @@ func (p *Passed) Credential(_ context.Context, req Request) (remote.Credential, 
 		found, err = one.Credential, nil
 	}
 	return found, time.Time{}, err
+}
+
+// version implements versioned. It tells nobody the credentials, nor in which
+// order they came.
+func (p *Passed) version(req Request) string {
+	req = req.ofImage()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var sums []string
+	for _, one := range p.kept {
+		if one.is(req.Host, req.Repository) {
+			c := one.Credential
+			sums = append(sums, fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%q", []string{c.Username, c.Password, c.RefreshToken, c.AccessToken}))))
+		}
+	}
+	slices.Sort(sums)
+	return strings.Join(sums, " ")
 }
 
 // Pull notes the credential of a pull that begins, for the repository that ref

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"sluice/internal/remote"
@@ -59,6 +60,18 @@ func (p *PullSecrets) Credential(_ context.Context, req Request) (remote.Credent
 		worst = nil
 	}
 	return found, time.Time{}, worst
+}
+
+// version implements versioned.
+func (p *PullSecrets) version(Request) string {
+	var all strings.Builder
+	for i, name := range p.files() {
+		if i == maxSecrets {
+			break
+		}
+		all.WriteString(fileVersion(name) + "\n")
+	}
+	return all.String()
 }
 
 // files returns the files of all secrets, those of each path by name.

@@ -60,6 +60,12 @@ type Options struct {
 	// without asking; default 1 min. A pull asks once per layer.
 	Remember time.Duration
 
+	// Identity tells who this node is to a registry, for a repository: a value
+	// that changes when there are other credentials for it. What a registry
+	// refused is asked for again then, whatever Remember is. It is called
+	// after each refusal that is given as an answer. Nil: that never changes.
+	Identity func(registry, repository string) string
+
 	// Linger is for how long what nobody uses is kept: mounts, and images
 	// that were never used; default 10 min.
 	Linger time.Duration
@@ -152,6 +158,9 @@ func (o Options) withDefaults() Options {
 	set(&o.Linger, defaultLinger)
 	if o.PlaneName == "" {
 		o.PlaneName = "fuse"
+	}
+	if o.Identity == nil {
+		o.Identity = func(string, string) string { return "" }
 	}
 	if o.Tracer == nil {
 		o.Tracer = noop.NewTracerProvider().Tracer("")

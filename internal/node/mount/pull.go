@@ -22,10 +22,11 @@ type subject struct {
 
 // call is a pull under way, or one that failed not long ago.
 type call struct {
-	done  chan struct{} // closed when what follows is set
-	image oci.Digest
-	err   error
-	until time.Time // until when err is the answer
+	done     chan struct{} // closed when what follows is set
+	image    oci.Digest
+	err      error
+	until    time.Time // until when err is the answer
+	identity string    // of Options.Identity, when it began
 }
 
 // Outcome is what became of a pull.
@@ -57,7 +58,9 @@ type PullCount struct {
 //
 // The error of an image that doesn't stream is a *NotStreaming. Either answer
 // comes within Options.Decide plus Options.Fetch, is shared by concurrent
-// callers and holds for a while: an image that is here needs no registry.
+// callers and holds for a while: an image that is here needs no registry. That the
+// registry refused this node holds only as long as the node has no other
+// credentials.
 func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (Image, error) {
 	r, err := oci.ParseReference(ref)
 	if err != nil {
@@ -70,12 +73,27 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (Im
 	if s.digest == "" {
 		s.tag = r.Tag
 	}
+	img, c, err := m.pullOnce(ctx, r, s)
+	if c == nil || reasonOf(err) != Unauthorized || c.identity == m.opts.Identity(s.registry, s.repository) {
+		return img, err
+	}
+	m.mu.Lock()
+	m.forgetCall(s, c)
+	m.mu.Unlock()
+	img, _, err = m.pullOnce(ctx, r, s)
+	return img, err
+}
+
+// pullOnce is Pull with whatever answer there is. It returns the call whose answer
+// that is, if the image wasn't here.
+func (m *Manager) pullOnce(ctx context.Context, r oci.Reference, s subject) (Image, *call, error) {
 	m.mu.Lock()
 	if id, ok := m.known[s]; ok && !m.switched().Off {
 		img := m.images[id]
 		img.revive()
 		m.mu.Unlock()
-		return m.ready(ctx, img, r.String())
+		public, err := m.ready(ctx, img, r.String())
+		return public, nil, err
 	}
 	c, ok := m.calls[s]
 	if !ok || c.over(time.Now()) {
@@ -88,7 +106,16 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (Im
 	} else {
 		m.mu.Unlock()
 	}
-	return m.wait(ctx, c)
+	public, err := m.wait(ctx, c)
+	return public, c, err
+}
+
+// forgetCall forgets a call, unless there's another one by now. The caller has
+// m.mu.
+func (m *Manager) forgetCall(s subject, c *call) {
+	if m.calls[s] == c {
+		delete(m.calls, s)
+	}
 }
 
 // ended reports whether a call has its answer.
@@ -145,6 +172,7 @@ func (m *Manager) run(ctx context.Context, c *call, ref oci.Reference, s subject
 	if !sampled(caller) {
 		caller = ctx
 	}
+	c.identity = m.opts.Identity(s.registry, s.repository)
 	img, err := m.pull(ctx, ref, s)
 	if err == nil {
 		m.watchReads(caller, img, ref.String())
@@ -168,7 +196,7 @@ func (m *Manager) run(ctx context.Context, c *call, ref oci.Reference, s subject
 	m.pulls[o.Reason] = PullCount{o.Reason, count.Pulls + 1, count.Time + o.Duration}
 	c.until = time.Now().Add(m.opts.Remember)
 	if err == nil && s.digest != "" {
-		delete(m.calls, s) // m.known has it; where a tag points to, only this call
+		m.forgetCall(s, c) // m.known has it; where a tag points to, only this call
 	}
 	if m.recent = append(m.recent, o); len(m.recent) > maxRecent {
 		m.recent = m.recent[len(m.recent)-maxRecent:]
