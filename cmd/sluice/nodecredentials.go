@@ -106,12 +106,12 @@ func (d *daemon) listenCRI() (net.Listener, error) {
 
 // beginPull notes with which credential kubelet pulls an image, if any, and has
 // the image looked up while containerd still resolves its name.
-func (d *daemon) beginPull(image string, c remote.Credential) (end func(error)) {
+func (d *daemon) beginPull(p cri.Pull) (end func(error)) {
 	end = func(error) {}
-	if c != (remote.Credential{}) {
-		end = d.creds.passed.Pull(image, c)
+	if p.Credential != (remote.Credential{}) {
+		end = d.creds.passed.Pull(p.Image, p.Credential)
 	}
-	d.images.Expect(image)
+	d.images.Expect(p.Image)
 	return end
 }
 

@@ -1,7 +1,7 @@
 // Package cri stands between kubelet and the image service of containerd's CRI,
-// to learn with which credentials images are pulled: kubelet has them from a
-// pod's pull secrets or its own plugins, passes them with PullImage, and nobody
-// can be asked for them again.
+// to learn for which pods and with which credentials images are pulled: kubelet
+// has them from a pod's pull secrets or its own plugins, passes them with
+// PullImage, and nobody can be asked for them again.
 //
 //	kubelet --image-service-endpoint=unix:///run/sluice/cri.sock
 //
@@ -9,6 +9,8 @@
 // PullImage's request is looked into. Deadlines, metadata, errors and their
 // details pass both ways, and one message at a time is held, so who reads slowly
 // slows down who writes.
+//
+// Runtime asks containerd which container of which pod an ID is.
 package cri
 
 import (
@@ -32,6 +34,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"sluice/internal/node/happening"
 	"sluice/internal/remote"
 	"sluice/oci"
 )
@@ -51,13 +54,22 @@ type Options struct {
 	// Socket is where containerd's CRI answers. It need not be there yet.
 	Socket string
 
-	// Pull is called when a pull begins, with the image's name as kubelet has
-	// it and the credential that it passes, which may be none; what Pull
-	// returns when the pull ends, with its error. It must be quick.
-	Pull func(image string, c remote.Credential) (end func(error))
+	// Pull is called when a pull begins; what it returns when the pull ends,
+	// with its error. It must be quick.
+	Pull func(Pull) (end func(error))
 
 	// Log receives what can't be understood. Nil discards it.
 	Log *slog.Logger
+}
+
+// Pull is a pull that begins.
+type Pull struct {
+	Image      string            // its name as kubelet has it
+	Credential remote.Credential // that kubelet passes; zero: none
+	// Pod is for which one, and Annotations are that one's. kubelet says so;
+	// other clients may not.
+	Pod         happening.Pod
+	Annotations map[string]string
 }
 
 // Serve answers kubelet on l until ctx ends, and closes l. Calls that are under
@@ -179,9 +191,9 @@ func (p *proxy) pull(request []byte) (end func(error)) {
 	c, err := credential(req.GetAuth(), image)
 	if err != nil {
 		p.Log.Warn("the credential of a pull can't be used", "image", image, "error", err)
-		return nothing
 	}
-	return p.Pull(image, c)
+	sandbox := req.GetSandboxConfig()
+	return p.Pull(Pull{Image: image, Credential: c, Pod: podOf(sandbox.GetMetadata()), Annotations: sandbox.GetAnnotations()})
 }
 
 // credential returns what kubelet passes for an image, which may be nothing. Of

@@ -76,14 +76,15 @@ func serveOn(t testing.TB, s *grpc.Server, socket string) (stop func()) {
 type passed struct {
 	mu    sync.Mutex
 	pulls []string
+	told  []Pull
 	creds []remote.Credential
 	ends  []error
 }
 
-func (p *passed) pull(image string, c remote.Credential) func(error) {
+func (p *passed) pull(pull Pull) func(error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.pulls, p.creds = append(p.pulls, image), append(p.creds, c)
+	p.pulls, p.told, p.creds = append(p.pulls, pull.Image), append(p.told, pull), append(p.creds, pull.Credential)
 	return func(err error) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -410,9 +411,9 @@ func FuzzPull(f *testing.F) {
 	f.Add([]byte("0000")) // fields that nobody knows
 	f.Fuzz(func(t *testing.T, request []byte) {
 		told := 0
-		p := &proxy{Options: Options{Log: slog.New(slog.DiscardHandler), Pull: func(image string, _ remote.Credential) func(error) {
-			if told++; told > 1 || !bytes.Contains(request, []byte(image)) {
-				t.Errorf("told %d times, now of %q", told, image)
+		p := &proxy{Options: Options{Log: slog.New(slog.DiscardHandler), Pull: func(pull Pull) func(error) {
+			if told++; told > 1 || !bytes.Contains(request, []byte(pull.Image)) || !bytes.Contains(request, []byte(pull.Pod.UID)) {
+				t.Errorf("told %d times, now of %+v", told, pull)
 			}
 			return func(error) {}
 		}}}
