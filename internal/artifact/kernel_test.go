@@ -139,7 +139,7 @@ func walkTree(t testing.TB, root string) map[string]node {
 		return nil
 	})
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%s: %v", root, err)
 	}
 	return nodes
 }

@@ -143,33 +143,41 @@ func (e *transportError) Error() string { return e.err.Error() }
 func (e *transportError) Unwrap() error { return e.err }
 
 // tryLayer converts a layer once.
-func (c *converter) tryLayer(ctx context.Context, img *image, i int, gunzip layer.Gunzip) (*artifact.Layer, error) {
+func (c *converter) tryLayer(ctx context.Context, img *image, i int, gunzip layer.Gunzip) (l *artifact.Layer, err error) {
+	err = c.readTar(ctx, img, i, gunzip, func(ctx context.Context, tar io.Reader) error {
+		l, err = artifact.EncodeLayer(ctx, tar, c.sink(), artifact.EncodeOptions{DiffID: img.diffIDs[i], Workers: c.opts.Workers})
+		var id *artifact.DiffIDError
+		if errors.As(err, &id) {
+			return fmt.Errorf("wrong content: %w", err)
+		}
+		return err
+	})
+	return l, err
+}
+
+// readTar gives layer i of an image, decoded, to use, which must read it to its
+// end. That the blob is what its digest says is known at that end.
+func (c *converter) readTar(ctx context.Context, img *image, i int, gunzip layer.Gunzip, use func(context.Context, io.Reader) error) error {
 	desc := img.layers[i]
-	// When the encoder gives up, a read that waits for the network is given up,
-	// too.
+	// When whoever uses it gives up, a read that waits for the network is given
+	// up, too.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	raw, err := c.source(desc).ReadRange(ctx, 0, desc.Size)
 	if err != nil {
-		return nil, &transportError{err}
+		return &transportError{err}
 	}
 	defer raw.Close()
 	counted := &countReader{r: raw, count: func(n int64) {
 		c.report(img.layerProgress(i, n))
 	}}
-	verified := oci.VerifyReader(counted, desc)
-	tar, err := gunzip.Decompress(ctx, verified)
+	tar, err := gunzip.Decompress(ctx, oci.VerifyReader(counted, desc))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer tar.Close()
 	defer cancel() // first: Close waits for a read of the network
-	l, err := artifact.EncodeLayer(ctx, tar, c.sink(), artifact.EncodeOptions{DiffID: img.diffIDs[i], Workers: c.opts.Workers})
-	var id *artifact.DiffIDError
-	if errors.As(err, &id) {
-		return nil, fmt.Errorf("wrong content: %w", err)
-	}
-	return l, err
+	return use(ctx, tar)
 }
 
 // progressStep is how many bytes of a layer pass between two reports.

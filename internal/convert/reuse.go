@@ -27,6 +27,13 @@ type LayerSource struct {
 	// claim any, and with it the content of somebody else's image.
 	Prove func(context.Context) error
 
+	// Read gives the layer's tar to use, and again from the beginning if the
+	// network or the storage fails, or a program that decodes it. What use has
+	// read can be believed when Read returns nil: then the tar had the blob's
+	// digest and the diff ID. Errors of use that aren't about the content must
+	// be StorageErrors.
+	Read func(ctx context.Context, use func(context.Context, io.Reader) error) error
+
 	// Convert converts the layer into blobs of Repo.
 	Convert func(context.Context) (*artifact.Layer, error)
 }
@@ -38,17 +45,7 @@ type Reuse func(context.Context, LayerSource) (*artifact.Layer, error)
 
 // layer returns layer i of an image, converted.
 func (c *converter) layer(ctx context.Context, img *image, i int) (l *artifact.Layer, err error) {
-	src := LayerSource{Repo: c.repo, Blob: img.layers[i], DiffID: img.diffIDs[i]}
-	src.Prove = func(ctx context.Context) error {
-		return c.attempts(ctx, img, i, func(gunzip layer.Gunzip) error { return c.prove(ctx, img, i, gunzip) })
-	}
-	src.Convert = func(ctx context.Context) (l *artifact.Layer, err error) {
-		err = c.attempts(ctx, img, i, func(gunzip layer.Gunzip) (err error) {
-			l, err = c.tryLayer(ctx, img, i, gunzip)
-			return err
-		})
-		return l, err
-	}
+	src := c.layerSource(img, i)
 	if c.opts.Reuse != nil {
 		l, err = c.opts.Reuse(ctx, src)
 	} else {
@@ -61,31 +58,83 @@ func (c *converter) layer(ctx context.Context, img *image, i int) (l *artifact.L
 	return l, nil
 }
 
-// prove reads layer i of an image without converting it.
-func (c *converter) prove(ctx context.Context, img *image, i int, gunzip layer.Gunzip) error {
-	desc := img.layers[i]
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	raw, err := c.source(desc).ReadRange(ctx, 0, desc.Size)
-	if err != nil {
-		return &transportError{err}
+// layerSource returns layer i of an image, to be read.
+func (c *converter) layerSource(img *image, i int) LayerSource {
+	src := LayerSource{Repo: c.repo, Blob: img.layers[i], DiffID: img.diffIDs[i]}
+	src.Read = func(ctx context.Context, use func(context.Context, io.Reader) error) error {
+		return c.attempts(ctx, img, i, func(gunzip layer.Gunzip) error {
+			return c.readTar(ctx, img, i, gunzip, func(ctx context.Context, tar io.Reader) error {
+				return checkTar(ctx, tar, src.DiffID, use)
+			})
+		})
 	}
-	defer raw.Close()
-	counted := &countReader{r: raw, count: func(n int64) { c.report(img.layerProgress(i, n)) }}
-	tar, err := gunzip.Decompress(ctx, oci.VerifyReader(counted, desc))
-	if err != nil {
-		return err
+	src.Prove = func(ctx context.Context) error {
+		return src.Read(ctx, func(_ context.Context, tar io.Reader) error {
+			_, err := io.Copy(io.Discard, tar)
+			return err
+		})
 	}
-	defer tar.Close()
-	defer cancel()
+	src.Convert = func(ctx context.Context) (l *artifact.Layer, err error) {
+		err = c.attempts(ctx, img, i, func(gunzip layer.Gunzip) (err error) {
+			l, err = c.tryLayer(ctx, img, i, gunzip)
+			return err
+		})
+		return l, err
+	}
+	return src
+}
+
+// checkTar has a tar used, and compares its digest with its diff ID.
+func checkTar(ctx context.Context, tar io.Reader, diffID oci.Digest, use func(context.Context, io.Reader) error) error {
 	hash := sha256.New()
-	if _, err := io.Copy(hash, tar); err != nil {
+	hashed := io.TeeReader(tar, hash)
+	if err := use(ctx, hashed); err != nil {
 		return err
 	}
-	if got := oci.Digest(fmt.Sprintf("%s:%x", oci.SHA256, hash.Sum(nil))); got != img.diffIDs[i] {
-		return &artifact.DiffIDError{Want: img.diffIDs[i], Got: got}
+	if _, err := io.Copy(io.Discard, hashed); err != nil {
+		return err
+	}
+	if got := oci.Digest(fmt.Sprintf("%s:%x", oci.SHA256, hash.Sum(nil))); got != diffID {
+		return &artifact.DiffIDError{Want: diffID, Got: got}
 	}
 	return nil
+}
+
+// Image is an image manifest that can be converted.
+type Image struct {
+	Manifest oci.Descriptor
+	Platform oci.Platform
+	Layers   []LayerSource // the lowest first
+}
+
+// Images returns what Convert would convert, for those who make something else of
+// the layers; of the options it heeds Platforms, Attempts, Progress and Log.
+// Errors: those of Convert.
+func Images(ctx context.Context, reg oci.Registry, repo, reference string, opts Options) ([]Image, error) {
+	c := &converter{reg: reg, repo: repo, opts: opts.withDefaults()}
+	c.report = c.reporter()
+	p, err := c.plan(ctx, reference)
+	if err != nil {
+		return nil, err
+	}
+	var all []Image
+	for _, img := range p.images {
+		one := Image{Manifest: img.desc, Platform: img.platform}
+		for i := range img.layers {
+			one.Layers = append(one.Layers, c.layerSource(img, i))
+		}
+		all = append(all, one)
+	}
+	return all, nil
+}
+
+// StorageError marks an error of storing what was made of a layer, so that
+// LayerSource.Read doesn't take it for one of the layer's content.
+func StorageError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &transportError{err}
 }
 
 // Checked is what Check found out about an image.

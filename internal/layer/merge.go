@@ -140,6 +140,17 @@ func incomplete(n *Node) bool {
 	return false
 }
 
+// SelfContained reports whether a tree from Read says all there is to say of its
+// layer: nothing in it depends on the layers below, whichever those are.
+func (t *Tree) SelfContained() bool {
+	for _, child := range t.Root.Children {
+		if incomplete(child) {
+			return false
+		}
+	}
+	return true
+}
+
 // survey finds what there is to complete in dir and below it. lower are the
 // directories at the same path in the lower layers, nearest first.
 //
