@@ -20,7 +20,9 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 )
 
 // InUseError says which containers still need a snapshotter.
@@ -267,7 +269,7 @@ func (w *withdrawal) snapshots(ctx context.Context) error {
 			return nil // "snapshotter not loaded"
 		}
 		if err != nil {
-			return fmt.Errorf("list the snapshots: %w", err)
+			return fmt.Errorf("list the snapshots: %w", unavailable(err))
 		}
 		for _, info := range page.Info {
 			parents[info.Name] = info.Parent
@@ -281,6 +283,16 @@ func (w *withdrawal) snapshots(ctx context.Context) error {
 		w.done.Snapshots++
 	}
 	return nil
+}
+
+// unavailable gives an error of a list of snapshots the code that it lost on its
+// way: what a proxied snapshotter's connection says containerd passes on as
+// Unknown here, and here only.
+func unavailable(err error) error {
+	if status.Code(err) == codes.Unknown {
+		return status.Error(codes.Unavailable, status.Convert(err).Message())
+	}
+	return err
 }
 
 // leavesFirst orders the names of snapshots, given with their parents, so that
