@@ -71,9 +71,7 @@ func TestClaims(t *testing.T) {
 	if got, err := os.ReadFile(filepath.Join(dir, "etc/hello")); err != nil || string(got) != "second" {
 		t.Errorf("after a reboot: %q, %v", got, err)
 	}
-	if err := m.Unmount(t.Context(), dir); err != nil {
-		t.Fatal(err)
-	}
+	unmount(t, m, dir)
 	if at, _ := plane.MountAt(dir); at != nil {
 		t.Error("it's still mounted")
 	}
@@ -115,9 +113,7 @@ func TestWritableClaim(t *testing.T) {
 	if got, err := os.ReadFile(filepath.Join(c.Path, "etc/hello")); err != nil || string(got) != "second" {
 		t.Errorf("the image itself has %q, %v", got, err)
 	}
-	if err := m.Unmount(t.Context(), c.ID); err != nil {
-		t.Fatal(err)
-	}
+	unmount(t, m, c.ID)
 	left, err := os.ReadDir(filepath.Join(n.root, "node", "claims"))
 	if err != nil || len(left) != 0 {
 		t.Errorf("left over: %v, %v", left, err)
@@ -241,9 +237,7 @@ func TestTwoClaimsOfOneDirectory(t *testing.T) {
 	}
 	m = n.start()
 	checkImage(t, dir)
-	if err := m.Unmount(t.Context(), dir); err != nil {
-		t.Error(err)
-	}
+	unmount(t, m, dir)
 	if at, err := plane.MountAt(dir); err != nil || at != nil {
 		t.Errorf("after it was unmounted something is still mounted: %+v, %v", at, err)
 		_ = plane.Unmount(dir, true)

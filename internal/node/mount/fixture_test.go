@@ -250,12 +250,7 @@ func (n *node) stop() {
 func (n *node) reboot() {
 	n.t.Helper()
 	n.unmountAll()
-	if err := n.m.Close(); err != nil {
-		n.t.Error(err)
-	}
-	if err := errors.Join(n.plane.Shutdown(context.Background()), n.cache.Close()); err != nil {
-		n.t.Error(err)
-	}
+	n.end()
 	n.m = nil
 	if err := os.RemoveAll(filepath.Join(n.root, "plane")); err != nil {
 		n.t.Error(err)
@@ -271,10 +266,23 @@ func (n *node) tearDown() {
 		n.m = n.start() // to end the holder
 		n.unmountAll()
 	}
+	n.end()
+}
+
+// end ends everything, the holder and the FUSE mount too. Processes that happened
+// to be started with mount namespaces of their own, such as another package's
+// containers, may have copies of our mounts for a moment, which keep it busy.
+func (n *node) end() {
 	if err := n.m.Close(); err != nil {
 		n.t.Error(err)
 	}
-	if err := errors.Join(n.plane.Shutdown(context.Background()), n.cache.Close()); err != nil {
+	err := n.plane.Shutdown(context.Background())
+	if errors.Is(err, plane.ErrBusy) {
+		if err = plane.UnmountAll(filepath.Join(n.root, "plane", "blobs")); err == nil {
+			err = n.plane.Shutdown(context.Background())
+		}
+	}
+	if err = errors.Join(err, n.cache.Close()); err != nil {
 		n.t.Error(err)
 	}
 }
@@ -533,6 +541,19 @@ func (n *node) pulled(manifest oci.Digest, owner string) (mount.Image, string) {
 		n.t.Fatal(err)
 	}
 	return img, dir
+}
+
+// unmount ends a claim whose files have been closed. A process that another test
+// starts at that moment has them too, until it has its own program.
+func unmount(t *testing.T, m *mount.Manager, name string) {
+	t.Helper()
+	eventually(t, name+" is unmounted", func() bool {
+		err := m.Unmount(t.Context(), name)
+		if err != nil && !errors.Is(err, plane.ErrBusy) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
 }
 
 // eventually waits for a condition that background work brings about.
