@@ -255,7 +255,7 @@ func openDaemon(ctx context.Context, c nodeConfig, log *slog.Logger) (_ *daemon,
 	options := mount.Options{
 		Root: c.root, Cache: d.cache, Plane: images, PlaneName: d.info.Plane.Name, Registry: readRegistries(d.hosts),
 		Decide: c.decide, Fetch: c.fetch, Remember: c.recheck, Identity: d.creds.Version, Retry: c.retry(), Disabled: c.disabled, From: c.from, NoFill: c.noFill,
-		Tracer: d.traces.Tracer("sluice/internal/node/mount"), Log: log,
+		Conversion: askConversion(d.hosts), Tracer: d.traces.Tracer("sluice/internal/node/mount"), Log: log,
 	}
 	if c.standalone {
 		options.Linger = 30 * 24 * time.Hour // nobody else remembers which images are wanted

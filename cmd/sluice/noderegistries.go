@@ -1,6 +1,9 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -8,10 +11,12 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"sluice/internal/acr"
 	"sluice/internal/node/hosts"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
 	"sluice/internal/remote"
+	"sluice/oci"
 )
 
 // registriesConfig is the flags that say where registries are.
@@ -43,6 +48,45 @@ func readRegistries(h *hosts.Hosts) func(host, repository string) (mount.Registr
 		}
 		return r, nil
 	}
+}
+
+// askConversion asks registries with the management API what became of an image's
+// conversion.
+func askConversion(h *hosts.Hosts) func(ctx context.Context, host, repository string, subject oci.Digest) (mount.Conversion, error) {
+	return func(ctx context.Context, host, repository string, subject oci.Digest) (mount.Conversion, error) {
+		r, err := h.Registry(host, repository)
+		if err != nil {
+			return mount.Conversion{}, err
+		}
+		client := acr.ClientOf(r.Itself())
+		op, err := client.LatestStreaming(ctx, repository, subject)
+		if errors.Is(err, acr.ErrOperationUnknown) {
+			return mount.Conversion{}, nil
+		}
+		if err != nil {
+			return mount.Conversion{}, otherAPI(err)
+		}
+		c := mount.Conversion{Pending: !op.Status.Final(), State: string(op.Status)}
+		if op.Status == acr.StatusFailed {
+			if op, err := client.StreamingOperation(ctx, repository, op.ID); err == nil && op.Details != "" {
+				c.State += ": " + op.Details
+			}
+		}
+		return c, nil
+	}
+}
+
+// otherAPI makes oci.ErrUnsupported of the answers of registries that have no
+// management API.
+func otherAPI(err error) error {
+	var coded *oci.Error
+	var syntax *json.SyntaxError
+	switch {
+	case errors.Is(err, oci.ErrUnauthorized), errors.Is(err, oci.ErrDenied), errors.Is(err, oci.ErrTooManyRequests):
+	case errors.As(err, &coded), errors.As(err, &syntax): // or a page for people
+		return fmt.Errorf("%w: %w", oci.ErrUnsupported, err)
+	}
+	return err
 }
 
 // registryProblems is what is wrong with registries now, for clients.

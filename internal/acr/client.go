@@ -32,6 +32,9 @@ func NewClient(host string, opts remote.Options) (*Client, error) {
 	return &Client{reg}, nil
 }
 
+// ClientOf returns a client of a registry.
+func ClientOf(reg *remote.Registry) *Client { return &Client{reg} }
+
 // ListOptions says what of a list is wanted.
 type ListOptions struct {
 	// OrderBy is timeasc, timedesc (by the last update) or, if empty, name.

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 
 	"sluice/internal/blob"
+	"sluice/internal/remote"
 	"sluice/oci"
 )
 
@@ -49,6 +50,9 @@ const (
 	resolve   = docker.HostCapabilityPull | docker.HostCapabilityResolve
 	referrers = docker.HostCapabilityReferrers
 )
+
+// Itself returns the registry without its mirrors.
+func (r *Registry) Itself() *remote.Registry { return r.places[len(r.places)-1].reader }
 
 // able returns the places that have a capability, in the file's order.
 func (r *Registry) able(c docker.HostCapabilities) []*place {

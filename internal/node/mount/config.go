@@ -86,7 +86,7 @@ func (m *Manager) pullChecked(ctx context.Context, r oci.Reference) (Image, []by
 		config, err := try(dctx, m, "config", func(ctx context.Context) ([]byte, error) { return readConfig(ctx, reg, r.Repository, parsed.Config) })
 		configs <- answer{config, err}
 	}()
-	img, err := m.Pull(ctx, r.String(), manifest.Descriptor.Digest)
+	img, err := m.obtain(ctx, r, manifest.Descriptor.Digest)
 	a := <-configs
 	if err != nil {
 		return Image{}, nil, err

@@ -34,7 +34,8 @@ func (m *Manager) findFor(ctx context.Context, reg Registry, ref oci.Reference, 
 		if err != nil {
 			return nil, registryError("resolve "+ref.String(), err)
 		}
-		return m.findSubject(ctx, reg, s.repository, desc.Digest)
+		f, err := m.findSubject(ctx, reg, s.repository, desc.Digest)
+		return f, m.explain(ctx, s, []oci.Digest{desc.Digest}, err)
 	}
 	// What the reference names may be an index whose artifacts know only it.
 	// The question is asked at the same time, so that the common "there is
@@ -58,12 +59,13 @@ func (m *Manager) findFor(ctx context.Context, reg Registry, ref oci.Reference, 
 	}
 	o := <-other
 	if o.err != nil || !oci.IsIndex(o.desc.MediaType) || o.desc.Digest == s.digest {
-		return nil, err // a tag that moved on names another image
+		// A tag that moved on names another image.
+		return nil, m.explain(ctx, s, []oci.Digest{s.digest}, err)
 	}
 	if f, ierr := m.findSubject(ctx, reg, s.repository, o.desc.Digest); ierr == nil || ReasonOf(ierr) != NoStreamingArtifact {
 		return f, ierr
 	}
-	return nil, err
+	return nil, m.explain(ctx, s, []oci.Digest{s.digest, o.desc.Digest}, err)
 }
 
 // findSubject looks for the artifact of one manifest or index.

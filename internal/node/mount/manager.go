@@ -81,6 +81,11 @@ type Options struct {
 	// same layers.
 	From []string
 
+	// Conversion asks a registry what became of the conversion of an image or
+	// index that has no artifact. oci.ErrUnsupported: it can't say so, and isn't
+	// asked again for an hour. Nil: no registry is asked.
+	Conversion func(ctx context.Context, host, repository string, subject oci.Digest) (Conversion, error)
+
 	// NoFill leaves content that nobody reads in the registry, but for pinned
 	// images.
 	NoFill bool
@@ -126,16 +131,19 @@ type Manager struct {
 	// mu guards what follows, and the fields of image and point that say so.
 	// Nothing is waited for under it. Lock order: a point's lock, an image's
 	// opening lock, naming, mu.
-	mu      sync.Mutex
-	closed  bool
-	settled bool
-	images  map[oci.Digest]*image
-	known   map[subject]oci.Digest // what earlier pulls found
-	calls   map[subject]*call
-	recent  []Outcome // the last pulls, oldest first
-	pulls   map[Reason]PullCount
-	turned  Switch // see SetSwitch
-	claims  map[string]*claim
+	mu        sync.Mutex
+	closed    bool
+	settled   bool
+	images    map[oci.Digest]*image
+	known     map[subject]oci.Digest // what earlier pulls found
+	calls     map[subject]*call
+	recent    []Outcome // the last pulls, oldest first
+	pulls     map[Reason]PullCount
+	turned    Switch               // see SetSwitch
+	optOuts   map[string]*optOut   // by reference
+	streaming map[string]bool      // registries that have artifacts
+	mute      map[string]time.Time // registries that don't say what they convert, and until when they aren't asked
+	claims    map[string]*claim
 }
 
 // Defaults.
@@ -195,6 +203,10 @@ func Open(ctx context.Context, opts Options) (*Manager, error) {
 		calls:  make(map[subject]*call),
 		pulls:  make(map[Reason]PullCount),
 		claims: make(map[string]*claim),
+
+		optOuts:   make(map[string]*optOut),
+		streaming: make(map[string]bool),
+		mute:      make(map[string]time.Time),
 	}
 	if err := durable.MkdirAll(opts.Root, 0o700); err != nil {
 		return nil, fmt.Errorf("mount manager's directory: %w", err)

@@ -66,6 +66,14 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (Im
 	if err != nil {
 		return Image{}, notStreaming(NoStreamingArtifact, "%w", err)
 	}
+	if err := m.optedOut(r, manifest); err != nil {
+		return Image{}, err
+	}
+	return m.obtain(ctx, r, manifest)
+}
+
+// obtain is Pull whoever opts out.
+func (m *Manager) obtain(ctx context.Context, r oci.Reference, manifest oci.Digest) (Image, error) {
 	s := subject{registry: r.Registry, repository: r.Repository, digest: manifest}
 	if s.digest == "" {
 		s.digest = r.Digest
@@ -188,33 +196,40 @@ func (m *Manager) run(ctx context.Context, c *call, ref oci.Reference, s subject
 		o.Requests, o.Bytes = img.counter.Requests.Load(), img.counter.Bytes.Load()
 	}
 	if ctx.Err() == nil { // it's not the daemon that ends
-		m.logOutcome(ctx, o)
+		m.note(o)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	count := m.pulls[o.Reason]
-	m.pulls[o.Reason] = PullCount{o.Reason, count.Pulls + 1, count.Time + o.Duration}
 	c.until = time.Now().Add(m.opts.Remember)
 	if err == nil && s.digest != "" {
 		m.forgetCall(s, c) // m.known has it; where a tag points to, only this call
 	}
+	close(c.done)
+}
+
+// note remembers and counts what became of a pull, and tells the log.
+func (m *Manager) note(o Outcome) {
+	m.logOutcome(o)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	count := m.pulls[o.Reason]
+	m.pulls[o.Reason] = PullCount{o.Reason, count.Pulls + 1, count.Time + o.Duration}
 	if m.recent = append(m.recent, o); len(m.recent) > maxRecent {
 		m.recent = m.recent[len(m.recent)-maxRecent:]
 	}
-	close(c.done)
 }
 
 // logOutcome writes the line that each pull has in the log. That an image has no
 // artifact is nothing to warn of.
-func (m *Manager) logOutcome(ctx context.Context, o Outcome) {
+func (m *Manager) logOutcome(o Outcome) {
 	log := m.log.With("image", o.Reference, "manifest", o.Manifest, "duration", o.Duration)
 	switch o.Reason {
 	case "":
-		log.InfoContext(ctx, "image streams", "artifact", o.Artifact, "requests", o.Requests, "bytes", o.Bytes)
-	case NoStreamingArtifact, Disabled:
-		log.InfoContext(ctx, "image is pulled the ordinary way", "reason", o.Reason, "error", o.Message, "remedy", o.Reason.Remedy())
+		log.Info("image streams", "artifact", o.Artifact, "requests", o.Requests, "bytes", o.Bytes)
+	case NoStreamingArtifact, ConversionPending, Disabled:
+		log.Info("image is pulled the ordinary way", "reason", o.Reason, "error", o.Message, "remedy", o.Reason.Remedy())
 	default:
-		log.WarnContext(ctx, "image is pulled the ordinary way", "reason", o.Reason, "error", o.Message, "remedy", o.Reason.Remedy())
+		log.Warn("image is pulled the ordinary way", "reason", o.Reason, "error", o.Message, "remedy", o.Reason.Remedy())
 	}
 }
 
@@ -242,6 +257,7 @@ func (m *Manager) pull(ctx context.Context, ref oci.Reference, s subject) (*imag
 		return nil, notStreaming(RegistryUnavailable, "registry %s: %w", s.registry, err)
 	}
 	found, err := m.find(ctx, reg, ref, s)
+	m.noteRegistry(s.registry, err)
 	if err != nil {
 		return nil, err
 	}

@@ -15,6 +15,9 @@ type Reason string
 const (
 	// NoStreamingArtifact: the registry has no artifact for this image.
 	NoStreamingArtifact Reason = "NoStreamingArtifact"
+	// ConversionPending: there's none yet, and the registry says that it's
+	// making one.
+	ConversionPending Reason = "ConversionPending"
 	// RegistryUnsupported: the registry doesn't know referrers or ranges.
 	RegistryUnsupported Reason = "RegistryUnsupported"
 	// RegistryUnavailable: the registry didn't answer in time, or with a
@@ -30,15 +33,18 @@ const (
 	IntegrityFailure Reason = "IntegrityFailure"
 	// PlaneUnavailable: this machine's kernel or disk couldn't take the mount.
 	PlaneUnavailable Reason = "PlaneUnavailable"
-	// Disabled: the operator switched streaming off.
+	// Disabled: streaming was switched off, or this pull's pod opted out.
 	Disabled Reason = "Disabled"
+	// AlreadyPresent: nothing was pulled, because the image was here already, the
+	// ordinary way. It's no pull's reason, but a container's.
+	AlreadyPresent Reason = "AlreadyPresent"
 )
 
 // Reasons returns all reasons, the most common first.
 func Reasons() []Reason {
 	return []Reason{
-		NoStreamingArtifact, PlatformUnsupported, RegistryUnavailable, RegistryUnsupported,
-		Unauthorized, IntegrityFailure, PlaneUnavailable, Disabled,
+		NoStreamingArtifact, ConversionPending, PlatformUnsupported, RegistryUnavailable, RegistryUnsupported,
+		Unauthorized, IntegrityFailure, PlaneUnavailable, Disabled, AlreadyPresent,
 	}
 }
 
@@ -48,6 +54,10 @@ func (r Reason) Meaning() string {
 	switch r {
 	case NoStreamingArtifact:
 		return "nobody has converted the image"
+	case ConversionPending:
+		return "the registry is still converting the image"
+	case AlreadyPresent:
+		return "the image was on the node already, pulled the ordinary way; it isn't known any more why"
 	case PlatformUnsupported:
 		return "it was converted, but not for this machine's platform"
 	case RegistryUnavailable:
@@ -61,7 +71,7 @@ func (r Reason) Meaning() string {
 	case PlaneUnavailable:
 		return "kernel or disk can't take the mount"
 	case Disabled:
-		return "the operator switched streaming off, for all images or for those of this registry"
+		return "streaming was switched off: on this node, for this registry, or by the pod"
 	}
 	return "the image can't be streamed"
 }
@@ -71,6 +81,10 @@ func (r Reason) Remedy() string {
 	switch r {
 	case NoStreamingArtifact:
 		return "convert it: sluice artifact-streaming create IMAGE"
+	case ConversionPending:
+		return "nothing: what is pulled when it is converted streams; sluice artifact-streaming operation show tells how far it is"
+	case AlreadyPresent:
+		return "remove the image from the node, such as by crictl rmi IMAGE, so that it is pulled anew"
 	case PlatformUnsupported:
 		return "convert it for that platform, too: sluice artifact-streaming create IMAGE"
 	case RegistryUnavailable:
@@ -84,7 +98,7 @@ func (r Reason) Remedy() string {
 	case PlaneUnavailable:
 		return "the message says what is missing: a newer kernel, disk space, or permission"
 	case Disabled:
-		return "if that isn't wanted: start sluice node without --disable-streaming, or with --from for this registry"
+		return "if that isn't wanted: see who did, in the message: sluice node has --disable-streaming and --from, a node its label, a pod its annotation"
 	}
 	return "look at the message"
 }
