@@ -54,6 +54,7 @@ var levels = map[string]int{
 	"internal/node/snapshot":      5,
 	"internal/node/run":           5,
 	"internal/node/report":        5,
+	"internal/kube":               5,
 	"cmd":                         6,
 }
 
@@ -63,6 +64,9 @@ var homes = map[string][]string{
 	"github.com/containerd/errdefs":          {"internal/node/snapshot", "internal/node/hosts"},
 	"google.golang.org/grpc":                 {"internal/node/snapshot", "internal/node/cri"},
 	"k8s.io/cri-api":                         {"internal/node/cri"},
+	"k8s.io/client-go":                       {"internal/kube/apiserver"}, // the node daemon stays small without them
+	"k8s.io/api":                             {"internal/kube/apiserver"},
+	"k8s.io/apimachinery":                    {"internal/kube/apiserver"},
 	"go.etcd.io/bbolt":                       {"internal/node/snapshot"},
 	"oras.land/oras-go":                      {"internal/remote"},
 	"github.com/Azure/azure-sdk-for-go":      {"internal/storage/azureblob"},

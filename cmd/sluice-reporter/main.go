@@ -1,0 +1,202 @@
+// Command sluice-reporter tells a Kubernetes API server what happens to pods'
+// images on a node: it follows the events of the machine's `sluice node` and
+// makes Events, pod conditions and the node's label of them. Package
+// internal/kube is what it does; here are its flags and the wiring.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"sluice/internal/kube"
+	"sluice/internal/kube/apiserver"
+	"sluice/internal/node/mount/control"
+)
+
+// memory is how much the heap may take before it's collected as often as need
+// be, in bytes: with the program itself that is less than 40 MB.
+const memory = 20 << 20
+
+func main() {
+	debug.SetMemoryLimit(memory)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := newCommand().ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "sluice-reporter:", err)
+		os.Exit(1)
+	}
+}
+
+// flags are the command's flags.
+type flags struct {
+	node, socket, kubeconfig, state, health string
+	label, optOut                           string
+	grace                                   time.Duration
+	rate                                    float64
+	burst                                   int
+	logFormat                               string
+	verbose                                 bool
+}
+
+// newCommand returns the command.
+func newCommand() *cobra.Command {
+	var f flags
+	cmd := &cobra.Command{
+		Use:   "sluice-reporter",
+		Short: "Tell Kubernetes which images stream on this node, and why others don't",
+		Long: `Follows the events of this machine's sluice node and tells the Kubernetes API server:
+Events and the condition ` + kube.ConditionType + ` on pods whose images are streamed,
+or should be, and a label on the node while it streams.`,
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Version:       version(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			log, err := f.open(cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			cluster, err := apiserver.Open(f.kubeconfig, "sluice-reporter")
+			if err != nil {
+				return err
+			}
+			return errors.Join(f.run(cmd.Context(), cluster, log), cluster.Close())
+		},
+	}
+	cmd.SetVersionTemplate("sluice-reporter {{.Version}}\n")
+	f.register(cmd)
+	cmd.AddCommand(newUnlabelCommand())
+	return cmd
+}
+
+func (f *flags) register(cmd *cobra.Command) {
+	s := cmd.Flags()
+	f.registerNode(cmd)
+	s.StringVar(&f.socket, "control-socket", "/run/sluice/control.sock", "`SOCKET` at which sluice node answers")
+	s.StringVar(&f.state, "state", "", "`FILE` for what was reported, which a restarted reporter\ndoesn't tell again; such as /run/sluice/reporter.json")
+	s.StringVar(&f.optOut, "opt-out-label", kube.DefaultOptOutLabel, "the node's label `KEY` that switches streaming off\nif it's \"false\"; empty: none")
+	s.DurationVar(&f.grace, "label-grace", kube.DefaultGrace, "how long sluice node may be away without the node\nlosing its label")
+	s.Float64Var(&f.rate, "api-rate", kube.DefaultRate, "`N` requests in a second to the API server at most")
+	s.IntVar(&f.burst, "api-burst", kube.DefaultBurst, "`N` requests at once after a pause")
+	s.StringVar(&f.health, "health-listen", "", "`ADDRESS` for GET /healthz and /readyz, such as :9798;\nempty: none")
+	s.StringVar(&f.logFormat, "log-format", "text", "text, or json: one object a line")
+	s.BoolVar(&f.verbose, "verbose", false, "log what goes well, too")
+}
+
+// registerNode registers the flags that name the node and its cluster.
+func (f *flags) registerNode(cmd *cobra.Command) {
+	s := cmd.Flags()
+	s.StringVar(&f.node, "node", os.Getenv("NODE_NAME"), "this node's `NAME` in the cluster\n(default: environment variable NODE_NAME)")
+	s.Lookup("node").DefValue = ""
+	s.StringVar(&f.kubeconfig, "kubeconfig", "", "`FILE` that says where the API server is and who asks\n(default: the pod's service account)")
+	s.StringVar(&f.label, "node-label", kube.DefaultLabel, "label `KEY` that the node has, \"true\", while it streams;\nempty: none")
+}
+
+// checkNode says what is wrong with the flags of registerNode.
+func (f *flags) checkNode() error {
+	if f.node == "" {
+		return errors.New(`which node is this? Set NODE_NAME, in a DaemonSet by
+  env: [{name: NODE_NAME, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}]
+or use --node`)
+	}
+	return nil
+}
+
+// check says what is wrong with the flags.
+func (f *flags) check() error {
+	switch {
+	case !(f.rate > 0): // nor is it NaN
+		return fmt.Errorf("--api-rate %v: at least a little more than 0", f.rate)
+	case f.burst < 1:
+		return fmt.Errorf("--api-burst %d: at least 1", f.burst)
+	case f.grace < 0:
+		return fmt.Errorf("--label-grace %v: 0 or more", f.grace)
+	case f.label != "" && f.label == f.optOut:
+		return fmt.Errorf("--node-label and --opt-out-label are both %s: what the reporter says and what it's told need labels of their own", f.label)
+	}
+	return f.checkNode()
+}
+
+// open returns the log.
+func (f *flags) open(w io.Writer) (*slog.Logger, error) {
+	opts := &slog.HandlerOptions{}
+	if f.verbose {
+		opts.Level = slog.LevelDebug
+	}
+	switch f.logFormat {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, opts)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, opts)), nil
+	}
+	return nil, fmt.Errorf("--log-format %s: it's text or json", f.logFormat)
+}
+
+// run reports until ctx ends.
+func (f *flags) run(ctx context.Context, cluster kube.Cluster, log *slog.Logger) error {
+	reporter := kube.New(kube.Options{
+		Cluster: cluster, Daemon: daemon{control.NewClient(f.socket)}, Node: f.node, State: f.state,
+		Label: f.label, OptOutLabel: f.optOut, Grace: f.grace, Rate: f.rate, Burst: f.burst, Log: log,
+	})
+	stop, err := serveHealth(f.health, reporter.Ready, log)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	log.Info("reporting", "node", f.node, "socket", f.socket, "version", version())
+	err = reporter.Run(ctx)
+	log.Info("ended", "error", err)
+	return err
+}
+
+// newUnlabelCommand returns the verb that a node is uninstalled with.
+func newUnlabelCommand() *cobra.Command {
+	var f flags
+	cmd := &cobra.Command{
+		Use:   "unlabel",
+		Short: "Take the label away that says that this node streams",
+		Long: `Takes the node's label away, as must be done when Sluice is removed from it: a reporter
+that ends leaves it, because the next one of a rolling update is about to come.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.checkNode(); err != nil {
+				return err
+			}
+			if f.label == "" {
+				return errors.New("--node-label is empty: which one is to be taken away?")
+			}
+			cluster, err := apiserver.Open(f.kubeconfig, "sluice-reporter")
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
+			defer cancel()
+			return errors.Join(cluster.SetNodeLabel(ctx, f.node, f.label, nil), cluster.Close())
+		},
+	}
+	f.registerNode(cmd)
+	return cmd
+}
+
+// version returns what the Go toolchain recorded about this build.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	return info.Main.Version + " " + info.GoVersion
+}
