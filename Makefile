@@ -5,7 +5,7 @@
 RATE ?= 200
 RTT  ?= 10ms
 
-.PHONY: all help build demo test quick lint clean
+.PHONY: all help build demo test quick lint manifests clean
 
 all: build
 
@@ -26,6 +26,9 @@ quick: ## what needs neither root nor downloads
 
 lint: ## what the linter says
 	go run -C test ./runner --src $(CURDIR) --only lint
+
+manifests: ## deploy/manifests, from deploy/chart
+	go run -C test ./manifests --src $(CURDIR)
 
 clean: ## remove bin
 	rm -rf bin
