@@ -1,13 +1,11 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"sluice/test/bed"
@@ -128,50 +126,4 @@ func lint(ctx context.Context, modules []string) tally {
 		t.add(outcome("golangci-lint in "+rel(modules[0], m), err))
 	}
 	return t
-}
-
-// fuzzAll runs every fuzz target of the main module for a while.
-func fuzzAll(ctx context.Context, src string, each time.Duration) tally {
-	cmd := exec.CommandContext(ctx, "go", "list", "-f", `{{range .TestGoFiles}}{{$.ImportPath}} {{$.Dir}}/{{.}}{{"\n"}}{{end}}{{range .XTestGoFiles}}{{$.ImportPath}} {{$.Dir}}/{{.}}{{"\n"}}{{end}}`, "./...")
-	cmd.Dir = src
-	out, err := cmd.Output()
-	if err != nil {
-		return outcome("go list", err)
-	}
-	var t tally
-	for line := range strings.Lines(string(out)) {
-		pkg, file, ok := strings.Cut(strings.TrimSpace(line), " ")
-		if !ok {
-			continue
-		}
-		text, err := os.ReadFile(file)
-		if err != nil {
-			return outcome("reading "+file, err)
-		}
-		for _, target := range fuzzTargets(text) {
-			fuzz := func() error {
-				return quiet(ctx, src, nil, "go", "test", "-run=^$", "-fuzz=^"+target+"$", "-fuzztime="+each.String(), "-fuzzminimizetime=1x", pkg)
-			}
-			err := fuzz()
-			if err != nil && !strings.Contains(err.Error(), "Failing input written") {
-				// Go's fuzzing sometimes takes the end of its time for a failure
-				// ("context deadline exceeded"); it has no input to show then.
-				err = fuzz()
-			}
-			t.add(outcome(pkg+" "+target, err))
-		}
-	}
-	return t
-}
-
-// fuzzTargets returns the names of the fuzz functions in a test file.
-func fuzzTargets(text []byte) []string {
-	var names []string
-	for line := range bytes.Lines(text) {
-		if rest, ok := bytes.CutPrefix(line, []byte("func Fuzz")); ok {
-			name, _, _ := bytes.Cut(rest, []byte("("))
-			names = append(names, "Fuzz"+string(name))
-		}
-	}
-	return names
 }
