@@ -25,7 +25,7 @@ import (
 
 // memory is how much the heap may take before it's collected as often as need
 // be, in bytes: with the program itself that is less than 40 MB.
-const memory = 20 << 20
+const memory = 24 << 20
 
 func main() {
 	debug.SetMemoryLimit(memory)
@@ -89,7 +89,7 @@ func (f *flags) register(cmd *cobra.Command) {
 	s.StringVar(&f.socket, "control-socket", "/run/sluice/control.sock", "`SOCKET` at which sluice node answers")
 	s.StringVar(&f.state, "state", "", "`FILE` for what was reported, which a restarted reporter\ndoesn't tell again; such as /run/sluice/reporter.json")
 	s.StringVar(&f.optOut, "opt-out-label", kube.DefaultOptOutLabel, "the node's label `KEY` that switches streaming off\nif it's \"false\"; empty: none")
-	s.DurationVar(&f.grace, "label-grace", kube.DefaultGrace, "how long sluice node may be away without the node\nlosing its label")
+	s.DurationVar(&f.grace, "label-grace", kube.DefaultGrace, "`TIME` that sluice node may be away without the node\nlosing its label")
 	s.Float64Var(&f.rate, "api-rate", kube.DefaultRate, "`N` requests in a second to the API server at most")
 	s.IntVar(&f.burst, "api-burst", kube.DefaultBurst, "`N` requests at once after a pause")
 	s.StringVar(&f.health, "health-listen", "", "`ADDRESS` for GET /healthz and /readyz, such as :9798;\nempty: none")

@@ -15,9 +15,9 @@ const (
 	// happened again.
 	repeatEvery = 10 * time.Second
 
-	// saveAfter is how long what is remembered may not be saved. What a killed
+	// saveAfter is how long what is remembered isn't saved. What a killed
 	// reporter hadn't saved is told again, to the same effect.
-	saveAfter = time.Second
+	saveAfter = 5 * time.Second
 )
 
 // line is what the daemon's stream brings.
@@ -34,7 +34,7 @@ type reporter struct {
 	file  string // for the state; "": it isn't saved
 	log   *slog.Logger
 	state *state
-	dirty bool // the state isn't saved
+	dirty time.Time // since when the state isn't saved; zero: it is
 }
 
 // run tells of what comes by lines until ctx ends. It's in order, and each is
@@ -54,12 +54,14 @@ func (r *reporter) run(ctx context.Context, lines <-chan line) error {
 				return err
 			}
 			r.state.Epoch, r.state.Seq = l.event.Epoch, l.event.Seq
-			r.dirty = true
+			r.changed()
 		case <-timer.C:
 			if err := r.flush(ctx); err != nil {
 				return err
 			}
-			r.save()
+			if time.Since(r.dirty) >= saveAfter {
+				r.save()
+			}
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -73,8 +75,8 @@ func (r *reporter) run(ctx context.Context, lines <-chan line) error {
 
 // next returns when there's something to do without an event.
 func (r *reporter) next() (after time.Duration, ok bool) {
-	if r.dirty {
-		return saveAfter, true // stays away while events come
+	if !r.dirty.IsZero() {
+		after, ok = max(time.Until(r.dirty.Add(saveAfter)), 0), true
 	}
 	for _, p := range r.state.Pods {
 		for _, t := range p.Tellings {
@@ -88,12 +90,19 @@ func (r *reporter) next() (after time.Duration, ok bool) {
 	return after, ok
 }
 
+// changed is called when the state has changed.
+func (r *reporter) changed() {
+	if r.dirty.IsZero() {
+		r.dirty = time.Now()
+	}
+}
+
 // save saves the state, if it has changed.
 func (r *reporter) save() {
-	if !r.dirty {
+	if r.dirty.IsZero() {
 		return
 	}
-	r.dirty = false
+	r.dirty = time.Time{}
 	if r.file == "" {
 		return
 	}
@@ -167,7 +176,7 @@ func (r *reporter) create(ctx context.Context, p *pod, t *telling, e happening.E
 		r.ask.refuse("an Event isn't made", err, "pod", p.Ref, "reason", object.Reason)
 	}
 	*t = telling{Name: object.Name, Count: 1, Told: 1, At: time.Now(), Last: e}
-	r.dirty = true
+	r.changed()
 	return nil
 }
 
@@ -184,7 +193,7 @@ func (r *reporter) repeat(ctx context.Context, p *pod, t *telling) error {
 		r.ask.refuse("an Event isn't counted on", err, "pod", p.Ref, "reason", eventReason(t.Last))
 	}
 	t.Told, t.At = t.Count, time.Now()
-	r.dirty = true
+	r.changed()
 	return nil
 }
 
@@ -202,7 +211,7 @@ func (r *reporter) condition(ctx context.Context, p *pod, e happening.Event) err
 		}
 	}
 	p.Containers[e.Container] = v
-	r.dirty = true
+	r.changed()
 	if _, ok := p.Fields[e.Container]; !ok {
 		// A new pod, or a new ephemeral container of an old one.
 		var found Pod

@@ -34,7 +34,7 @@ const maxAnswer = 8 << 20
 
 // Cluster is the cluster behind an API server.
 type Cluster struct {
-	base   *url.URL
+	base   string // URL before /api
 	client *http.Client
 }
 
@@ -58,7 +58,7 @@ func Open(kubeconfig, userAgent string) (*Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the API server's address: %w", err)
 	}
-	return &Cluster{base: base, client: client}, nil
+	return &Cluster{base: strings.TrimSuffix(base.String(), "/"), client: client}, nil
 }
 
 func load(kubeconfig string) (*rest.Config, error) {
@@ -94,7 +94,7 @@ const (
 // metadataOnly asks for objects without their contents.
 const metadataOnly = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
-// open sends a request and returns the answer's body.
+// open sends a request and returns the answer's body. The path is escaped.
 func (c *Cluster) open(ctx context.Context, method, path, query, contentType string, body any) (io.ReadCloser, error) {
 	var content io.Reader
 	if body != nil {
@@ -104,9 +104,10 @@ func (c *Cluster) open(ctx context.Context, method, path, query, contentType str
 		}
 		content = bytes.NewReader(b)
 	}
-	u := *c.base
-	u.Path, u.RawQuery = strings.TrimSuffix(u.Path, "/")+path, query
-	req, err := http.NewRequestWithContext(ctx, method, u.String(), content)
+	if query != "" {
+		query = "?" + query
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path+query, content)
 	if err != nil {
 		return nil, err
 	}
