@@ -50,6 +50,7 @@ var levels = map[string]int{
 	"internal/node/credentials":   4,
 	"internal/node/cri":           4,
 	"internal/acr":                5,
+	"internal/node/attribution":   5,
 	"internal/node/mount/control": 5,
 	"internal/node/snapshot":      5,
 	"internal/node/run":           5,

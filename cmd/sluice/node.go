@@ -17,7 +17,6 @@ import (
 
 	"sluice/internal/blob"
 	"sluice/internal/node/cache"
-	"sluice/internal/node/happening"
 	"sluice/internal/node/hosts"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
@@ -45,6 +44,7 @@ type nodeConfig struct {
 	decide, fetch time.Duration
 	read, recheck time.Duration
 	credentials   credentialConfig
+	events        eventsConfig
 }
 
 // The directories of the machine's node daemon, and of the one that `sluice
@@ -94,6 +94,7 @@ reads wait for the next one.`,
 	f.BoolVar(&c.disabled, "disable-streaming", false, "pull new images the ordinary way")
 	c.registries.register(f)
 	c.credentials.register(f)
+	c.events.register(f)
 	f.StringArrayVar(&c.mountOptions, "overlay-option", nil, "`OPTION` of overlayfs mounts; may be repeated")
 	f.BoolVar(&c.remapIDs, "remap-ids", false, "map IDs of user namespaces; give containerd's\nproxy plugin the capability \"remap-ids\", too")
 	c.registerPlane(f)
@@ -104,7 +105,7 @@ reads wait for the next one.`,
 	c.report.register(f)
 	f.BoolVar(&c.standalone, "standalone", false, "no snapshotter; end with the last mount")
 	cmd.Flag("standalone").Hidden = true
-	cmd.AddCommand(newHolderCommand(), newNodeStatusCommand(), newNodeTraceCommand(), newNodeUninstallCommand(),
+	cmd.AddCommand(newHolderCommand(), newNodeStatusCommand(), newNodeTraceCommand(), newNodeEventsCommand(), newNodeUninstallCommand(),
 		newNodeDiskUsageCommand(), newNodePruneCommand(), newNodePinCommand(true), newNodePinCommand(false))
 	return cmd
 }
@@ -313,8 +314,13 @@ var errLost = errors.New("the FUSE connection is lost: somebody unmounted or abo
 
 // serve answers containerd and control clients.
 func (d *daemon) serve(ctx context.Context) error {
+	events, err := d.openEvents()
+	if err != nil {
+		return err
+	}
+	defer events.close(d.log)
 	sn, err := snapshot.Open(ctx, snapshot.Options{
-		Root: d.config.root, Images: d.images, MountOptions: d.config.mountOptions, RemapIDs: d.config.remapIDs, Log: d.log,
+		Root: d.config.root, Images: d.images, Observer: events, MountOptions: d.config.mountOptions, RemapIDs: d.config.remapIDs, Log: d.log,
 	})
 	if err != nil {
 		return err
@@ -344,13 +350,13 @@ func (d *daemon) serve(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	d.info.Events = happening.NewLog(happening.Capacity)
-	defer context.AfterFunc(ctx, d.info.Events.Close)() // who follows isn't waited for
+	defer context.AfterFunc(ctx, events.kept.Close)() // who follows isn't waited for
 	var wg sync.WaitGroup
+	wg.Go(func() { events.Run(ctx) })
 	wg.Go(func() { cancel(snapshot.Serve(ctx, snapshots, sn)) })
 	wg.Go(func() { cancel(serveHTTP(ctx, controls, d.controlHandler())) })
 	if kubelet != nil {
-		wg.Go(func() { cancel(d.serveCRI(ctx, kubelet)) })
+		wg.Go(func() { cancel(d.serveCRI(ctx, kubelet, events)) })
 	}
 	if metrics != nil {
 		wg.Go(func() { cancel(serveHTTP(ctx, metrics, d.metricsHandler())) })

@@ -104,15 +104,18 @@ func (d *daemon) listenCRI() (net.Listener, error) {
 	return control.Listen(socket)
 }
 
-// beginPull notes with which credential kubelet pulls an image, if any, and has
-// the image looked up while containerd still resolves its name.
-func (d *daemon) beginPull(p cri.Pull) (end func(error)) {
-	end = func(error) {}
+// beginPull notes with which credential kubelet pulls an image, if any, and for
+// which pod.
+func (d *daemon) beginPull(events *nodeEvents, p cri.Pull) (end func(error)) {
+	noted := func(error) {}
 	if p.Credential != (remote.Credential{}) {
-		end = d.creds.passed.Pull(p.Image, p.Credential)
+		noted = d.creds.passed.Pull(p.Image, p.Credential)
 	}
-	d.images.Expect(p.Image)
-	return end
+	ended := events.BeginPull(p) // with the credential: it may look the image up
+	return func(err error) {
+		noted(err)
+		ended(err)
+	}
 }
 
 // forgetEvery is how often it is looked which images' credentials are needed.
@@ -120,11 +123,13 @@ const forgetEvery = 10 * time.Minute
 
 // serveCRI forwards kubelet's image service until ctx ends, and forgets what it
 // passed for images that left the node.
-func (d *daemon) serveCRI(ctx context.Context, l net.Listener) error {
+func (d *daemon) serveCRI(ctx context.Context, l net.Listener, events *nodeEvents) error {
 	ctx, cancel := context.WithCancel(ctx)
 	served := make(chan error, 1)
 	go func() {
-		served <- cri.Serve(ctx, l, cri.Options{Socket: d.config.credentials.cri, Pull: d.beginPull, Log: d.log})
+		served <- cri.Serve(ctx, l, cri.Options{Socket: d.config.credentials.cri, Log: d.log, Pull: func(p cri.Pull) func(error) {
+			return d.beginPull(events, p)
+		}})
 	}()
 	defer cancel()
 	tick := time.NewTicker(forgetEvery)

@@ -39,6 +39,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	}
 	if target := info.Labels[snapshots.LabelSnapshotRef]; target != "" && s.images != nil {
 		err := s.prepareRemote(ctx, key, parent, target, info.Labels)
+		s.tellAsked(ctx, info.Labels, err)
 		if err == nil {
 			return nil, fmt.Errorf("layer %s is streamed: %w", target, errdefs.ErrAlreadyExists)
 		}
@@ -94,6 +95,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		// The caller will not call Remove for what it was never given.
 		return nil, errors.Join(err, s.Remove(context.WithoutCancel(ctx), key))
 	}
+	s.tellCreated(snap, key, info.Labels)
 	return s.mounts(snap, info.Labels, lowers), nil
 }
 

@@ -191,6 +191,25 @@ func (s *Snapshotter) logOrdinary(ctx context.Context, target string, labels map
 		"chain", target, "reason", string(mount.ReasonOf(err)), "error", err)
 }
 
+// tellAsked tells of a layer that containerd asked for.
+func (s *Snapshotter) tellAsked(ctx context.Context, labels map[string]string, err error) {
+	ref := labels[snapshotters.TargetRefLabel]
+	if s.watcher == nil || ref == "" || err != nil && ctx.Err() != nil {
+		return
+	}
+	manifest, _ := oci.ParseDigest(labels[snapshotters.TargetManifestDigestLabel]) // or err says what is wrong with it
+	s.watcher.Asked(ref, manifest, err)
+}
+
+// tellCreated tells of a snapshot that isn't made for a layer.
+func (s *Snapshotter) tellCreated(snap storage.Snapshot, key string, labels map[string]string) {
+	if s.watcher == nil || snap.Kind != snapshots.KindActive || len(snap.ParentIDs) == 0 || labels[snapshots.LabelSnapshotRef] != "" {
+		return
+	}
+	r, _ := s.remote(snap.ParentIDs[0])
+	s.watcher.Created(key, r.image)
+}
+
 // claim registers, after a start, what every snapshot needs of images. Nothing
 // is mounted for it: what containers use is, unless the machine was rebooted,
 // and then few of them come back. So nothing that is wrong with an image, or

@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
 	"github.com/containerd/continuity/fs"
+
+	"sluice/oci"
 )
 
 // Options configures a Snapshotter. Root is required.
@@ -37,8 +39,25 @@ type Options struct {
 	// capability "remap-ids".
 	RemapIDs bool
 
+	// Observer is told what containerd asks for. Nil: nobody is.
+	Observer Observer
+
 	// Log receives what operators should know. Nil discards it.
 	Log *slog.Logger
+}
+
+// Observer is told what happens to images. Its methods must be quick, and may be
+// called concurrently.
+type Observer interface {
+	// Asked is called when containerd has asked for a layer of the image ref,
+	// whose manifest has that digest (empty when unknown); err is why the layer
+	// can't be streamed, nil if it is.
+	Asked(ref string, manifest oci.Digest, err error)
+
+	// Created is called when the writable snapshot key, not a layer's to be, was
+	// made on top of the streaming artifact image; that is empty if what is
+	// right beneath isn't streamed.
+	Created(key string, image oci.Digest)
 }
 
 // Snapshotter implements containerd's snapshots.Snapshotter and
@@ -49,6 +68,7 @@ type Options struct {
 type Snapshotter struct {
 	root    string
 	images  Images
+	watcher Observer // may be nil
 	options []string
 	remap   bool
 	log     *slog.Logger
@@ -76,6 +96,7 @@ func Open(ctx context.Context, opts Options) (*Snapshotter, error) {
 	s := &Snapshotter{
 		root:    opts.Root,
 		images:  opts.Images,
+		watcher: opts.Observer,
 		options: slices.Clone(opts.MountOptions),
 		remap:   opts.RemapIDs,
 		log:     opts.Log,
