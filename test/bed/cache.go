@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // Dir returns the directory of everything that outlives a run:
@@ -28,11 +30,19 @@ func cached(name string, make func(tmp string) error) (string, error) {
 		return "", err
 	}
 	dir := filepath.Join(root, name)
-	if _, err := os.Stat(dir); err == nil {
+	if isThere(dir) {
 		return dir, nil
 	}
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return "", err
+	}
+	unlock, err := lock(dir)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if isThere(dir) {
+		return dir, nil // another process has made it in the meantime
 	}
 	tmp, err := os.MkdirTemp(filepath.Dir(dir), "."+filepath.Base(dir)+"-")
 	if err != nil {
@@ -45,13 +55,24 @@ func cached(name string, make func(tmp string) error) (string, error) {
 	if err := os.Chmod(tmp, 0o755); err != nil {
 		return "", err
 	}
-	if err := os.Rename(tmp, dir); err != nil && !isThere(dir) {
-		return "", err
-	}
-	return dir, nil
+	return dir, os.Rename(tmp, dir)
 }
 
-// isThere reports whether another process has made dir in the meantime.
+// lock waits until no other process has the lock of that name: tests of several
+// packages run at the same time, and want the same things on a new machine. The
+// kernel takes it from a process that dies.
+func lock(name string) (unlock func(), err error) {
+	f, err := os.OpenFile(name+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return func() { f.Close() }, nil
+}
+
 func isThere(dir string) bool {
 	_, err := os.Stat(dir)
 	return err == nil

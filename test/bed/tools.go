@@ -138,15 +138,35 @@ func keyOf(paths ...string) (string, error) {
 	return fmt.Sprintf("%x", h.Sum(nil)[:6]), nil
 }
 
-// Install makes sure that Debian packages are installed.
-func Install(ctx context.Context, packages ...string) error {
-	var missing []string
+// missing returns those of some Debian packages that aren't installed.
+func missing(ctx context.Context, packages []string) (names []string) {
 	for _, p := range packages {
 		out, err := exec.CommandContext(ctx, "dpkg-query", "-W", "-f=${Status}", p).Output()
 		if err != nil || !bytes.Contains(out, []byte("install ok installed")) {
-			missing = append(missing, p)
+			names = append(names, p)
 		}
 	}
+	return names
+}
+
+// Install makes sure that Debian packages are installed.
+func Install(ctx context.Context, packages ...string) error {
+	if len(missing(ctx, packages)) == 0 {
+		return nil
+	}
+	root, err := Dir()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return err
+	}
+	unlock, err := lock(filepath.Join(root, "apt"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	missing := missing(ctx, packages)
 	if len(missing) == 0 {
 		return nil
 	}

@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"sluice/test/bed"
@@ -48,8 +50,11 @@ func steps(src string, fuzz time.Duration) []step {
 		step{"conformance: the official suite, on every backend", func(ctx context.Context) tally {
 			return goTest(ctx, filepath.Join(src, "test/conformance"), nil, "-timeout=20m", "./...")
 		}},
-		step{"whole: real images, containerd, a shaped link", func(ctx context.Context) tally {
-			return goTest(ctx, filepath.Join(src, "test"), []string{"SLUICE_SRC=" + src}, "-timeout=30m", "-p=1", "./...")
+		step{"whole: real programs, all that can go wrong", func(ctx context.Context) tally {
+			return wholeTests(ctx, src, false, "-timeout=30m", "-p=2") // they wait a lot
+		}},
+		step{"figures: real images, a shaped link, other programs beside ours", func(ctx context.Context) tally {
+			return wholeTests(ctx, src, true, "-timeout=30m", "-p=1")
 		}},
 		step{"converters: ours and those of others", func(ctx context.Context) tally {
 			return goTest(ctx, filepath.Join(src, "test/converters"), nil, "-timeout=10m", "./...")
@@ -84,6 +89,27 @@ func quiet(ctx context.Context, dir string, env []string, name string, args ...s
 		return fmt.Errorf("%s in %s: %w\n%s", name, dir, err, out)
 	}
 	return nil
+}
+
+// measuring are the packages of the test module that measure: nothing else may run
+// at the same time.
+var measuring = []string{"sluice/test/boot", "sluice/test/kube", "sluice/test/peers", "sluice/test/starts", "sluice/test/whole"}
+
+// wholeTests runs the packages of the test module that measure, or all others.
+func wholeTests(ctx context.Context, src string, measure bool, args ...string) tally {
+	dir := filepath.Join(src, "test")
+	cmd := exec.CommandContext(ctx, "go", "list", "./...")
+	cmd.Dir = dir
+	out, err := cmd.Output()
+	if err != nil {
+		return outcome("go list in "+dir, err)
+	}
+	for path := range strings.FieldsSeq(string(out)) {
+		if slices.Contains(measuring, path) == measure {
+			args = append(args, path)
+		}
+	}
+	return goTest(ctx, dir, []string{"SLUICE_SRC=" + src}, args...)
 }
 
 // goTest runs `go test` and counts.
