@@ -125,9 +125,13 @@ func (s *stage) push(t *testing.T, name string, bare bool) streamable {
 	if bare {
 		repo = "bare"
 	}
-	src := transfer.Source{Registry: s.images, Reference: name}
-	_, err := transfer.Copy(ctx, transfer.Target{Registry: s.reg, Repo: repo, Tags: []string{name}}, src, transfer.Options{})
-	must(t, err)
+	if bare {
+		s.mountImage(t, name)
+	} else {
+		src := transfer.Source{Registry: s.images, Reference: name}
+		_, err := transfer.Copy(ctx, transfer.Target{Registry: s.reg, Repo: repo, Tags: []string{name}}, src, transfer.Options{})
+		must(t, err)
+	}
 	image, err := s.reg.ResolveManifest(ctx, repo, name)
 	must(t, err)
 	if bare {
@@ -156,6 +160,22 @@ func (s *stage) push(t *testing.T, name string, bare bool) streamable {
 		must(t, err)
 	}
 	return im
+}
+
+// mountImage puts an image of repository boot into bare, without its content
+// coming once more.
+func (s *stage) mountImage(t *testing.T, name string) {
+	t.Helper()
+	got, err := s.reg.GetManifest(t.Context(), "boot", name)
+	must(t, err)
+	var m oci.ImageManifest
+	must(t, json.Unmarshal(got.Content, &m))
+	for _, b := range append(m.Layers, m.Config) {
+		_, err := s.reg.MountBlob(t.Context(), "boot", "bare", b.Digest)
+		must(t, err)
+	}
+	_, err = s.reg.PushManifest(t.Context(), "bare", name, got.Descriptor.MediaType, got.Content)
+	must(t, err)
 }
 
 // strip makes the artifact in repository bare: what the one in boot is, without

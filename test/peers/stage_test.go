@@ -161,7 +161,7 @@ func load(ctx context.Context, s server, clients int, duration time.Duration, st
 
 // rounds is how often everything is measured. A round is short, so that what
 // else the machine does meets every server alike.
-const rounds = 7
+const rounds = 5
 
 // inTurns measures every server once in each round, and prints the medians and,
 // in parentheses, the median of each round's ratio of ours to theirs.

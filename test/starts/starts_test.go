@@ -12,7 +12,7 @@ import (
 )
 
 // rounds is how often each is measured.
-const rounds = 5
+const rounds = 3
 
 // contender is a snapshotter with an image.
 type contender struct{ snapshotter, image string }

@@ -221,7 +221,7 @@ func TestColdStarts(t *testing.T) {
 				c.Total().Seconds(), c.Pull.Seconds(), c.FirstOutput.Seconds(), float64(c.Bytes)/1e6, c.Connections, c.Mounts)
 		}
 	}
-	for range 7 {
+	for range 5 {
 		cold("1", bed.Sluice)
 		cold("28", bed.Sluice)
 	}
