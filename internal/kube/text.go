@@ -104,7 +104,7 @@ func eventName(e happening.Event) string {
 // asked for. Reasons of a newer daemon come after the first.
 var severity = []string{
 	"IntegrityFailure", "", "Unauthorized", "PlaneUnavailable", "RegistryUnavailable", "RegistryUnsupported",
-	"PlatformUnsupported", "NoStreamingArtifact", "ConversionPending", "Disabled",
+	"PlatformUnsupported", "NoStreamingArtifact", "ConversionPending", "AlreadyPresent", "Disabled",
 }
 
 func rank(reason string) int {

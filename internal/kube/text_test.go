@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"sluice/internal/node/happening"
+	"sluice/internal/node/mount"
 )
 
 // However long and strange what the daemon says is, the API server takes what is
@@ -65,5 +66,17 @@ func TestMemoryIsBounded(t *testing.T) {
 	}
 	if len(s.Pods) != maxPods || s.Pods["0"] == nil || s.Pods["1"] != nil || s.Pods[fmt.Sprint(3*maxPods-1)] == nil {
 		t.Errorf("%d pods are remembered, and the wrong ones", len(s.Pods))
+	}
+}
+
+// Every reason has its place among the others.
+func TestReasonsAreRanked(t *testing.T) {
+	for _, r := range mount.Reasons() {
+		if rank(string(r)) == rank("of a newer daemon") {
+			t.Errorf("%s has no severity", r)
+		}
+	}
+	if n := len(mount.Reasons()) + 1; len(severity) != n {
+		t.Errorf("%d severities, want %d", len(severity), n)
 	}
 }
