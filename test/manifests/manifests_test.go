@@ -2,10 +2,13 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -121,6 +124,7 @@ type object struct {
 	Kind     string
 	Metadata struct{ Name string }
 	Data     map[string]string
+	Rules    []map[string][]string
 	Spec     struct {
 		Template struct {
 			Spec struct {
@@ -217,6 +221,31 @@ func writeFiles(t *testing.T, dir string, files map[string]string) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestRoleIsWhatTheReporterNeeds compares the ClusterRole with what package kube
+// says that it needs.
+func TestRoleIsWhatTheReporterNeeds(t *testing.T) {
+	doc, err := os.ReadFile("../../internal/kube/doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text strings.Builder
+	for _, line := range regexp.MustCompile(`(?m)^//   (- \{apiGroups.*)$`).FindAllSubmatch(doc, -1) {
+		fmt.Fprintf(&text, "%s\n", line[1])
+	}
+	var want []map[string][]string
+	if err := yaml.Unmarshal([]byte(text.String()), &want); err != nil || len(want) == 0 {
+		t.Fatalf("no rules in internal/kube/doc.go: %v", err)
+	}
+	for _, o := range render(t, helm(t), nil) {
+		if o.Kind == "ClusterRole" && !reflect.DeepEqual(o.Rules, want) {
+			t.Errorf("the ClusterRole has %v, the reporter needs %v", o.Rules, want)
+		} else if o.Kind == "ClusterRole" {
+			return
+		}
+	}
+	t.Error("no ClusterRole")
 }
 
 // TestDockerfileHasWhatTheChartRuns holds together what can't be built where no
