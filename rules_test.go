@@ -43,6 +43,7 @@ var levels = map[string]int{
 	"internal/node/timeline":      3,
 	"internal/node/happening":     3,
 	"internal/operation":          3,
+	"internal/teleport":           4,
 	"internal/streaming":          4,
 	"internal/webhook":            4,
 	"internal/node/mount":         4,

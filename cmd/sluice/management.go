@@ -239,6 +239,7 @@ func (f *attributeFlags) add(cmd *cobra.Command, repository bool) {
 	flag(&c.ListEnabled, "list-enabled", "whether lists show it")
 	if repository {
 		flag(&c.StreamingEnabled, "streaming-enabled", "whether pushed images are converted")
+		flag(&c.TeleportEnabled, "teleport-enabled", "whether layers of pushed images are expanded for Teleport")
 		flag(&c.AnonymousPullEnabled, "anonymous-pull-enabled", "whether everybody can pull")
 	}
 }

@@ -49,6 +49,10 @@ func (s *server) maintain(ctx context.Context, background *sync.WaitGroup) {
 		background.Go(func() { s.streaming.Run(ctx) })
 		every(tidyInterval, "tidying converted layers", s.tidy)
 	}
+	if s.teleport != nil {
+		background.Go(func() { s.teleport.Run(ctx) })
+		every(tidyInterval, "tidying Teleport's disks", s.teleport.Tidy)
+	}
 	if s.authority != nil {
 		background.Go(func() { s.authority.Run(ctx) })
 	}
@@ -75,7 +79,7 @@ func (s *server) purge(ctx context.Context) error {
 	return err
 }
 
-// forget forgets imports, conversions and deliveries that ended long ago.
+// forget forgets imports, conversions, expansions and deliveries that ended long ago.
 func (s *server) forget(ctx context.Context) error {
 	return s.index.PruneJobs(ctx, time.Now().Add(-jobMemory))
 }

@@ -27,6 +27,7 @@ import (
 	"sluice/internal/registry"
 	"sluice/internal/stored"
 	"sluice/internal/streaming"
+	"sluice/internal/teleport"
 	"sluice/oci"
 )
 
@@ -43,6 +44,7 @@ type server struct {
 	authority *auth.Authority // nil: nobody is asked for credentials
 	notifier  *notify.Notifier
 	streaming *streaming.Service // nil: images aren't converted
+	teleport  *teleport.Service  // nil: they aren't expanded
 	manager   *acr.Handler
 	metrics   *registry.Metrics
 	cert      *registry.Certificate // nil: without TLS
@@ -55,7 +57,7 @@ type server struct {
 // returns must be closed.
 func openServer(ctx context.Context, c *config.Registry, log *slog.Logger) (*server, error) {
 	s := &server{config: c, log: log, metrics: registry.NewMetrics()}
-	for _, open := range []func(context.Context) error{s.openRegistry, s.openAuthority, s.openNotifier, s.openStreaming, s.openCertificate, s.openHandler} {
+	for _, open := range []func(context.Context) error{s.openRegistry, s.openAuthority, s.openNotifier, s.openStreaming, s.openTeleport, s.openCertificate, s.openHandler} {
 		if err := open(ctx); err != nil {
 			s.close()
 			return nil, err
@@ -120,6 +122,7 @@ func newStored(c *config.Registry, store store, db *index.DB, log *slog.Logger) 
 		SoftDelete: days(c.SoftDelete.Days),
 		MaxBlob:    int64(c.Limits.MaxBlob), RepositoryQuota: int64(c.Limits.RepositoryQuota),
 		Events: len(c.Webhooks) > 0, Convert: c.Streaming.Enabled,
+		Expand: c.Teleport.Enabled, ExpandAll: c.Teleport.Enabled && c.Teleport.AutoEnable,
 		Log: log,
 	})
 }
@@ -233,7 +236,10 @@ func (s *server) openHandler(ctx context.Context) error {
 	if c.BehindProxy {
 		front.ClientAddress = registry.ForwardedAddress
 	}
-	manage := acr.Options{Authority: s.authority, Streaming: s.streaming, Service: c.Auth.Service, SoftDelete: days(c.SoftDelete.Days), CollectGrace: c.GarbageCollection.Grace, Log: s.log}
+	manage := acr.Options{
+		Authority: s.authority, Streaming: s.streaming, Teleport: s.teleport, Service: c.Auth.Service,
+		SoftDelete: days(c.SoftDelete.Days), CollectGrace: c.GarbageCollection.Grace, Log: s.log,
+	}
 	images := registry.Options{MaxManifest: int64(c.Limits.MaxManifest), Redirect: c.Storage.Redirect}
 	if s.authority != nil { // not a nil *Authority in an interface
 		front.Authorizer, manage.Authorizer, images.Authorizer = s.authority, s.authority, s.authority

@@ -13,6 +13,7 @@ import (
 	"sluice/internal/storage"
 	"sluice/internal/stored"
 	"sluice/internal/streaming"
+	"sluice/internal/teleport"
 )
 
 // Options says how a Handler works. The zero value serves everybody.
@@ -39,6 +40,9 @@ type Options struct {
 
 	// Streaming converts images. Nil: conversion's endpoints answer UNSUPPORTED.
 	Streaming *streaming.Service
+
+	// Teleport expands images. Nil: it can't be enabled for repositories.
+	Teleport *teleport.Service
 
 	// ImportTransport carries the requests to registries that are imported
 	// from. Nil: one of the Handler's own.

@@ -62,7 +62,14 @@ func (h *Handler) updateRepository(w http.ResponseWriter, r *http.Request, req R
 	if err := decode(r, &c, memberRepository); err != nil {
 		return err
 	}
-	_, err := h.registry.SetRepositoryAttributes(r.Context(), req.Repository, func(a *index.Attributes) error {
+	change := h.registry.SetRepositoryAttributes
+	switch {
+	case h.opts.Teleport != nil:
+		change = h.opts.Teleport.Change // which heeds how many may have teleportEnabled
+	case c.TeleportEnabled != nil && *c.TeleportEnabled:
+		return oci.ErrUnsupported.Withf("this registry doesn't expand layers for Teleport: set teleport.enabled in its configuration")
+	}
+	_, err := change(r.Context(), req.Repository, func(a *index.Attributes) error {
 		c.apply(a)
 		return nil
 	})

@@ -21,6 +21,7 @@ import (
 	"sluice/internal/storage"
 	"sluice/internal/stored"
 	"sluice/internal/streaming"
+	"sluice/internal/teleport"
 	"sluice/oci"
 )
 
@@ -57,9 +58,13 @@ func newBench(t *testing.T, opts stored.Options) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
+	expander, err := teleport.New(b.reg, b.db, teleport.Options{Directory: t.TempDir(), MaxRepositories: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
 	b.streaming = streaming.New(b.reg, b.db, streaming.Options{Store: b.store})
 	b.handler = acr.New(b.reg, b.db, b.store, acr.Options{
-		Streaming:  b.streaming,
+		Streaming: b.streaming, Teleport: expander,
 		Authorizer: b.authority, Authority: b.authority, SoftDelete: opts.SoftDelete, CollectGrace: -time.Hour, // as if an hour had passed
 	})
 	mux := http.NewServeMux()

@@ -66,6 +66,7 @@ func (r *Registry) Check() error {
 	}
 	c.between("garbage_collection.grace", r.GarbageCollection.Grace, time.Minute, 365*24*time.Hour)
 	c.streaming()
+	c.teleport()
 	c.webhooks()
 	c.oneOf("log.level", r.Log.Level, "debug", "info", "warn", "error")
 	c.oneOf("log.format", r.Log.Format, "text", "json")
@@ -172,6 +173,14 @@ func (c *checker) streaming() {
 		c.that((len(parts) == 2 || len(parts) == 3) && parts[0] == "linux" && !slices.Contains(parts, ""),
 			"streaming.platforms", `platforms of linux, such as ["linux/amd64", "linux/arm64"]`)
 	}
+}
+
+func (c *checker) teleport() {
+	t := c.registry.Teleport
+	c.that(t.Workers >= 1 && t.Workers <= 256, "teleport.workers", "1 to 256")
+	c.that(t.MaxRepositories >= 1 && t.MaxRepositories <= 10_000, "teleport.max_repositories", "1 to 10000")
+	c.that(t.MaxLayer >= 1<<20 && t.MaxLayer <= 1<<40, "teleport.max_layer", "from 1MiB to 1TiB")
+	c.that(t.MaxImage >= t.MaxLayer, "teleport.max_image", "at least teleport.max_layer")
 }
 
 func isBucket(s string) bool {

@@ -18,6 +18,7 @@ type Registry struct {
 	SoftDelete        SoftDelete        `toml:"soft_delete"`
 	GarbageCollection GarbageCollection `toml:"garbage_collection"`
 	Streaming         Streaming         `toml:"streaming"`
+	Teleport          Teleport          `toml:"teleport"`
 	Webhooks          []Webhook         `toml:"webhooks"`
 	Log               Log               `toml:"log"`
 	Metrics           Metrics           `toml:"metrics"`
@@ -149,6 +150,17 @@ type Streaming struct {
 	Platforms []string `toml:"platforms"` // OS/ARCHITECTURE[/VARIANT]; empty: all of linux
 }
 
+// Teleport says how layers are expanded into disks for Teleport's clients.
+type Teleport struct {
+	Enabled         bool   `toml:"enabled"`
+	Directory       string `toml:"directory"`        // of the disks; empty: TeleportDirectory
+	Workers         int    `toml:"workers"`          // images at once
+	AutoEnable      bool   `toml:"auto_enable"`      // a repository by a push to it
+	MaxRepositories int    `toml:"max_repositories"` // that may have teleportEnabled
+	MaxLayer        Size   `toml:"max_layer"`        // expanded
+	MaxImage        Size   `toml:"max_image"`        // likewise
+}
+
 // Webhook is a URL that is told what happens.
 type Webhook struct {
 	Name         string            `toml:"name"` // in logs, and of its queue
@@ -191,6 +203,7 @@ func Default() *Registry {
 		Limits:            Limits{MaxManifest: 4 << 20},
 		GarbageCollection: GarbageCollection{Interval: 6 * time.Hour, Grace: 24 * time.Hour},
 		Streaming:         Streaming{Enabled: true, Workers: 2, Layers: 2, Platforms: []string{}},
+		Teleport:          Teleport{Workers: 1, MaxRepositories: 10, MaxLayer: 16 << 30, MaxImage: 100 << 30},
 		Log:               Log{Level: "info", Format: "text"},
 	}
 }
@@ -202,4 +215,13 @@ func (r *Registry) DatabaseURL() string {
 		return r.Database.URL.Value()
 	}
 	return "sqlite:" + r.Data + "/index.db"
+}
+
+// TeleportDirectory returns where Teleport's disks are: by default in the data
+// directory.
+func (r *Registry) TeleportDirectory() string {
+	if r.Teleport.Directory != "" {
+		return r.Teleport.Directory
+	}
+	return r.Data + "/teleport"
 }

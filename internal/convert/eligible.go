@@ -108,7 +108,7 @@ func (c *converter) planIndex(ctx context.Context, m oci.Manifest, p *plan) erro
 		}
 		img, err := c.image(ctx, entry)
 		var why *oci.Error
-		if ineligible(err) && errors.As(err, &why) {
+		if Ineligible(err) && errors.As(err, &why) {
 			p.skipped = append(p.skipped, Skipped{desc, why.Message})
 			continue
 		}
@@ -146,9 +146,9 @@ func skip(desc oci.Descriptor) string {
 	return ""
 }
 
-// ineligible reports whether err is about what the image is.
-func ineligible(err error) bool {
-	for _, e := range []error{ErrUnsupportedPlatform, ErrUnsupportedMediaType, ErrUnsupportedArtifactType, ErrImageNotRunnable} {
+// Ineligible reports whether err is about what the image is.
+func Ineligible(err error) bool {
+	for _, e := range []error{ErrResourceNotFound, ErrUnsupportedPlatform, ErrNoSupportedPlatform, ErrUnsupportedMediaType, ErrUnsupportedArtifactType, ErrImageNotRunnable} {
 		if errors.Is(err, e) {
 			return true
 		}

@@ -100,6 +100,9 @@ func (c *converter) attempts(ctx context.Context, img *image, i int, try func(la
 			return nil
 		}
 		err = fmt.Errorf("layer %d (%s): %w", i, desc.Digest, err)
+		if refused := (refusedError{}); errors.As(err, &refused) {
+			return err
+		}
 		if gunzip != (layer.Gunzip{}) && wrong(ctx, err) {
 			// Is it the layer or the program? Our own decoder also says where.
 			c.opts.Log.WarnContext(ctx, "converting a layer failed, trying again without the other program", "repository", c.repo, "gunzip", gunzip, "error", err)

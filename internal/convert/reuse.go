@@ -31,7 +31,7 @@ type LayerSource struct {
 	// network or the storage fails, or a program that decodes it. What use has
 	// read can be believed when Read returns nil: then the tar had the blob's
 	// digest and the diff ID. Errors of use that aren't about the content must
-	// be StorageErrors.
+	// be StorageErrors, or made by Refuse.
 	Read func(ctx context.Context, use func(context.Context, io.Reader) error) error
 
 	// Convert converts the layer into blobs of Repo.
@@ -127,6 +127,14 @@ func Images(ctx context.Context, reg oci.Registry, repo, reference string, opts 
 	}
 	return all, nil
 }
+
+// Refuse marks an error of who reads a layer and will have nothing of it, so that
+// LayerSource.Read doesn't try again.
+func Refuse(err error) error { return refusedError{err} }
+
+type refusedError struct{ error }
+
+func (e refusedError) Unwrap() error { return e.error }
 
 // StorageError marks an error of storing what was made of a layer, so that
 // LayerSource.Read doesn't take it for one of the layer's content.

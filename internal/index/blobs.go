@@ -76,6 +76,17 @@ func (db *DB) Needed(ctx context.Context, repo string, digest oci.Digest) (bool,
 	return needed, nil
 }
 
+// NeededByManifest is Needed without soft-deleted manifests.
+func (db *DB) NeededByManifest(ctx context.Context, repo string, digest oci.Digest) (bool, error) {
+	needed, err := one(ctx, db, "SELECT EXISTS (SELECT 1 FROM needs WHERE repo = $1 AND digest = $2 AND deleted = $3)", func(scan scan) (b bool, err error) {
+		return b, scan(&b)
+	}, repo, digest.String(), neededByManifest)
+	if err != nil {
+		return true, fmt.Errorf("index: which manifest needs %s@%s: %w", repo, digest, err)
+	}
+	return needed, nil
+}
+
 const deletedColumns = "repo, digest, media_type, tags, deleted, deleted_by, blobs, children, size, image_size"
 
 func scanDeleted(scan scan) (d Deleted, err error) {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 )
@@ -32,6 +33,23 @@ func (db *DB) Exclude(ctx context.Context, name string) (unlock func(), err erro
 // when somebody else holds the lock or waits for it.
 func (db *DB) TryExclude(ctx context.Context, name string) (unlock func(), ok bool, err error) {
 	return db.locks.tryExclude(ctx, name)
+}
+
+// PollExclude is Exclude by TryExclude, with a look every now and then: for locks
+// whose holders take others meanwhile, and must not be waited for by who holds
+// one. Nobody may ask for such a lock by Share or Exclude.
+func (db *DB) PollExclude(ctx context.Context, name string, every time.Duration) (unlock func(), err error) {
+	for {
+		unlock, ok, err := db.TryExclude(ctx, name)
+		if err != nil || ok {
+			return unlock, err
+		}
+		select {
+		case <-time.After(every):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // localLocks are fair shared and exclusive locks in this process.

@@ -45,20 +45,31 @@ func EnqueueConversion(tx *index.Tx, repo string, digest oci.Digest, c Conversio
 	return nil
 }
 
-// autoConvert returns what enqueues the conversion of a manifest that is being
-// pushed or restored, if its repository is to be converted. The caller shares
-// the repository, and so its attributes are what they are until the change ends.
-func (r *Registry) autoConvert(ctx context.Context, m index.Manifest) (func(*index.Tx) error, error) {
+// followUps returns what enqueues the jobs that follow a manifest's being pushed or
+// restored: its conversion and its expansion, as its repository has it. The caller
+// shares the repository, and so its attributes are what they are until the change
+// ends.
+func (r *Registry) followUps(ctx context.Context, m index.Manifest) (func(*index.Tx) error, error) {
 	nothing := func(*index.Tx) error { return nil }
-	if !r.opts.Convert || !Convertible(m) {
+	if !r.opts.Convert && !r.opts.Expand || !Convertible(m) {
 		return nothing, nil
 	}
 	row, err := r.db.Repository(ctx, m.Repo)
-	if err != nil || !row.StreamingEnabled {
+	if err != nil {
 		return nothing, err
 	}
-	c := Conversion{Actor: oci.ActorOf(ctx)}
-	return func(tx *index.Tx) error { return EnqueueConversion(tx, m.Repo, m.Digest, c) }, nil
+	actor := oci.ActorOf(ctx)
+	return func(tx *index.Tx) error {
+		if r.opts.Convert && row.StreamingEnabled {
+			if err := EnqueueConversion(tx, m.Repo, m.Digest, Conversion{Actor: actor}); err != nil {
+				return err
+			}
+		}
+		if r.opts.Expand && (row.TeleportEnabled || r.opts.ExpandAll) {
+			return EnqueueExpansion(tx, m.Repo, m.Digest, Expansion{Actor: actor})
+		}
+		return nil
+	}, nil
 }
 
 // checkSubject returns an error if a streaming artifact that the registry makes

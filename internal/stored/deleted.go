@@ -146,14 +146,14 @@ func (r *Registry) Restore(ctx context.Context, repo string, digest oci.Digest, 
 	if err == nil {
 		err = r.checkRestorable(ctx, repo, tag, back)
 	}
-	var convert func(*index.Tx) error
+	var follow func(*index.Tx) error
 	if err == nil {
-		convert, err = r.autoConvert(ctx, back.manifests[0].Manifest)
+		follow, err = r.followUps(ctx, back.manifests[0].Manifest)
 	}
 	if err == nil {
 		err = r.change(ctx, repo,
 			func(ctx context.Context) error { return r.putRevival(ctx, repo, digest, back) },
-			func(tx *index.Tx) error { back.rows(tx); tx.RemoveDeleted(repo, digest); return convert(tx) },
+			func(tx *index.Tx) error { back.rows(tx); tx.RemoveDeleted(repo, digest); return follow(tx) },
 			back.events(repo, oci.ActorOf(ctx))...)
 	}
 	if err != nil {

@@ -104,6 +104,10 @@ func (r *Registry) deleteManifest(ctx context.Context, repo string, digest oci.D
 	if err != nil {
 		return fmt.Errorf("delete manifest %s of %s: %w", digest, repo, err)
 	}
+	shrink, err := r.shrink(ctx, repo)
+	if err != nil {
+		return fmt.Errorf("delete manifest %s of %s: %w", digest, repo, err)
+	}
 	var events []Event
 	for _, m := range doomed {
 		events = append(events, newEvent(ActionDelete, repo, "", manifestDescriptor(m.Manifest), at, oci.ActorOf(ctx)))
@@ -129,7 +133,7 @@ func (r *Registry) deleteManifest(ctx context.Context, repo string, digest oci.D
 			}
 			tx.PutDeleted(row)
 		}
-		return nil
+		return shrink(tx)
 	}, events...)
 	if err != nil {
 		return fmt.Errorf("delete manifest %s of %s: %w", digest, repo, err)

@@ -52,6 +52,6 @@
 //
 // Files are named after the verbs of oci.Registry, and after what is asked of
 // this registry besides: attributes.go, deleted.go, collect.go, reindex.go. What
-// is pushed and to be converted goes into a queue for package streaming:
-// convert.go.
+// is pushed and to be converted goes into a queue for package streaming, what is
+// to be expanded into one for package teleport: convert.go, expand.go.
 package stored

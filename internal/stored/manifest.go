@@ -91,7 +91,7 @@ func (r *Registry) pushShared(ctx context.Context, p *manifestPush) error {
 	if err := r.complete(ctx, p); err != nil {
 		return err
 	}
-	convert, err := r.autoConvert(ctx, p.manifest)
+	follow, err := r.followUps(ctx, p.manifest)
 	if err != nil {
 		return err
 	}
@@ -104,7 +104,7 @@ func (r *Registry) pushShared(ctx context.Context, p *manifestPush) error {
 			if p.tag != "" {
 				tx.PutTag(p.tagRow)
 			}
-			return convert(tx)
+			return follow(tx)
 		}, events...)
 }
 

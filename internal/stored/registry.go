@@ -55,6 +55,12 @@ type Options struct {
 	// StreamingEnabled, or restored there, into the repository's ConvertQueue.
 	Convert bool
 
+	// Expand puts images that are pushed to repositories with the attribute
+	// TeleportEnabled, or restored there, into the repository's ExpandQueue, and
+	// what is to follow their deletion. ExpandAll does so with images pushed to
+	// all repositories: who expands them decides.
+	Expand, ExpandAll bool
+
 	// Log gets what happens without anybody asking. Nil discards it.
 	Log *slog.Logger
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"sluice/internal/artifact"
 	"sluice/internal/convert"
@@ -48,21 +47,11 @@ type layerRecord struct {
 // again from time to time instead of waiting for the lock, since who has it
 // needs other locks.
 func (s *Service) layer(ctx context.Context, src convert.LayerSource) (*artifact.Layer, error) {
-	for {
-		unlock, ok, err := s.db.TryExclude(ctx, layerLock(src.DiffID))
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			defer unlock()
-			break
-		}
-		select {
-		case <-time.After(s.pause):
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
+	unlock, err := s.db.PollExclude(ctx, layerLock(src.DiffID), s.pause)
+	if err != nil {
+		return nil, err
 	}
+	defer unlock()
 	l, err := s.known(ctx, src)
 	if err != nil {
 		return nil, err

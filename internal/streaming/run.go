@@ -58,16 +58,8 @@ func permanent(err error) string {
 		return convert.ErrResourceNotFound.Code // a layer that was never pushed
 	case !errors.As(err, &coded):
 		return ""
-	case blob.Final(err), errors.Is(err, oci.ErrManifestInvalid):
+	case blob.Final(err), errors.Is(err, oci.ErrManifestInvalid), convert.Ineligible(err):
 		return coded.Code
-	}
-	for _, e := range []*oci.Error{
-		convert.ErrResourceNotFound, convert.ErrUnsupportedPlatform, convert.ErrNoSupportedPlatform,
-		convert.ErrUnsupportedMediaType, convert.ErrUnsupportedArtifactType, convert.ErrImageNotRunnable,
-	} {
-		if errors.Is(err, e) {
-			return e.Code
-		}
 	}
 	return ""
 }

@@ -176,27 +176,34 @@ func (c comparison) manifests(ctx context.Context, r *repository) {
 
 // needed tells who needs a digest, by asking everybody.
 func (r *repository) needed(digest oci.Digest) bool {
-	needs := func(blobs []oci.Descriptor, children []oci.Digest) bool {
-		return slices.Contains(children, digest) ||
-			slices.ContainsFunc(blobs, func(b oci.Descriptor) bool { return b.Digest == digest })
-	}
-	for _, m := range r.manifests {
-		if needs(m.Blobs, m.Children) {
+	for _, d := range r.deleted {
+		if needs(digest, d.Blobs, d.Children) {
 			return true
 		}
 	}
-	for _, d := range r.deleted {
-		if needs(d.Blobs, d.Children) {
+	return r.neededByManifest(digest)
+}
+
+func (r *repository) neededByManifest(digest oci.Digest) bool {
+	for _, m := range r.manifests {
+		if needs(digest, m.Blobs, m.Children) {
 			return true
 		}
 	}
 	return false
 }
 
+func needs(digest oci.Digest, blobs []oci.Descriptor, children []oci.Digest) bool {
+	return slices.Contains(children, digest) ||
+		slices.ContainsFunc(blobs, func(b oci.Descriptor) bool { return b.Digest == digest })
+}
+
 func (c comparison) blobs(ctx context.Context, r *repository) {
 	for _, digest := range digests() {
 		got, err := c.db.Needed(ctx, r.Name, digest)
 		same(c, "Needed", got, err, r.needed(digest))
+		got, err = c.db.NeededByManifest(ctx, r.Name, digest)
+		same(c, "NeededByManifest", got, err, r.neededByManifest(digest))
 
 		repo, size, err := c.db.FindBlob(ctx, digest)
 		want, there := "", false

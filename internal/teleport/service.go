@@ -1,0 +1,332 @@
+package teleport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"sluice/internal/convert"
+	"sluice/internal/index"
+	"sluice/internal/operation"
+	"sluice/internal/stored"
+	"sluice/oci"
+)
+
+// Options says how a Service works.
+type Options struct {
+	// Directory is where disks are kept: the one that a file server shares.
+	Directory string
+
+	// Workers is how many images are expanded at once; default 1.
+	Workers int
+
+	// MaxRepositories is how many repositories may take part; default 10.
+	MaxRepositories int
+
+	// Auto has a repository take part as soon as something is pushed to it, while
+	// fewer than MaxRepositories do: also one that was switched off by hand, as in
+	// Azure Container Registry. The registry must have stored.Options.ExpandAll.
+	Auto bool
+
+	// MaxLayer and MaxImage bound what a layer and an image may take when they are
+	// expanded, in bytes; default 16 and 100 GiB.
+	MaxLayer, MaxImage int64
+
+	// Log gets what becomes of expansions. Nil: no log.
+	Log *slog.Logger
+}
+
+func (o Options) withDefaults() Options {
+	if o.Workers <= 0 {
+		o.Workers = 1
+	}
+	if o.MaxRepositories <= 0 {
+		o.MaxRepositories = 10
+	}
+	if o.MaxLayer <= 0 {
+		o.MaxLayer = 16 << 30
+	}
+	if o.MaxImage <= 0 {
+		o.MaxImage = 100 << 30
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+// Service expands images of a registry. Use New. Its methods may be called
+// concurrently; any number of processes may have one on the same index, if they
+// have the same directory.
+type Service struct {
+	registry *stored.Registry
+	db       *index.DB
+	opts     Options
+	share    share
+	ops      *operation.Runner
+	pause    time.Duration // between looks whether somebody has finished a layer
+
+	expanded, reused atomic.Int64 // layers, of this process
+}
+
+// New returns a service for the registry whose index is db. The registry must have
+// stored.Options.Expand. The directory is made if it isn't there.
+func New(reg *stored.Registry, db *index.DB, opts Options) (*Service, error) {
+	return newService(reg, db, opts, operation.DefaultTiming())
+}
+
+func newService(reg *stored.Registry, db *index.DB, opts Options, timing operation.Timing) (*Service, error) {
+	s := &Service{registry: reg, db: db, opts: opts.withDefaults(), share: share{opts.Directory}, pause: timing.Poll / 2}
+	if err := s.share.makePool(); err != nil {
+		return nil, fmt.Errorf("directory of Teleport's disks: %w", err)
+	}
+	s.ops = operation.New(db, operation.Options{
+		Queues: stored.ExpandQueues, Noun: "Expansion", Workers: s.opts.Workers,
+		Do: s.do, Permanent: permanent, Gone: s.gone, Timing: timing, Log: s.opts.Log,
+	})
+	return s, nil
+}
+
+// gone reports whether an image was deleted. What was expanded for it since is
+// removed.
+func (s *Service) gone(ctx context.Context, repo string, subject oci.Digest) bool {
+	_, err := s.registry.Manifest(ctx, repo, subject)
+	if !errors.Is(err, oci.ErrManifestUnknown) && !errors.Is(err, oci.ErrNameUnknown) {
+		return false
+	}
+	if err := s.sweep(ctx, repo); err != nil {
+		s.opts.Log.Warn("what was expanded of an image that was deleted is removed later", "repository", repo, "error", err)
+	}
+	return true
+}
+
+// Run expands what is in the queues until ctx ends, and returns when the
+// expansions under way have stopped; another process, or the next one, takes them
+// up again.
+func (s *Service) Run(ctx context.Context) { s.ops.Run(ctx) }
+
+// Change changes the attributes of a repository as
+// stored.Registry.SetRepositoryAttributes does, and heeds how many repositories
+// may take part. One that takes part no longer loses its disks; images that are
+// there when it begins to are expanded when they are pushed again.
+//
+// Errors: oci.ErrDenied if there are too many, and those of
+// SetRepositoryAttributes.
+func (s *Service) Change(ctx context.Context, repo string, set func(*index.Attributes) error) (index.Repository, error) {
+	unlock, err := s.db.PollExclude(ctx, "teleport repositories", s.pause)
+	if err != nil {
+		return index.Repository{}, err
+	}
+	defer unlock()
+	others, err := s.enabled(ctx, repo)
+	if err != nil {
+		return index.Repository{}, err
+	}
+	before := false
+	row, err := s.registry.SetRepositoryAttributes(ctx, repo, func(a *index.Attributes) error {
+		before = a.TeleportEnabled
+		if err := set(a); err != nil {
+			return err
+		}
+		if a.TeleportEnabled && !before && len(others) >= s.opts.MaxRepositories {
+			return oci.ErrDenied.Withf("%d repositories have teleportEnabled, which is as many as may have it (teleport.max_repositories): set it to false for another one first, such as %s", len(others), others[0])
+		}
+		return nil
+	})
+	if err == nil && before && !row.TeleportEnabled {
+		err = s.enqueue(ctx, repo, "")
+	}
+	return row, err
+}
+
+func (s *Service) enqueue(ctx context.Context, repo string, digest oci.Digest) error {
+	err := s.db.Update(ctx, func(tx *index.Tx) error {
+		return stored.EnqueueExpansion(tx, repo, digest, stored.Expansion{Actor: oci.ActorOf(ctx)})
+	})
+	s.ops.Wake()
+	return err
+}
+
+// enabled returns the repositories that take part, but for one.
+func (s *Service) enabled(ctx context.Context, but string) ([]string, error) {
+	const page = 500
+	var names []string
+	for last := ""; ; {
+		list, err := s.db.Repositories(ctx, index.RepositoryQuery{Last: last, N: page, All: true})
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range list {
+			last = r.Name
+			if r.TeleportEnabled && r.Name != but {
+				names = append(names, r.Name)
+			}
+		}
+		if len(list) < page {
+			return names, nil
+		}
+	}
+}
+
+// Enabled returns the names of the repositories that take part.
+func (s *Service) Enabled(ctx context.Context) ([]string, error) { return s.enabled(ctx, "") }
+
+// takesPart reports whether a repository takes part, and why not. With
+// Options.Auto it does from now on if it may.
+func (s *Service) takesPart(ctx context.Context, repo string) (ok bool, why string, err error) {
+	row, err := s.registry.Repository(ctx, repo)
+	if err != nil || row.TeleportEnabled {
+		return err == nil, "", err
+	}
+	const off = "the repository's teleportEnabled is false"
+	if !s.opts.Auto {
+		return false, off, nil
+	}
+	_, err = s.Change(ctx, repo, func(a *index.Attributes) error { a.TeleportEnabled = true; return nil })
+	if errors.Is(err, oci.ErrDenied) {
+		return false, off + ", and as many others as may have it have it", nil
+	}
+	return err == nil, "", err
+}
+
+// What has become of an image.
+const (
+	Ready     = "ready"     // all its layers have disks
+	Expanding = "expanding" // it is waiting to be expanded, or that is under way
+	Failed    = "failed"    // it can't be expanded
+	Absent    = "absent"    // nobody has it expanded: it was pushed before its repository took part
+)
+
+// State is what has become of an image's layers.
+type State struct {
+	Status string
+	Image  convert.Image
+
+	// Disks are those of the layers, the lowest first, if the image is Ready.
+	Disks []Disk
+
+	// Operation is the last one on the image, if there was one lately.
+	Operation operation.Operation
+}
+
+// ErrNotEnabled is the error for repositories that don't take part.
+var ErrNotEnabled = &oci.Error{Code: "TELEPORT_NOT_ENABLED", Message: "Teleport is not enabled"}
+
+// Find returns what has become of the image that a digest or tag names; of an
+// index, of the image for the platform.
+//
+// Errors: ErrNotEnabled, oci.ErrManifestUnknown and oci.ErrNameUnknown, and those
+// of package convert for what is no image that could be expanded.
+func (s *Service) Find(ctx context.Context, repo, reference string, platform oci.Platform) (State, error) {
+	row, err := s.registry.Repository(ctx, repo)
+	if err != nil {
+		return State{}, err
+	}
+	if !row.TeleportEnabled {
+		return State{}, ErrNotEnabled.Withf("Teleport is not enabled for %s: set its teleportEnabled to true with PATCH /acr/v1/%s, then push the image again", repo, repo)
+	}
+	img, err := s.image(ctx, repo, reference, platform)
+	if err != nil {
+		return State{}, err
+	}
+	state := State{Image: img, Status: Ready}
+	// Before the disks: what ends after this has ended with its disks there.
+	switch op, err := s.ops.Latest(ctx, repo, img.Manifest.Digest); {
+	case err == nil:
+		state.Operation = op
+	case !errors.Is(err, operation.ErrUnknown):
+		return State{}, err
+	}
+	if state.Disks, err = s.disks(repo, img); err != nil {
+		return State{}, err
+	}
+	if len(state.Disks) == 0 {
+		state.Status = Absent
+		switch state.Operation.Status {
+		case operation.StatusNotStarted, operation.StatusRunning:
+			state.Status = Expanding
+		case operation.StatusFailed:
+			state.Status = Failed
+		}
+	}
+	return state, nil
+}
+
+// disks returns the disks of an image, or none if one is missing.
+func (s *Service) disks(repo string, img convert.Image) ([]Disk, error) {
+	var all []Disk
+	for i := range img.Layers {
+		d, ok, err := findLayer(s.share.layers(repo), img, i)
+		if err != nil || !ok {
+			return nil, err
+		}
+		all = append(all, d)
+	}
+	return all, nil
+}
+
+// image returns the image that a reference means for a platform.
+func (s *Service) image(ctx context.Context, repo, reference string, platform oci.Platform) (convert.Image, error) {
+	m, err := s.registry.GetManifest(ctx, repo, reference)
+	if err != nil {
+		return convert.Image{}, err
+	}
+	opts := convert.Options{Platforms: []oci.Platform{platform}}
+	if !oci.IsIndex(m.Descriptor.MediaType) {
+		opts.Platforms = nil // whoever names an image means it
+	}
+	images, err := convert.Images(ctx, s.registry, repo, m.Descriptor.Digest.String(), opts)
+	if err != nil {
+		return convert.Image{}, err
+	}
+	return images[0], nil
+}
+
+// Operation returns an operation of a repository. Errors: operation.ErrUnknown.
+func (s *Service) Operation(ctx context.Context, repo, id string) (operation.Operation, error) {
+	return s.ops.Operation(ctx, repo, id)
+}
+
+// Cancel cancels an operation, unless it has ended. Errors: operation.ErrUnknown.
+func (s *Service) Cancel(ctx context.Context, repo, id string) (operation.Operation, error) {
+	return s.ops.Cancel(ctx, repo, id)
+}
+
+// Export tells of the service by numbers that are asked for when they are wanted.
+func (s *Service) Export(gauge, counter func(name, help string, value func() float64)) {
+	gauge("sluice_expansions_queued", "Expansions waiting, of all replicas; -1 if the index can't be asked.", func() float64 {
+		queued, _ := s.ops.CountJobs()
+		return float64(queued)
+	})
+	gauge("sluice_expansions_running", "Expansions under way, of all replicas; -1 if the index can't be asked.", func() float64 {
+		_, running := s.ops.CountJobs()
+		return float64(running)
+	})
+	counts := &s.ops.Counts
+	for _, n := range []struct {
+		name, help string
+		value      *atomic.Int64
+	}{
+		{"sluice_expansions_succeeded_total", "Expansions that succeeded here, also those that found everything done.", &counts.Succeeded},
+		{"sluice_expansions_failed_total", "Expansions that failed here for good.", &counts.Failed},
+		{"sluice_expansions_canceled_total", "Expansions that were canceled here, or whose image was deleted.", &counts.Canceled},
+		{"sluice_layers_expanded_total", "Layers expanded here.", &s.expanded},
+		{"sluice_layers_expanded_before_total", "Layers that had been expanded before.", &s.reused},
+	} {
+		counter(n.name, n.help, func() float64 { return float64(n.value.Load()) })
+	}
+}
+
+// count counts a layer.
+func (s *Service) count(isNew bool, err error) {
+	switch {
+	case err != nil:
+	case isNew:
+		s.expanded.Add(1)
+	default:
+		s.reused.Add(1)
+	}
+}
