@@ -130,10 +130,18 @@ type Pod struct {
 	Log       string // path of what the container prints, as CRI logs are
 }
 
-// RunPod starts a pod on the host's network that runs command in a container
-// of an image that was pulled. With userns its root is user 100000 of this
-// machine.
-func (k *Kubelet) RunPod(ctx context.Context, ref string, userns bool, command ...string) (Pod, error) {
+// Sandbox is a pod that has no container of its own yet.
+type Sandbox struct {
+	ID     string
+	config *runtimeapi.PodSandboxConfig
+}
+
+// Metadata is the pod's namespace, name and UID.
+func (s Sandbox) Metadata() *runtimeapi.PodSandboxMetadata { return s.config.Metadata }
+
+// StartSandbox starts a pod on the host's network, without containers. With userns
+// their root is user 100000 of this machine.
+func (k *Kubelet) StartSandbox(ctx context.Context, userns bool, annotations map[string]string) (Sandbox, error) {
 	k.pods++
 	name := fmt.Sprintf("pod-%d-%d", time.Now().UnixNano(), k.pods)
 	namespaces := &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE}
@@ -144,33 +152,67 @@ func (k *Kubelet) RunPod(ctx context.Context, ref string, userns bool, command .
 	config := &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "default", Uid: name},
 		LogDirectory: k.logs,
+		Annotations:  annotations,
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: namespaces},
 		},
 	}
 	sandbox, err := k.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
-	if err != nil {
-		return Pod{}, err
+	return Sandbox{sandbox.GetPodSandboxId(), config}, err
+}
+
+// PullFor pulls an image for a pod, and returns its ID.
+func (k *Kubelet) PullFor(ctx context.Context, s Sandbox, ref string) (string, error) {
+	answer, err := k.Images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}, SandboxConfig: s.config})
+	return answer.GetImageRef(), err
+}
+
+// StartContainer starts a container in a pod, the nth attempt from 0 of the one
+// of that name, on an image that was pulled. The pod has it as ref; id is the
+// image's ID, or "" to have the runtime resolve ref.
+func (k *Kubelet) StartContainer(ctx context.Context, s Sandbox, name string, attempt uint32, ref, id string, command ...string) (string, error) {
+	image := &runtimeapi.ImageSpec{Image: ref}
+	if id != "" {
+		image = &runtimeapi.ImageSpec{Image: id, UserSpecifiedImage: ref}
 	}
-	pod := Pod{Sandbox: sandbox.PodSandboxId, Log: filepath.Join(k.logs, name+".log")}
 	container, err := k.Runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
-		PodSandboxId:  pod.Sandbox,
-		SandboxConfig: config,
+		PodSandboxId:  s.ID,
+		SandboxConfig: s.config,
 		Config: &runtimeapi.ContainerConfig{
-			Metadata: &runtimeapi.ContainerMetadata{Name: "main"},
-			Image:    &runtimeapi.ImageSpec{Image: ref},
+			Metadata: &runtimeapi.ContainerMetadata{Name: name, Attempt: attempt},
+			Image:    image,
 			Command:  command,
-			LogPath:  name + ".log",
+			LogPath:  s.logName(name, attempt),
+			Labels: map[string]string{
+				"io.kubernetes.pod.namespace": s.config.Metadata.Namespace, "io.kubernetes.pod.name": s.config.Metadata.Name,
+				"io.kubernetes.pod.uid": s.config.Metadata.Uid, "io.kubernetes.container.name": name,
+			},
 			Linux: &runtimeapi.LinuxContainerConfig{
-				SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: namespaces},
+				SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: s.config.Linux.SecurityContext.NamespaceOptions},
 			},
 		},
 	})
 	if err != nil {
-		return pod, err
+		return "", err
 	}
-	pod.Container = container.ContainerId
-	_, err = k.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: pod.Container})
+	_, err = k.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: container.ContainerId})
+	return container.ContainerId, err
+}
+
+func (s Sandbox) logName(container string, attempt uint32) string {
+	return fmt.Sprintf("%s-%s-%d.log", s.config.Metadata.Name, container, attempt)
+}
+
+// RunPod starts a pod on the host's network that runs command in a container
+// of an image that was pulled. With userns its root is user 100000 of this
+// machine.
+func (k *Kubelet) RunPod(ctx context.Context, ref string, userns bool, command ...string) (Pod, error) {
+	sandbox, err := k.StartSandbox(ctx, userns, nil)
+	if err != nil {
+		return Pod{}, err
+	}
+	pod := Pod{Sandbox: sandbox.ID, Log: filepath.Join(k.logs, sandbox.logName("main", 0))}
+	pod.Container, err = k.StartContainer(ctx, sandbox, "main", 0, ref, "", command...)
 	return pod, err
 }
 
