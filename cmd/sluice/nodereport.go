@@ -50,14 +50,14 @@ func (c *reportConfig) newLog(w io.Writer) (*slog.Logger, error) {
 func (d *daemon) controlHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", control.Handler(d.images, &d.recorder, d.info, d.log))
-	mux.Handle("GET /metrics", report.Metrics(d.images.Status))
+	mux.Handle("GET /metrics", report.Metrics(d.images.Status, d.info.Events))
 	return mux
 }
 
 // metricsHandler answers where anybody may ask.
 func (d *daemon) metricsHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", report.Metrics(d.images.Status))
+	mux.Handle("GET /metrics", report.Metrics(d.images.Status, d.info.Events))
 	return mux
 }
 

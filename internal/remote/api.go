@@ -99,7 +99,7 @@ func (r *Registry) apiFailure(c call, resp *http.Response) error {
 			return fmt.Errorf("%s at %s: %w", c.what, r.host, &oci.Error{Code: code, Message: message})
 		}
 	}
-	code := codeOfStatus(resp.StatusCode, nil)
+	code := codeOfStatus(resp.StatusCode, oci.ErrUnsupported) // without an error of that API, there's none
 	answer := strings.TrimSpace(fmt.Sprintf("HTTP %d %s", resp.StatusCode, snippet(body)))
 	if code == nil {
 		return r.errorf(c, "unexpected answer: %s", answer)

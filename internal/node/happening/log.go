@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"maps"
 	"sync"
 	"time"
 )
@@ -24,13 +25,14 @@ type Log struct {
 	last   uint64  // sequence number of the newest; 0: there's none
 	more   chan struct{}
 	closed bool
+	starts map[string]int64
 }
 
 // NewLog returns a Log of the last capacity Events, which must be positive.
 func NewLog(capacity int) *Log {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // it doesn't fail
-	return &Log{epoch: hex.EncodeToString(b[:]), events: make([]Event, capacity), more: make(chan struct{})}
+	return &Log{epoch: hex.EncodeToString(b[:]), events: make([]Event, capacity), more: make(chan struct{}), starts: make(map[string]int64)}
 }
 
 // Add appends an Event, whose Epoch and Seq it sets, and its Time unless it has
@@ -48,8 +50,19 @@ func (l *Log) Add(e Event) {
 	l.last++
 	e.Epoch, e.Seq = l.epoch, l.last
 	l.events[l.last%uint64(len(l.events))] = e
+	if e.Kind == Started {
+		l.starts[e.Reason]++
+	}
 	close(l.more)
 	l.more = make(chan struct{})
+}
+
+// Starts returns how many containers have started, by the reason why their images
+// weren't streamed: "" for those that were.
+func (l *Log) Starts() map[string]int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.starts)
 }
 
 // Close ends all Follow, once they have what there is.

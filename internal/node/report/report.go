@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"sluice/internal/node/cache"
+	"sluice/internal/node/happening"
 	"sluice/internal/node/mount"
 )
 
@@ -28,16 +29,21 @@ import (
 // reference. sluice_node_images counts all.
 const MaxImages = 500
 
-// Metrics returns the handler of GET /metrics: what status returns, and the Go
+// Metrics returns the handler of GET /metrics: what status returns, how many
+// containers have started according to events, which may be nil, and the Go
 // runtime's and the process's own metrics. It asks for no credentials.
-func Metrics(status func(context.Context) mount.Status) http.Handler {
+func Metrics(status func(context.Context) mount.Status, events *happening.Log) http.Handler {
 	r := prometheus.NewRegistry()
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		// A registry of its own for each scrape: the status belongs to the
 		// request, whose end ends looking it up.
 		now := prometheus.NewRegistry()
-		now.MustRegister(&samples{status(req.Context())})
+		s := &samples{s: status(req.Context())}
+		if events != nil {
+			s.starts = events.Starts()
+		}
+		now.MustRegister(s)
 		promhttp.HandlerFor(prometheus.Gatherers{r, now}, promhttp.HandlerOpts{}).ServeHTTP(w, req)
 	})
 }
@@ -63,6 +69,7 @@ var (
 	notStreaming  = metric{"sluice_node_images_not_streaming", "Images whose last pull went the ordinary way, of the last 256 pulls, by reason.", prometheus.GaugeValue, []string{"reason"}}
 	pulls         = metric{"sluice_node_pulls_total", "Pulls that asked for streaming, by outcome: streaming, or the reason why not.", prometheus.CounterValue, []string{"outcome"}}
 	pullSeconds   = metric{"sluice_node_pull_seconds_total", "Time that these pulls took until it was known whether they stream, and the image was mounted.", prometheus.CounterValue, []string{"outcome"}}
+	starts        = metric{"sluice_node_starts_total", "Containers that started on images of which this node tells (sluice node events), by outcome: streaming, or the reason why not.", prometheus.CounterValue, []string{"outcome"}}
 	requests      = metric{"sluice_node_registry_requests_total", "Requests to registries for blobs and parts of them.", prometheus.CounterValue, nil}
 	failures      = metric{"sluice_node_registry_failures_total", "Those that failed, each attempt by itself.", prometheus.CounterValue, nil}
 	received      = metric{"sluice_node_registry_received_bytes_total", "Bytes of blobs that came.", prometheus.CounterValue, nil}
@@ -81,13 +88,16 @@ var (
 // all lists the metrics, as the documentation does.
 func all() []metric {
 	return []metric{
-		images, notStreaming, pulls, pullSeconds, requests, failures, received, cacheBytes, cacheQuota, cacheLayers, corrupt,
+		images, notStreaming, pulls, pullSeconds, starts, requests, failures, received, cacheBytes, cacheQuota, cacheLayers, corrupt,
 		imageInfo, imageSize, imagePresent, imageFetched, imageWait, imageFailures,
 	}
 }
 
-// samples are the metrics of one status.
-type samples struct{ s mount.Status }
+// samples are the metrics of one scrape.
+type samples struct {
+	s      mount.Status
+	starts map[string]int64 // of containers, by reason
+}
 
 // Describe implements prometheus.Collector.
 func (*samples) Describe(to chan<- *prometheus.Desc) {
@@ -124,6 +134,7 @@ func (c *samples) Collect(to chan<- prometheus.Metric) {
 			put(notStreaming, float64(reasons[r]), outcome)
 		}
 		put(pulls, float64(counts[r].Pulls), outcome)
+		put(starts, float64(c.starts[string(r)]), outcome)
 		put(pullSeconds, counts[r].Time.Seconds(), outcome)
 	}
 	put(requests, float64(c.s.Traffic.Requests))

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
+	"sluice/internal/node/happening"
 	"sluice/internal/node/mount"
 	"sluice/oci"
 )
@@ -18,7 +19,13 @@ import (
 func scrape(t *testing.T, s mount.Status) string {
 	t.Helper()
 	w := httptest.NewRecorder()
-	Metrics(func(context.Context) mount.Status { return s }).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
+	events := happening.NewLog(4)
+	for range 6 {
+		events.Add(happening.Event{Kind: happening.Started, Streamed: true})
+	}
+	events.Add(happening.Event{Kind: happening.Started, Reason: string(mount.Unauthorized)})
+	events.Add(happening.Event{Kind: happening.Pulling})
+	Metrics(func(context.Context) mount.Status { return s }, events).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
 	if w.Code != 200 {
 		t.Fatalf("status %d: %s", w.Code, w.Body)
 	}
@@ -50,6 +57,9 @@ func TestMetrics(t *testing.T) {
 		`sluice_node_pulls_total{outcome="streaming"} 2`,
 		`sluice_node_pulls_total{outcome="Unauthorized"} 4`,
 		`sluice_node_pull_seconds_total{outcome="streaming"} 3`,
+		`sluice_node_starts_total{outcome="streaming"} 6`,
+		`sluice_node_starts_total{outcome="Unauthorized"} 1`,
+		`sluice_node_starts_total{outcome="Disabled"} 0`,
 		`sluice_node_registry_requests_total 11`,
 		`sluice_node_corrupt_chunks_total 1`,
 		`sluice_node_image_info{` + image + `,plane="fuse",state="streaming"} 1`,
