@@ -57,6 +57,7 @@ var levels = map[string]int{
 	"internal/node/run":           5,
 	"internal/node/report":        5,
 	"internal/kube":               5,
+	"internal/node/install":       5,
 	"cmd":                         6,
 }
 
@@ -81,10 +82,10 @@ var homes = map[string][]string{
 	"github.com/prometheus/client_golang":    {"internal/registry", "internal/node/report"},
 	"go.opentelemetry.io/otel/exporters":     {"cmd"},
 	"github.com/BurntSushi/toml":             {"internal/config"},
-	"github.com/pelletier/go-toml":           {"internal/node/hosts"},       // containerd's
-	"github.com/sirupsen/logrus":             {"internal/node/hosts"},       // what containerd's parser complains to
-	"go.yaml.in/yaml":                        {"internal/node/credentials"}, // kubelet's configuration
-	"github.com/johannesboyne/gofakes3":      nil,                           // tests only: S3 in this process
+	"github.com/pelletier/go-toml":           {"internal/node/hosts", "internal/node/install"}, // containerd's: what it reads, we read alike
+	"github.com/sirupsen/logrus":             {"internal/node/hosts"},                          // what containerd's parser complains to
+	"go.yaml.in/yaml":                        {"internal/node/credentials"},                    // kubelet's configuration
+	"github.com/johannesboyne/gofakes3":      nil,                                              // tests only: S3 in this process
 	"github.com/opencontainers/runtime-spec": {"internal/node/run"},
 	"github.com/spf13/cobra":                 {"cmd"},
 	"github.com/vbauerster/mpb":              {"cmd"},
