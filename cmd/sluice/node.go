@@ -105,7 +105,7 @@ reads wait for the next one.`,
 	c.report.register(f)
 	f.BoolVar(&c.standalone, "standalone", false, "no snapshotter; end with the last mount")
 	cmd.Flag("standalone").Hidden = true
-	cmd.AddCommand(newHolderCommand(), newNodeStatusCommand(), newNodeTraceCommand(), newNodeEventsCommand(), newNodeUninstallCommand(),
+	cmd.AddCommand(newHolderCommand(), newNodeStatusCommand(), newNodeTraceCommand(), newNodeEventsCommand(), newNodeUninstallCommand(), newNodeInstallCommand(), newSuperviseCommand(), newLaunchCommand(),
 		newNodeDiskUsageCommand(), newNodePruneCommand(), newNodePinCommand(true), newNodePinCommand(false))
 	return cmd
 }

@@ -37,7 +37,7 @@ const withdrawTime = 30 * time.Second
 
 // withdraw removes from containerd what needs the snapshotter, which runs in
 // this process meanwhile.
-func (c nodeConfig) withdraw(ctx context.Context, f uninstallFlags, log *slog.Logger) (w snapshot.Withdrawn, err error) {
+func (c nodeConfig) withdraw(ctx context.Context, f uninstallFlags, pod string, log *slog.Logger) (w snapshot.Withdrawn, err error) {
 	if err := c.makeDirs(); err != nil {
 		return w, err
 	}
@@ -54,7 +54,7 @@ func (c nodeConfig) withdraw(ctx context.Context, f uninstallFlags, log *slog.Lo
 	client := control.NewClient(controlSocket(c.run))
 	for limit := time.Now().Add(withdrawTime); ; {
 		if _, err = client.Status(ctx); err == nil {
-			w, err = snapshot.Withdraw(ctx, f.containerd, f.snapshotter, f.force)
+			w, err = snapshot.Withdraw(ctx, f.containerd, f.snapshotter, pod, f.force)
 		}
 		if err == nil || !errors.Is(err, control.ErrNoDaemon) && !snapshot.Unavailable(err) || time.Now().After(limit) {
 			return w, err

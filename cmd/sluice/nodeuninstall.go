@@ -14,6 +14,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"sluice/internal/node/install"
+	"sluice/internal/node/install/host"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
 	"sluice/internal/node/snapshot"
@@ -25,6 +27,9 @@ type uninstallFlags struct {
 	containerd, snapshotter string
 	force, dryRun           bool
 	output                  string
+	host, restart           string
+	wait                    time.Duration
+	found                   *install.Installation // that is to go; nil: none
 }
 
 // uninstalled is what sluice node uninstall removed, or with DryRun would.
@@ -35,6 +40,8 @@ type uninstalled struct {
 	Users   []string `json:"users"`   // where images were mounted for somebody
 	Removed []string `json:"removed"` // files and directories
 	Kept    []string `json:"kept"`    // what lay in the directories and isn't sluice's
+	// Installation is what sluice node install did, and its notes.
+	Installation *install.Plan `json:"installation"`
 }
 
 func newNodeUninstallCommand() *cobra.Command {
@@ -46,14 +53,22 @@ func newNodeUninstallCommand() *cobra.Command {
 
 It stops the daemon, removes from containerd the images and snapshots that only
 sluice could provide (containerd pulls them again when they're needed), unmounts
-all images, and deletes the daemon's state and sockets. While containers or
-mounts of images are there it refuses and changes nothing. It may be broken off,
-and run again.
+all images, and deletes the daemon's state and sockets. Then it takes away what
+sluice node install did, gives back what was there before, and restarts
+containerd. While containers or mounts of images are there it refuses and changes
+nothing. It may be broken off, and run again.
 
-Disable the daemon's service before, or it starts anew. containerd's
-configuration stays: take sluice out of it afterwards, and restart containerd.`,
+With --wait it first makes containerd use the snapshotter that it had before, so
+that new containers don't need sluice any more, and waits until those that do are
+gone: drain the node, or restart their workloads.
+
+What wasn't installed by sluice node install stays: disable such a service of the
+daemon before, take sluice out of containerd's configuration afterwards, and
+restart containerd.`,
 		Example: `  sluice node uninstall --dry-run
-  sluice node uninstall`,
+  sluice node uninstall
+  sluice node uninstall --wait=2h
+  sluice node uninstall --host /host --wait   # in a privileged pod`,
 		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(f.output); err != nil {
@@ -62,7 +77,13 @@ configuration stays: take sluice out of it afterwards, and restart containerd.`,
 			if os.Geteuid() != 0 {
 				return errNotRoot
 			}
-			u, err := uninstall(cmd.Context(), f, slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelError})))
+			if f.host != "/" && host.Live(f.host) {
+				return host.Enter(f.host, withoutHost(os.Args[1:]))
+			}
+			if err := f.installed(cmd.Flags()); err != nil {
+				return err
+			}
+			u, err := uninstall(cmd.Context(), f, cmd.ErrOrStderr(), slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelError})))
 			if err != nil {
 				return err
 			}
@@ -72,22 +93,38 @@ configuration stays: take sluice out of it afterwards, and restart containerd.`,
 			return printUninstalled(cmd.OutOrStdout(), u)
 		},
 	}
-	cmd.Flags().StringVar(&f.root, "root", nodeRoot, "the daemon's state is in `DIR`\n")
+	cmd.Flags().StringVar(&f.root, "root", nodeRoot, "the daemon's state is in `DIR`; it and the next two are\nknown if sluice node install was used")
 	cmd.Flags().StringVar(&f.run, "run", "", "`DIR` of the daemon's sockets (default: where the\ndaemon of --root says)")
 	cmd.Flags().StringVar(&f.containerd, "containerd", "/run/containerd/containerd.sock", "containerd's `SOCKET`; empty if there's none\n")
 	cmd.Flags().StringVar(&f.snapshotter, "snapshotter", "sluice", "`NAME` of the snapshotter in containerd's configuration\n")
 	cmd.Flags().BoolVar(&f.force, "force", false, "kill and remove containers that use it, and take\nmounts away from who uses them")
+	cmd.Flags().DurationVar(&f.wait, "wait", 0, "wait until containers that use it are gone, at most\n`TIME` (30m if none is given)")
+	cmd.Flag("wait").NoOptDefVal = "30m"
+	cmd.Flags().StringVar(&f.restart, "restart-command", "", "without systemd, restart containerd with the shell\n`COMMAND` (default: say that it must be restarted)")
+	cmd.Flags().StringVar(&f.host, "host", "/", "the machine's file system is at `DIR`: in a pod with\nall privileges and hostPID")
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "only say what would be removed")
 	registerOutput(cmd, &f.output)
 	return cmd
 }
 
-// uninstall is all of it: look, stop, withdraw, remove. The daemon of sluice
+// uninstall is all of it: look, wait, stop, withdraw, remove. The daemon of sluice
 // mount, whose state is in a directory of the node's, goes too.
-func uninstall(ctx context.Context, f uninstallFlags, log *slog.Logger) (uninstalled, error) {
+func uninstall(ctx context.Context, f uninstallFlags, progress io.Writer, log *slog.Logger) (uninstalled, error) {
 	u := uninstalled{DryRun: f.dryRun, Daemons: []int{}, Users: []string{}, Removed: []string{}, Kept: []string{}}
 	root, err := filepath.Abs(f.root)
 	if err != nil {
+		return u, err
+	}
+	u.Installation = &install.Plan{Changes: []install.Change{}, Restart: []install.Step{}, Notes: []string{}}
+	if f.found != nil {
+		if u.Installation, err = install.MakeRemoval(f.host); err != nil {
+			return u, err
+		}
+	}
+	if f.host != "/" { // nothing runs there
+		if !f.dryRun {
+			err = errors.Join(u.Installation.Remove(), install.Forget(f.host))
+		}
 		return u, err
 	}
 	c := nodeConfig{root: root, run: f.sockets(root), plane: planeAuto, disabled: true, noFill: true}
@@ -97,39 +134,41 @@ func uninstall(ctx context.Context, f uninstallFlags, log *slog.Logger) (uninsta
 		s.root, s.run = alone, runDir(alone)
 		nodes = []nodeConfig{s, c}
 	}
-	if u.Withdrawn, err = survey(ctx, f); err != nil {
+	pod, err := f.ownPod(ctx)
+	if err != nil {
+		return u, err
+	}
+	if u.Withdrawn, err = f.await(ctx, pod, progress); err != nil {
 		return u, err
 	}
 	if err := u.look(ctx, nodes, f); err != nil || f.dryRun {
 		return u, err
 	}
-	for _, pid := range u.Daemons {
-		if err := stop(ctx, pid); err != nil {
-			return u, err
-		}
+	if err := f.stopDaemons(ctx, u.Daemons); err != nil {
+		return u, err
 	}
 	if f.containerd != "" && (exists(c.root) || len(u.Images) > 0) {
-		if u.Withdrawn, err = c.withdraw(ctx, f, log); err != nil {
+		if u.Withdrawn, err = c.withdraw(ctx, f, pod, log); err != nil {
 			return u, err
 		}
 	}
 	for _, n := range nodes {
-		if err := n.clear(ctx, f.force, log); err != nil {
+		if err := n.clear(ctx, f.force || pod != "", log); err != nil {
 			return u, err
 		}
 		if err := n.remove(); err != nil {
 			return u, err
 		}
 	}
-	return u, nil
+	return u, f.removeInstallation(ctx, u.Installation)
 }
 
 // survey asks containerd who needs the snapshotter.
-func survey(ctx context.Context, f uninstallFlags) (snapshot.Withdrawn, error) {
+func survey(ctx context.Context, f uninstallFlags, pod string) (snapshot.Withdrawn, error) {
 	if f.containerd == "" {
 		return snapshot.Withdrawn{Containers: []string{}, Images: []string{}}, nil
 	}
-	w, err := snapshot.Survey(ctx, f.containerd, f.snapshotter)
+	w, err := snapshot.Survey(ctx, f.containerd, f.snapshotter, pod)
 	if snapshot.Unavailable(err) {
 		err = fmt.Errorf("%w: start it, say where it is with --containerd SOCKET, or, if it's gone for good, --containerd ''", err)
 	}
@@ -249,10 +288,23 @@ func printUninstalled(out io.Writer, u uninstalled) error {
 	list("mounts, "+would+"taken away:", u.Users)
 	list("files and directories, "+would+"removed:", u.Removed)
 	list("not sluice's, stays:", u.Kept)
+	p := u.Installation
+	for _, c := range p.Changes {
+		fmt.Fprintf(&b, "%s %s: %s\n", c.Action, c.Path, c.Why)
+		if u.DryRun && c.Action == install.Edit {
+			b.WriteString(c.Diff)
+		}
+	}
+	for _, s := range p.Restart {
+		fmt.Fprintf(&b, "%s, %sstarted anew\n", s, would)
+	}
+	for _, n := range p.Notes {
+		fmt.Fprintf(&b, "note: %s\n", n)
+	}
 	switch {
 	case b.Len() == 0:
 		fmt.Fprintln(&b, "Nothing of sluice node is here.")
-	case !u.DryRun:
+	case !u.DryRun && len(p.Changes) == 0:
 		fmt.Fprintln(&b, "Take sluice out of containerd's configuration and restart containerd, if you didn't yet.")
 	}
 	_, err := io.WriteString(out, b.String())

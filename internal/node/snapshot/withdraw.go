@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
 )
 
 // InUseError says which containers still need a snapshotter.
@@ -50,21 +51,25 @@ type Withdrawn struct {
 // While a container uses the snapshotter nothing is removed, and the error is
 // an *InUseError; with force such containers are killed and removed first.
 // After any other error it may be called again. The snapshotter must answer.
-func Withdraw(ctx context.Context, socket, snapshotter string, force bool) (Withdrawn, error) {
-	return withdraw(socket, snapshotter, func(w *withdrawal) error { return w.run(ctx, force) })
+//
+// pod, if it isn't empty, is the UID of the Kubernetes pod that asks for it. Its
+// own containers don't count: they go on, and containerd forgets that they have
+// a snapshot.
+func Withdraw(ctx context.Context, socket, snapshotter, pod string, force bool) (Withdrawn, error) {
+	return withdraw(socket, snapshotter, pod, func(w *withdrawal) error { return w.run(ctx, force) })
 }
 
 // Survey tells which containers use the snapshotter, and which images Withdraw
 // would remove. The snapshotter need not answer.
-func Survey(ctx context.Context, socket, snapshotter string) (Withdrawn, error) {
-	return withdraw(socket, snapshotter, func(w *withdrawal) error {
+func Survey(ctx context.Context, socket, snapshotter, pod string) (Withdrawn, error) {
+	return withdraw(socket, snapshotter, pod, func(w *withdrawal) error {
 		_, err := w.survey(ctx)
 		return err
 	})
 }
 
-func withdraw(socket, snapshotter string, do func(*withdrawal) error) (Withdrawn, error) {
-	w := withdrawal{snapshotter: snapshotter, done: Withdrawn{Containers: []string{}, Images: []string{}}}
+func withdraw(socket, snapshotter, pod string, do func(*withdrawal) error) (Withdrawn, error) {
+	w := withdrawal{snapshotter: snapshotter, pod: pod, done: Withdrawn{Containers: []string{}, Images: []string{}}}
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return w.done, fmt.Errorf("containerd at %s: %w", socket, err)
@@ -81,11 +86,12 @@ func withdraw(socket, snapshotter string, do func(*withdrawal) error) (Withdrawn
 type withdrawal struct {
 	conn        *grpc.ClientConn
 	snapshotter string
+	pod         string // that isn't to be counted; ""
 	done        Withdrawn
 }
 
 // found is what a namespace has of the snapshotter.
-type found struct{ containers, images []string }
+type found struct{ containers, images, spared []string }
 
 // survey looks through all namespaces and notes in done what it finds.
 func (w *withdrawal) survey(ctx context.Context) (map[string]found, error) {
@@ -97,7 +103,7 @@ func (w *withdrawal) survey(ctx context.Context) (map[string]found, error) {
 	for _, ns := range list.Namespaces {
 		nctx := namespaces.WithNamespace(ctx, ns.Name)
 		var f found
-		if f.containers, err = w.containers(nctx); err == nil {
+		if f.containers, f.spared, err = w.containers(nctx); err == nil {
 			f.images, err = w.images(nctx)
 		}
 		if err != nil {
@@ -137,28 +143,72 @@ func (w *withdrawal) remove(ctx context.Context, f found) error {
 			return err
 		}
 	}
-	images := imagesapi.NewImagesClient(w.conn)
-	for _, name := range f.images {
-		if _, err := images.Delete(ctx, &imagesapi.DeleteImageRequest{Name: name}); err != nil && !notFound(err) {
-			return fmt.Errorf("remove image %s: %w", name, err)
+	for _, id := range f.spared {
+		// Without a key containerd removes no snapshot together with it: by then
+		// it doesn't know the snapshotter any more.
+		_, err := containersapi.NewContainersClient(w.conn).Update(ctx, &containersapi.UpdateContainerRequest{
+			Container: &containersapi.Container{ID: id}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"snapshotkey"}},
+		})
+		if err != nil && !notFound(err) {
+			return fmt.Errorf("container %s: forget its snapshot: %w", id, err)
 		}
+	}
+	if err := w.removeImages(ctx, f.images); err != nil {
+		return err
 	}
 	return w.snapshots(ctx)
 }
 
-// containers returns the containers of a namespace that use the snapshotter.
-func (w *withdrawal) containers(ctx context.Context) ([]string, error) {
+// removeImages removes images; the snapshots of containers stay.
+func (w *withdrawal) removeImages(ctx context.Context, names []string) error {
+	images := imagesapi.NewImagesClient(w.conn)
+	for _, name := range names {
+		if _, err := images.Delete(ctx, &imagesapi.DeleteImageRequest{Name: name}); err != nil && !notFound(err) {
+			return fmt.Errorf("remove image %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// WithdrawImages removes the images that Withdraw would, while containers go on:
+// what is pulled from now on is pulled for containerd's default snapshotter.
+func WithdrawImages(ctx context.Context, socket, snapshotter string) (Withdrawn, error) {
+	return withdraw(socket, snapshotter, "", func(w *withdrawal) error {
+		all, err := w.survey(ctx)
+		if err != nil {
+			return err
+		}
+		for ns, f := range all {
+			if err := w.removeImages(namespaces.WithNamespace(ctx, ns), f.images); err != nil {
+				return fmt.Errorf("namespace %s: %w", ns, err)
+			}
+		}
+		return nil
+	})
+}
+
+// labelPod has the UID of a container's pod.
+const labelPod = "io.kubernetes.pod.uid"
+
+// containers returns the containers of a namespace that use the snapshotter;
+// spared are those of the pod that isn't to be counted.
+func (w *withdrawal) containers(ctx context.Context) (users, spared []string, err error) {
 	list, err := containersapi.NewContainersClient(w.conn).List(ctx, &containersapi.ListContainersRequest{})
 	if err != nil {
-		return nil, fmt.Errorf("list the containers: %w", err)
+		return nil, nil, fmt.Errorf("list the containers: %w", err)
 	}
-	var users []string
 	for _, c := range list.Containers {
-		if c.Snapshotter == w.snapshotter {
+		switch {
+		case c.Snapshotter != w.snapshotter:
+		case w.pod != "" && c.Labels[labelPod] == w.pod:
+			if c.SnapshotKey != "" {
+				spared = append(spared, c.ID)
+			}
+		default:
 			users = append(users, c.ID)
 		}
 	}
-	return users, nil
+	return users, spared, nil
 }
 
 // endTimeout bounds how long a container may take to die of SIGKILL.

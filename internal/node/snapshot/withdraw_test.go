@@ -74,7 +74,7 @@ func TestWithdrawUnavailable(t *testing.T) {
 	snapshotsapi.RegisterSnapshotsServer(server, lostSnapshots{})
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
-	_, err = snapshot.Withdraw(t.Context(), socket, "sluice", false)
+	_, err = snapshot.Withdraw(t.Context(), socket, "sluice", "", false)
 	if !snapshot.Unavailable(err) {
 		t.Errorf("%v, want one that says to try again", err)
 	}
