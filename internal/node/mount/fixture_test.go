@@ -28,6 +28,7 @@ import (
 	"sluice/internal/node/mount"
 	"sluice/internal/node/plane"
 	"sluice/internal/node/plane/fuse"
+	"sluice/internal/node/plane/planetest"
 	"sluice/oci"
 	"sluice/oci/ocimem"
 )
@@ -269,20 +270,12 @@ func (n *node) tearDown() {
 	n.end()
 }
 
-// end ends everything, the holder and the FUSE mount too. Processes that happened
-// to be started with mount namespaces of their own, such as another package's
-// containers, may have copies of our mounts for a moment, which keep it busy.
+// end ends everything, the holder and the FUSE mount too.
 func (n *node) end() {
 	if err := n.m.Close(); err != nil {
 		n.t.Error(err)
 	}
-	err := n.plane.Shutdown(context.Background())
-	if errors.Is(err, plane.ErrBusy) {
-		if err = plane.UnmountAll(filepath.Join(n.root, "plane", "blobs")); err == nil {
-			err = n.plane.Shutdown(context.Background())
-		}
-	}
-	if err = errors.Join(err, n.cache.Close()); err != nil {
+	if err := errors.Join(planetest.Shutdown(n.plane, filepath.Join(n.root, "plane")), n.cache.Close()); err != nil {
 		n.t.Error(err)
 	}
 }

@@ -1,7 +1,6 @@
 package fuse_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -498,7 +497,7 @@ func TestHostileClients(t *testing.T) {
 	if !p.Start().Resumed || holderPID(t, dir) != first {
 		t.Errorf("start: %+v", p.Start())
 	}
-	if err := p.Shutdown(context.Background()); err != nil {
+	if err := planetest.Shutdown(p, dir); err != nil {
 		t.Error(err)
 	}
 }

@@ -1,7 +1,6 @@
 package fuse_test
 
 import (
-	"context"
 	"errors"
 	"os"
 	"testing"
@@ -29,7 +28,7 @@ func open(t *testing.T, opts fuse.Options) *fuse.Plane {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := p.Shutdown(context.Background()); err != nil && !errors.Is(err, os.ErrClosed) {
+		if err := planetest.Shutdown(p, opts.Dir); err != nil && !errors.Is(err, os.ErrClosed) {
 			t.Errorf("shutdown: %v", err)
 		}
 		plane.Unmount(opts.Dir+"/blobs", true)

@@ -215,7 +215,7 @@ func (s DaemonSpec) Clean(t *testing.T, roles Roles) {
 		t.Errorf("clean up: %v", err)
 		plane.Unmount(s.Image.Dir, true)
 	}
-	if err := p.Shutdown(context.Background()); err != nil {
+	if err := Shutdown(p, s.Dir); err != nil {
 		t.Errorf("clean up: %v", err)
 	}
 }
