@@ -106,7 +106,7 @@ reads wait for the next one.`,
 	f.BoolVar(&c.standalone, "standalone", false, "no snapshotter; end with the last mount")
 	cmd.Flag("standalone").Hidden = true
 	cmd.AddCommand(newHolderCommand(), newNodeStatusCommand(), newNodeTraceCommand(), newNodeEventsCommand(), newNodeUninstallCommand(), newNodeInstallCommand(), newSuperviseCommand(), newLaunchCommand(),
-		newNodeDiskUsageCommand(), newNodePruneCommand(), newNodePinCommand(true), newNodePinCommand(false))
+		newNodeDiskUsageCommand(), newNodePruneCommand(), newNodePinCommand(true), newNodePinCommand(false), newStayCommand())
 	return cmd
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -62,8 +63,8 @@ func variants() map[string][]string {
 	return map[string][]string{
 		"node":  {},
 		"bare":  {"reporter.enabled=false", "node.kubelet=false"},
-		"gone":  {"node.uninstall=true"},
-		"nodes": {"node.registries={r.example.com,r.example.com:5000}", "node.extraArgs={--no-fill}", "imagePullSecrets={a,b}", "image.digest=sha256:" + strings.Repeat("0", 64)},
+		"gone":  {"node.uninstall=true", "node.uninstallArgs={--wait=2h}"},
+		"nodes": {"node.registries={r.example.com,r.example.com:5000}", "node.extraArgs={--no-fill}", "node.installArgs={--replace-snapshotter}", "imagePullSecrets={a,b}", "image.digest=sha256:" + strings.Repeat("0", 64)},
 		"local": {"registry.enabled=true", "registry.secrets.adminPassword=p"},
 		"open":  {"registry.enabled=true", "registry.auth.enabled=false", "registry.config=[soft_delete]\ndays = 7"},
 		"tls":   {"registry.enabled=true", secret, "registry.tls.existingSecret=t", "registry.externalURL=https://r.example.com", "registry.metrics.enabled=true"},
@@ -128,7 +129,8 @@ type object struct {
 	Spec     struct {
 		Template struct {
 			Spec struct {
-				InitContainers, Containers []container
+				InitContainers []container `yaml:"initContainers"`
+				Containers     []container
 			}
 		}
 	}
@@ -220,6 +222,47 @@ func writeFiles(t *testing.T, dir string, files map[string]string) {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestProgramsTakeTheirFlags has the programs themselves judge the flags that the
+// chart gives them.
+func TestProgramsTakeTheirFlags(t *testing.T) {
+	h := helm(t)
+	bin := t.TempDir()
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin+"/", "./cmd/sluice", "./cmd/sluice-reporter")
+	build.Dir = "../.."
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	judged := map[string]bool{}
+	for name, values := range variants() {
+		for _, o := range render(t, h, values) {
+			for _, c := range append(o.Spec.Template.Spec.InitContainers, o.Spec.Template.Spec.Containers...) {
+				judged[c.Name] = true
+				words := append(c.Command, c.Args...)
+				takes(t, name, filepath.Join(bin, filepath.Base(words[0])), words[1:])
+			}
+		}
+	}
+	for _, c := range []string{"install", "reporter", "registry", "unlabel", "uninstall", "removed"} {
+		if !judged[c] {
+			t.Errorf("no container %s was judged", c)
+		}
+	}
+}
+
+// takes fails the test unless a program knows the flags; those behind "--" are of
+// `sluice node`.
+func takes(t *testing.T, name, program string, args []string) {
+	t.Helper()
+	if i := slices.Index(args, "--"); i >= 0 {
+		takes(t, name, program, append([]string{"node"}, args[i+1:]...))
+		args = args[:i]
+	}
+	cmd := exec.CommandContext(t.Context(), program, append(slices.Clone(args), "--help")...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%s: %s %q: %v\n%s", name, filepath.Base(program), args, err, out)
 	}
 }
 

@@ -31,6 +31,28 @@ func TestGuideListsReasons(t *testing.T) {
 	}
 }
 
+// The guide for Kubernetes says in a cluster's words what to do about each of the
+// reasons: all of them, and no others.
+func TestKubernetesGuideListsReasons(t *testing.T) {
+	guide, err := os.ReadFile("../../../docs/kubernetes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(guide), "| reason | meaning | what to do |\n|---|---|---|\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	var got []mount.Reason
+	for line := range strings.Lines(table) {
+		reason, rest, _ := strings.Cut(strings.TrimPrefix(line, "| `"), "` | ")
+		if meaning, remedy, _ := strings.Cut(rest, " | "); len(meaning) < 10 || len(remedy) < 10 {
+			t.Errorf("%s has no meaning or no remedy", reason)
+		}
+		got = append(got, mount.Reason(reason))
+	}
+	if want := mount.Reasons(); !slices.Equal(got, want) {
+		t.Errorf("docs/kubernetes.md has the reasons %q, the program %q", got, want)
+	}
+}
+
 func TestUnknownReasonsHaveWords(t *testing.T) {
 	if r := mount.Reason("New"); r.Meaning() == "" || r.Remedy() == "" {
 		t.Error("a reason of a newer daemon has no words")
