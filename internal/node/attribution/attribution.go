@@ -37,6 +37,7 @@ type Images interface {
 	OptOut(ref, why string) (end func())
 	Judges(registry string, streams bool) bool
 	LastPull(ref string) (mount.Outcome, bool)
+	WhyPresent(ctx context.Context, ref string) error
 	Arrived(ctx context.Context, id oci.Digest) (image mount.Image, here, size int64, err error)
 }
 

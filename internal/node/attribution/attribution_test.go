@@ -54,6 +54,10 @@ func (n *node) LastPull(ref string) (mount.Outcome, bool) {
 	return o, ok
 }
 
+func (n *node) WhyPresent(_ context.Context, ref string) error {
+	return &mount.NotStreaming{Reason: mount.AlreadyPresent, Err: errors.New(ref + " would stream")}
+}
+
 func (n *node) Arrived(_ context.Context, id oci.Digest) (mount.Image, int64, int64, error) {
 	img, ok := n.images[id]
 	if !ok {
@@ -217,7 +221,7 @@ func TestNotStreamed(t *testing.T) {
 		}
 	}
 	is("the pull's reason", start(web, plain), false, mount.NoStreamingArtifact, "no referrer")
-	is("nobody knows", start(db, plain), true, mount.AlreadyPresent, mount.AlreadyPresent.Meaning())
+	is("nobody knows", start(db, plain), true, mount.AlreadyPresent, plain+" would stream")
 	n.pulls[plain] = mount.Outcome{Reason: mount.Unauthorized, Message: "Unauthorized: HTTP 401", Manifest: manifest}
 	e := start(db, plain)
 	is("the last pull's reason", e, true, mount.Unauthorized, "HTTP 401")
@@ -225,7 +229,7 @@ func TestNotStreamed(t *testing.T) {
 		t.Errorf("its manifest is %s", e.Digest)
 	}
 	n.pulls[plain] = mount.Outcome{} // streamed, by then
-	is("it would stream now", start(db, plain), true, mount.AlreadyPresent, mount.AlreadyPresent.Meaning())
+	is("it would stream now", start(db, plain), true, mount.AlreadyPresent, plain+" would stream")
 	end = a.BeginPull(pod(web, plain))
 	a.Asked(plain, manifest, nil)
 	a.Asked(plain, manifest, errors.New("the disk is full")) // of a layer above

@@ -151,7 +151,7 @@ func (a *Attributor) describe(ctx context.Context, s start, c cri.Container) (ha
 		e.Duration = p.took(s.at)
 	}
 	if !e.Streamed {
-		a.explain(&e, p)
+		a.explain(ctx, &e, p)
 	}
 	return e, true
 }
@@ -165,18 +165,25 @@ func (p *pull) took(at time.Time) time.Duration {
 }
 
 // explain says in e why its image isn't streamed: what became of the pull for
-// this container, or of the last one of that image.
-func (a *Attributor) explain(e *happening.Event, p *pull) {
-	reason, what := mount.AlreadyPresent, mount.AlreadyPresent.Meaning()
-	if o, ok := a.opts.Images.LastPull(e.Image); ok && o.Reason != "" {
-		reason, what, e.Digest = o.Reason, o.What(), o.Manifest
+// this container, or of the last one of that image, or would of one now.
+func (a *Attributor) explain(ctx context.Context, e *happening.Event, p *pull) {
+	o, ok := a.opts.Images.LastPull(e.Image)
+	if ok {
+		e.Digest = o.Manifest
 	}
-	if p != nil && p.asked && p.why != nil {
-		reason, what = mount.ReasonOf(p.why), p.why.Error()
-		if reason == "" { // of this node's own
-			reason = mount.PlaneUnavailable
-		}
-		what = strings.TrimPrefix(what, string(reason)+": ")
+	var why error
+	switch {
+	case p != nil && p.asked && p.why != nil:
+		why = p.why
+	case ok && o.Reason != "":
+		why = &mount.NotStreaming{Reason: o.Reason, Err: errors.New(o.What())}
+	default:
+		why = a.opts.Images.WhyPresent(ctx, e.Image)
 	}
-	e.Reason, e.Message, e.Remedy = string(reason), what, reason.Remedy()
+	reason := mount.ReasonOf(why)
+	if reason == "" { // of this node's own
+		reason = mount.PlaneUnavailable
+	}
+	e.Reason, e.Remedy = string(reason), reason.Remedy()
+	e.Message = strings.TrimPrefix(why.Error(), e.Reason+": ")
 }

@@ -143,6 +143,7 @@ type Manager struct {
 	optOuts   map[string]*optOut   // by reference
 	streaming map[string]bool      // registries that have artifacts
 	mute      map[string]time.Time // registries that don't say what they convert, and until when they aren't asked
+	present   map[string]presence  // by reference
 	claims    map[string]*claim
 }
 
@@ -207,6 +208,7 @@ func Open(ctx context.Context, opts Options) (*Manager, error) {
 		optOuts:   make(map[string]*optOut),
 		streaming: make(map[string]bool),
 		mute:      make(map[string]time.Time),
+		present:   make(map[string]presence),
 	}
 	if err := durable.MkdirAll(opts.Root, 0o700); err != nil {
 		return nil, fmt.Errorf("mount manager's directory: %w", err)

@@ -57,7 +57,7 @@ func (r Reason) Meaning() string {
 	case ConversionPending:
 		return "the registry is still converting the image"
 	case AlreadyPresent:
-		return "the image was on the node already, pulled the ordinary way; it isn't known any more why"
+		return "the image was on the node already, pulled the ordinary way when it didn't stream"
 	case PlatformUnsupported:
 		return "it was converted, but not for this machine's platform"
 	case RegistryUnavailable:

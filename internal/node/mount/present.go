@@ -1,0 +1,97 @@
+package mount
+
+import (
+	"context"
+	"time"
+
+	"sluice/oci"
+)
+
+const (
+	// askPresent bounds a look-up that nobody waits for.
+	askPresent = 5 * time.Second
+
+	// presentLife is how long its answer is given again, maxPresent how many are
+	// kept.
+	presentLife = 10 * time.Minute
+	maxPresent  = 1024
+)
+
+// presence is why an image that is here isn't streamed, and until when that is
+// the answer.
+type presence struct {
+	err   error
+	until time.Time
+}
+
+// WhyPresent is a *NotStreaming that says why an image by the name ref isn't
+// streamed that is on the node already, pulled the ordinary way, when no pull of
+// it is remembered: as it would be if it were pulled now, or AlreadyPresent if it
+// would stream, or the registry doesn't say. It answers within five seconds, and
+// the same for ten minutes.
+func (m *Manager) WhyPresent(ctx context.Context, ref string) error {
+	m.mu.Lock()
+	p, ok := m.present[ref]
+	m.mu.Unlock()
+	if ok && time.Now().Before(p.until) {
+		return p.err
+	}
+	ctx, cancel := context.WithTimeout(ctx, askPresent)
+	defer cancel()
+	err := m.lookUp(ctx, ref)
+	switch r := ReasonOf(err); {
+	case err == nil:
+		err = notStreaming(AlreadyPresent, "it was pulled when it didn't stream; it would now")
+	case r == NoStreamingArtifact, r == ConversionPending, r == PlatformUnsupported, r == Disabled, r == PlaneUnavailable:
+	default:
+		err = notStreaming(AlreadyPresent, "it was pulled when it didn't stream; whether it would now isn't known: %w", err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.present) >= maxPresent {
+		clear(m.present)
+	}
+	m.present[ref] = presence{err, time.Now().Add(presentLife)}
+	return err
+}
+
+// lookUp looks for an artifact of what ref names, as find does, but brings nothing
+// home. Nil: there's one.
+func (m *Manager) lookUp(ctx context.Context, ref string) error {
+	r, err := oci.ParseReference(ref)
+	if err == nil {
+		err = m.refused(r.Registry)
+	}
+	if err != nil {
+		return err
+	}
+	reg, err := m.opts.Registry(r.Registry, r.Repository)
+	if err != nil {
+		return notStreaming(RegistryUnavailable, "registry %s: %w", r.Registry, err)
+	}
+	desc, err := reg.ResolveManifest(ctx, r.Repository, r.Target())
+	if err != nil {
+		return registryError("resolve "+r.String(), err)
+	}
+	subjects := []oci.Digest{desc.Digest}
+	var others []string
+	for i := 0; i < len(subjects); i++ {
+		mine, of, err := m.candidates(ctx, reg, r.Repository, subjects[i])
+		if err != nil || len(mine) > 0 {
+			return err
+		}
+		others = append(others, of...)
+		if i == 0 && oci.IsIndex(desc.MediaType) {
+			manifest, err := m.platformManifest(ctx, reg, r)
+			if err != nil {
+				return err
+			}
+			subjects = append(subjects, manifest.Descriptor.Digest)
+		}
+	}
+	if len(others) > 0 {
+		return notStreaming(PlatformUnsupported, "%s has streaming artifacts for %q, none for %s", r, others, platformName(m.opts.Platform))
+	}
+	err = notStreaming(NoStreamingArtifact, "%s has no referrer of type %s", r, oci.ArtifactTypeStreaming)
+	return m.explain(ctx, subject{registry: r.Registry, repository: r.Repository}, subjects, err)
+}
