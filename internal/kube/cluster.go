@@ -120,7 +120,8 @@ type Event struct {
 	Time    time.Time
 }
 
-// MaxMessage is how long an API server lets an Event's message be, in bytes.
+// MaxMessage is how long an Event's message may be, in bytes: that an API server
+// takes a longer one isn't promised.
 const MaxMessage = 1024
 
 // Repeat changes an Event: what it tells happened Count times by now, the last

@@ -18,6 +18,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -156,14 +157,14 @@ func failure(resp *http.Response) error {
 		if s.Reason == metav1.StatusReasonAlreadyExists {
 			return fmt.Errorf("%w: %s", kube.ErrExists, s.Message)
 		}
-		if strings.Contains(s.Message, "UID in precondition") {
-			return fmt.Errorf("%w: %s", kube.ErrConflict, s.Message)
-		}
 		// Somebody else wrote at the same time, more often than the API server
 		// tries again by itself.
 	case http.StatusUnauthorized, http.StatusRequestTimeout, http.StatusTooManyRequests:
 		// A token is renewed, a time-out and a limit pass.
 	default:
+		if s.Details != nil && slices.ContainsFunc(s.Details.Causes, func(c metav1.StatusCause) bool { return c.Field == "metadata.uid" }) {
+			return fmt.Errorf("%w: %s", kube.ErrConflict, s.Message) // a UID can't be changed
+		}
 		if resp.StatusCode/100 == 4 {
 			return fmt.Errorf("%w: %s", kube.ErrRefused, s.Message)
 		}

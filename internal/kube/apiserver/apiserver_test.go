@@ -50,7 +50,7 @@ func TestAnswers(t *testing.T) {
 	}{
 		{404, "", fmt.Sprintf(status, "NotFound", 404), kube.ErrNotFound, 0, "so it is"},
 		{409, "", fmt.Sprintf(status, "AlreadyExists", 409), kube.ErrExists, 0, "so it is"},
-		{409, "", `{"message":"Precondition failed: UID in precondition: 1, UID in object meta: 2","reason":"Conflict"}`, kube.ErrConflict, 0, "UID"},
+		{422, "", `{"message":"so it is","reason":"Invalid","details":{"causes":[{"message":"field is immutable","field":"metadata.uid"}]}}`, kube.ErrConflict, 0, "so it is"},
 		{409, "", fmt.Sprintf(status, "Conflict", 409), nil, 0, "so it is"}, // somebody else wrote at the same time
 		{403, "", fmt.Sprintf(status, "Forbidden", 403), kube.ErrRefused, 0, "so it is"},
 		{422, "", fmt.Sprintf(status, "Invalid", 422), kube.ErrRefused, 0, "so it is"},

@@ -114,8 +114,8 @@ func (c *Cluster) CreateEvent(ctx context.Context, e kube.Event) error {
 	if _, ok := c.events[name]; ok {
 		return fmt.Errorf("event %s %w", name, kube.ErrExists)
 	}
-	if e.Name != strings.ToLower(e.Name) || len(e.Name) > 253 || len(e.Message) > kube.MaxMessage {
-		return fmt.Errorf("%w: event %s has no DNS name, or a message of %d bytes", kube.ErrRefused, name, len(e.Message))
+	if e.Name == "" || strings.ContainsAny(e.Name, "/%") {
+		return fmt.Errorf("%w: %q is no name of an event", kube.ErrRefused, e.Name)
 	}
 	if c.events == nil {
 		c.events = map[string]Event{}

@@ -109,7 +109,7 @@ func testEventRefused(t *testing.T, b Bench, name string) {
 		Reason: "Pulled", Message: strings.Repeat("x", kube.MaxMessage), Time: noon(),
 	}
 	wantNone(t, b.Cluster.CreateEvent(t.Context(), e))
-	e.Name += "_NO_DNS_NAME"
+	e.Name += "%"
 	wantError(t, "a name that isn't one", b.Cluster.CreateEvent(t.Context(), e), kube.ErrRefused)
 }
 
