@@ -59,6 +59,8 @@ var levels = map[string]int{
 	"internal/kube":               5,
 	"internal/node/install":       5,
 	"cmd":                         6,
+
+	"internal/teleport/mountserver": 5,
 }
 
 // homes pins heavy or delicate libraries to the packages that may import them.
@@ -79,6 +81,7 @@ var homes = map[string][]string{
 	"github.com/go-jose/go-jose":             {"internal/auth"},
 	"github.com/coreos/go-oidc":              {"internal/auth"},
 	"golang.org/x/crypto/bcrypt":             {"internal/auth"},
+	"golang.org/x/crypto/md4":                {"internal/teleport/samba"}, // Windows' passwords
 	"github.com/prometheus/client_golang":    {"internal/registry", "internal/node/report"},
 	"go.opentelemetry.io/otel/exporters":     {"cmd"},
 	"github.com/BurntSushi/toml":             {"internal/config"},

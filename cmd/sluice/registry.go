@@ -48,7 +48,7 @@ docs/registry.toml), by SLUICE_REGISTRY_… in the environment, or by --set.`,
 		},
 	}
 	addRegistryFlags(cmd.PersistentFlags())
-	cmd.AddCommand(newCheckConfigCommand(), newRebuildIndexCommand())
+	cmd.AddCommand(newCheckConfigCommand(), newRebuildIndexCommand(), newSMBConfigCommand())
 	return cmd
 }
 

@@ -28,6 +28,8 @@ import (
 	"sluice/internal/stored"
 	"sluice/internal/streaming"
 	"sluice/internal/teleport"
+	"sluice/internal/teleport/mountapi"
+	"sluice/internal/teleport/samba"
 	"sluice/oci"
 )
 
@@ -45,6 +47,7 @@ type server struct {
 	notifier  *notify.Notifier
 	streaming *streaming.Service // nil: images aren't converted
 	teleport  *teleport.Service  // nil: they aren't expanded
+	samba     *samba.Keeper      // nil: likewise
 	manager   *acr.Handler
 	metrics   *registry.Metrics
 	cert      *registry.Certificate // nil: without TLS
@@ -246,6 +249,10 @@ func (s *server) openHandler(ctx context.Context) error {
 	}
 	s.manager = acr.New(s.registry, s.index, s.store, manage)
 	v2 := registry.NewHandler(s.registry, images)
+	var mount http.Handler // nil: nothing is expanded
+	if s.teleport != nil {
+		mount = s.mountAPI()
+	}
 	route := func(w http.ResponseWriter, r *http.Request) {
 		// A ServeMux would redirect paths that it finds unclean.
 		switch path := r.URL.Path; {
@@ -253,6 +260,8 @@ func (s *server) openHandler(ctx context.Context) error {
 			s.authority.ServeHTTP(w, r)
 		case strings.HasPrefix(path, "/acr/v1/"):
 			s.manager.ServeHTTP(w, r)
+		case strings.HasPrefix(path, mountapi.Prefix) && mount != nil:
+			mount.ServeHTTP(w, r)
 		default:
 			v2.ServeHTTP(w, r)
 		}

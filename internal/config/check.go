@@ -181,6 +181,12 @@ func (c *checker) teleport() {
 	c.that(t.MaxRepositories >= 1 && t.MaxRepositories <= 10_000, "teleport.max_repositories", "1 to 10000")
 	c.that(t.MaxLayer >= 1<<20 && t.MaxLayer <= 1<<40, "teleport.max_layer", "from 1MiB to 1TiB")
 	c.that(t.MaxImage >= t.MaxLayer, "teleport.max_image", "at least teleport.max_layer")
+	c.between("teleport.credential_lifetime", t.CredentialLifetime, 10*time.Second, 7*24*time.Hour)
+	if t.Enabled || t.Server != "" {
+		u, err := url.Parse("smb://" + t.Server)
+		c.that(err == nil && t.Server != "" && u.Host == t.Server, "teleport.server", `HOST or HOST:PORT of the file server that shares teleport.directory`)
+	}
+	c.that(regexp.MustCompile(`^[A-Za-z0-9._-]{0,64}$`).MatchString(t.Region), "teleport.region", "a name of letters, digits, . _ and -")
 }
 
 func isBucket(s string) bool {

@@ -159,6 +159,11 @@ type Teleport struct {
 	MaxRepositories int    `toml:"max_repositories"` // that may have teleportEnabled
 	MaxLayer        Size   `toml:"max_layer"`        // expanded
 	MaxImage        Size   `toml:"max_image"`        // likewise
+
+	Server             string        `toml:"server"`              // HOST[:PORT] of the file server
+	Region             string        `toml:"region"`              // where it is; empty: wherever clients are
+	SambaDirectory     string        `toml:"samba_directory"`     // of what smbd reads; empty: SambaDirectory
+	CredentialLifetime time.Duration `toml:"credential_lifetime"` // at least
 }
 
 // Webhook is a URL that is told what happens.
@@ -203,7 +208,7 @@ func Default() *Registry {
 		Limits:            Limits{MaxManifest: 4 << 20},
 		GarbageCollection: GarbageCollection{Interval: 6 * time.Hour, Grace: 24 * time.Hour},
 		Streaming:         Streaming{Enabled: true, Workers: 2, Layers: 2, Platforms: []string{}},
-		Teleport:          Teleport{Workers: 1, MaxRepositories: 10, MaxLayer: 16 << 30, MaxImage: 100 << 30},
+		Teleport:          Teleport{Workers: 1, MaxRepositories: 10, MaxLayer: 16 << 30, MaxImage: 100 << 30, CredentialLifetime: time.Hour},
 		Log:               Log{Level: "info", Format: "text"},
 	}
 }
@@ -224,4 +229,13 @@ func (r *Registry) TeleportDirectory() string {
 		return r.Teleport.Directory
 	}
 	return r.Data + "/teleport"
+}
+
+// SambaDirectory returns where smbd finds shares, accounts and passwords: by default
+// in the directory of the disks, which the file server has.
+func (r *Registry) SambaDirectory() string {
+	if r.Teleport.SambaDirectory != "" {
+		return r.Teleport.SambaDirectory
+	}
+	return r.TeleportDirectory() + "/_samba"
 }

@@ -144,7 +144,7 @@ func (s *Service) publish(out *durable.File, d Disk, sums []byte) error {
 	if err := durable.WriteFile(base+".json", record, 0o644); err != nil {
 		return err
 	}
-	if err := durable.WriteFile(base+".sums", sums, 0o644); err != nil {
+	if err := durable.WriteFile(base+sumsSuffix, sums, 0o644); err != nil {
 		return err
 	}
 	return out.Commit(base + diskSuffix)

@@ -6,7 +6,8 @@
 // of an image (Find), and the worker, whose jobs are package operation's. expand.go
 // makes the disks of one image, disk.go one disk, share.go is the directory that
 // they are in, and sweep.go removes what nothing needs. mountapi, below, is the API
-// that clients ask; samba is what a file server needs to be told.
+// that clients ask, mountserver serves it, and samba is what a file server needs to be
+// told.
 //
 // # Disks
 //

@@ -111,7 +111,7 @@ func (s *Service) Run(ctx context.Context) { s.ops.Run(ctx) }
 // Change changes the attributes of a repository as
 // stored.Registry.SetRepositoryAttributes does, and heeds how many repositories
 // may take part. One that takes part no longer loses its disks; images that are
-// there when it begins to are expanded when they are pushed again.
+// there when it begins to are expanded when they are pushed again, or by Start.
 //
 // Errors: oci.ErrDenied if there are too many, and those of
 // SetRepositoryAttributes.
@@ -197,7 +197,7 @@ const (
 	Ready     = "ready"     // all its layers have disks
 	Expanding = "expanding" // it is waiting to be expanded, or that is under way
 	Failed    = "failed"    // it can't be expanded
-	Absent    = "absent"    // nobody has it expanded: it was pushed before its repository took part
+	Absent    = "absent"    // it was pushed before its repository took part, or its expansion was canceled: see Start
 )
 
 // State is what has become of an image's layers.
@@ -283,6 +283,14 @@ func (s *Service) image(ctx context.Context, repo, reference string, platform oc
 		return convert.Image{}, err
 	}
 	return images[0], nil
+}
+
+// Start has an image expanded that Find found, unless that is going on already.
+func (s *Service) Start(ctx context.Context, repo string, image convert.Image) (operation.Operation, error) {
+	if err := s.enqueue(ctx, repo, image.Manifest.Digest); err != nil {
+		return operation.Operation{}, err
+	}
+	return s.ops.Latest(ctx, repo, image.Manifest.Digest)
 }
 
 // Operation returns an operation of a repository. Errors: operation.ErrUnknown.

@@ -33,16 +33,23 @@ type Disk struct {
 	Name string `json:"-"`
 }
 
+// Paths returns where the disk and its sums are in the directory of a repository
+// that has it: RepositoryDir.
+func (d Disk) Paths() (disk, sums string) {
+	return layersDir + "/" + d.Name + diskSuffix, layersDir + "/" + d.Name + sumsSuffix
+}
+
 const (
 	poolDir    = "_layers"
 	reposDir   = "repositories"
 	layersDir  = "_layers"
 	diskSuffix = ".vhd"
+	sumsSuffix = ".sums"
 	maxRecord  = 4096
 )
 
 // suffixes are those of a disk's files, in the order in which they appear.
-func suffixes() []string { return []string{".json", ".sums", diskSuffix} }
+func suffixes() []string { return []string{".json", sumsSuffix, diskSuffix} }
 
 // share is the directory of disks.
 type share struct{ dir string }
