@@ -23,6 +23,12 @@ const (
 	patience         = 2 * time.Minute
 	overloadPatience = 10 * time.Minute
 
+	// warmUp is how long a request may be forbidden as everything else is: by an
+	// API server that hasn't read its roles yet. If it's longer, nobody gave
+	// the reporter any rights, and for belief it isn't tried again.
+	warmUp = time.Minute
+	belief = 10 * time.Minute
+
 	// tellAgain is how often a refusal of one kind is told.
 	tellAgain = time.Hour
 )
@@ -40,6 +46,7 @@ type asker struct {
 
 	mu      sync.Mutex // protects the following
 	failing string     // why the API server can't be asked now; "": it can
+	denied  time.Time  // when it was still forbidding everything after warmUp
 	refused map[string]*refusal
 }
 
@@ -53,6 +60,7 @@ type refusal struct {
 // ErrNotFound, ErrConflict, ErrRefused, errStuck, or the error of ctx.
 func (a *asker) do(ctx context.Context, request func(context.Context) error) error {
 	var began time.Time
+	confirmed := false // that it's this request that is forbidden
 	for pause := minBackoff; ; pause = min(2*pause, maxBackoff) {
 		if err := a.limit.Wait(ctx); err != nil {
 			return contextError(ctx, err)
@@ -61,14 +69,14 @@ func (a *asker) do(ctx context.Context, request func(context.Context) error) err
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if permanent(err) || err == nil {
+		if began.IsZero() {
+			began = time.Now()
+		}
+		if err == nil || permanent(err) && !(errors.Is(err, ErrForbidden) && a.warming(ctx, began, &confirmed)) {
 			a.note(nil)
 			return err
 		}
 		a.note(err)
-		if began.IsZero() {
-			began = time.Now()
-		}
 		wait := pause/2 + rand.N(pause/2+1)
 		var u *Unavailable
 		patience := patience
@@ -84,6 +92,29 @@ func (a *asker) do(ctx context.Context, request func(context.Context) error) err
 			return err
 		}
 	}
+}
+
+// warming reports whether what is forbidden may be permitted soon: since began
+// everything is, or it was until a moment ago.
+func (a *asker) warming(ctx context.Context, began time.Time, confirmed *bool) bool {
+	a.mu.Lock()
+	believed := !a.denied.IsZero() && time.Since(a.denied) < belief
+	a.mu.Unlock()
+	if believed || *confirmed {
+		return false
+	}
+	err := once(ctx, func(ctx context.Context) error { return a.cluster.Works(ctx, a.node) })
+	if !errors.Is(err, ErrForbidden) {
+		*confirmed = err == nil
+		return true
+	}
+	if time.Since(began) < warmUp {
+		return true
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.denied = time.Now()
+	return false
 }
 
 // once makes a request, which may not take for ever.

@@ -10,9 +10,8 @@ import (
 // Cluster is what the reporter does at a Kubernetes API server. It may be used
 // concurrently. Implementations don't retry: the reporter does.
 //
-// An error is ErrExists, ErrNotFound, ErrConflict or ErrRefused where the API
-// server says so, for then asking again gives the same answer; a context's
-// error; or else an *Unavailable.
+// An error is ErrExists, ErrNotFound, ErrConflict, ErrRefused or ErrForbidden
+// where the API server says so; a context's error; or else an *Unavailable.
 type Cluster interface {
 	// CreateEvent makes an Event. Its error is ErrExists if there's one of that
 	// name in that namespace, as there is after an answer that got lost.
@@ -47,13 +46,16 @@ type Cluster interface {
 	Works(ctx context.Context, node string) error
 }
 
-// The answers that asking again doesn't change.
+// The answers that asking again doesn't change, but for ErrForbidden.
 var (
 	ErrExists   = errors.New("exists already")
 	ErrNotFound = errors.New("not found")
 	ErrConflict = errors.New("is another one, of the same name")
-	// ErrRefused: the API server doesn't permit it, or holds it to be invalid.
+	// ErrRefused: the API server holds it to be invalid, or doesn't permit it.
 	ErrRefused = errors.New("the API server refuses")
+	// ErrForbidden is an ErrRefused: it isn't permitted. An API server that has
+	// just begun forbids everything, until it has read its roles.
+	ErrForbidden = fmt.Errorf("%w: not permitted", ErrRefused)
 )
 
 // Unavailable is the error of a request that may succeed later.

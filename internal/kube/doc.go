@@ -24,8 +24,9 @@
 // API server has answered, before the next one is looked at. What fails in passing
 // is tried again, with growing pauses, as long as it takes; that an API server is
 // away costs nothing but time until the daemon forgets, and what it forgot is told
-// as lost. What the API server refuses is told once in the log and left. A request
-// that fails for two minutes while the API server answers others is left, too: a
+// as lost. What the API server refuses is told once in the log and left; so is what
+// it forbids, unless it forbids everything as it does for a moment after its start.
+// A request that fails for two minutes while the API server answers others is left, too: a
 // pod whose webhook is broken doesn't keep the others waiting.
 //
 // An Event object's name follows from the event's place in the stream, counts are
@@ -52,7 +53,9 @@
 //
 // It has to know whether a container is an init, an ordinary or an ephemeral one,
 // which the runtime isn't told, and which condition the pod has. It sees both in
-// the answer to a patch of the pod's status that changes nothing. Without the right
+// the answer to a patch of the pod's status that changes nothing. (Static pods have
+// another UID on the node than at the API server: they get Events, no condition.)
+// Without the right
 // to patch pods/status there are no conditions, and Events don't say which
 // container they are about; without those to nodes there's no label. get on nodes
 // is asked only to find out whether an API server that fails a request answers

@@ -251,6 +251,34 @@ func TestRefused(t *testing.T) {
 	})
 }
 
+// An API server that has just begun forbids everything, and nothing is lost; one
+// at which the reporter has no rights is believed in the end.
+func TestForbidden(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bed) {
+		forbid := func(string, kube.PodRef) error { return fmt.Errorf("%w: no roles", kube.ErrForbidden) }
+		b.cluster.set(forbid, nil)
+		b.daemon.add(streamed(b.pod("web-0"), "main"))
+		b.wait(40 * time.Second)
+		b.cluster.set(nil, nil)
+		b.wait(time.Minute)
+		want := `shop/web-0 spec.containers{main} Normal Pulled ×1 Successfully pulled image "r.test/app:1" (streamed) in 412ms: 100 of 2000 bytes`
+		b.want(want)
+
+		b.cluster.set(forbid, nil)
+		for i := range 100 {
+			b.daemon.add(streamed(b.pod(fmt.Sprint("pod-", i)), "main"))
+		}
+		b.wait(2 * time.Minute)
+		b.want(want)
+		if n := b.cluster.count("create"); n < 100 {
+			t.Errorf("%d events were tried after 2 minutes without rights", n)
+		}
+		if n := b.log.count("an Event isn't made"); n != 1 {
+			t.Errorf("it's told %d times that Events are forbidden, want once", n)
+		}
+	})
+}
+
 // A pod whose requests fail for ever doesn't keep the others from theirs for ever.
 func TestStuck(t *testing.T) {
 	inBubble(t, func(t *testing.T, b *bed) {

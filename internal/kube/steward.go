@@ -26,9 +26,8 @@ func watchNode(ctx context.Context, ask *asker, node string, labels *latest[node
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if permanent(err) {
+		if permanent(err) && pause > maxBackoff/4 { // not at an API server's start
 			ask.refuse("the node's labels can't be watched: the node gets none, and can't opt out", err, "node", node)
-			pause = maxBackoff
 		} else if err != nil {
 			ask.log.Debug("the watch of the node broke off", "error", err)
 		}

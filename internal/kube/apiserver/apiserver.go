@@ -151,6 +151,8 @@ func failure(resp *http.Response) error {
 		s.Message = fmt.Sprintf("%s: %.200s", resp.Status, b)
 	}
 	switch resp.StatusCode {
+	case http.StatusForbidden:
+		return fmt.Errorf("%w: %s", kube.ErrForbidden, s.Message)
 	case http.StatusNotFound:
 		return fmt.Errorf("%w: %s", kube.ErrNotFound, s.Message)
 	case http.StatusConflict:
