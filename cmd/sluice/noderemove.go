@@ -35,18 +35,19 @@ func (f *uninstallFlags) installed(flags *pflag.FlagSet) error {
 	return nil
 }
 
-// ownPod returns the UID of the Kubernetes pod that this process was started in.
-func (f *uninstallFlags) ownPod(ctx context.Context) (string, error) {
+// ownPod returns the Kubernetes pod that this process was started in. Its
+// containers don't count as users: they end when this process has.
+func (f *uninstallFlags) ownPod(ctx context.Context) (snapshot.Pod, error) {
 	if f.containerd == "" {
-		return "", nil
+		return snapshot.Pod{}, nil
 	}
 	groups, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
-		return "", err
+		return snapshot.Pod{}, err
 	}
 	pod, err := snapshot.PodOf(ctx, f.containerd, string(groups))
 	if snapshot.Unavailable(err) {
-		return "", nil // survey says so, better
+		return snapshot.Pod{}, nil // survey says so, better
 	}
 	return pod, err
 }
@@ -115,7 +116,7 @@ func (f *uninstallFlags) retreat(ctx context.Context) error {
 		if !done {
 			return errors.New("containerd has to be restarted, so that it uses sluice no more for new containers: do it, or give --restart-command, and run this again")
 		}
-		if err := errors.Join(awaitContainerd(ctx, f.containerd), install.Restarted("/", install.StepContainerd)); err != nil {
+		if err := install.Restarted("/", install.StepContainerd); err != nil {
 			return err
 		}
 	}
@@ -125,23 +126,11 @@ func (f *uninstallFlags) retreat(ctx context.Context) error {
 
 // restartContainerd restarts it, if there's a way; done is false if there isn't.
 func (f *uninstallFlags) restartContainerd(ctx context.Context) (done bool, err error) {
-	switch {
-	case f.found.Init == install.Systemd:
-		err = host.Systemctl(ctx, "restart", f.found.ContainerdUnit)
-	case f.restart != "":
-		err = host.Run(ctx, "/bin/sh", "-c", f.restart)
-	default:
+	c := machineContainerd{init: f.found.Init, unit: f.found.ContainerdUnit, command: f.restart, socket: f.containerd}
+	if c.init != install.Systemd && c.command == "" {
 		return false, nil
 	}
-	if err != nil || f.containerd == "" {
-		return true, err
-	}
-	for end := time.Now().Add(containerdTime); ; {
-		if _, err = snapshot.Registered(ctx, f.containerd, f.snapshotter); !snapshot.Unavailable(err) || time.Now().After(end) || ctx.Err() != nil {
-			return true, err
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
+	return true, c.restart(ctx)
 }
 
 // stopDaemons stops the daemons, and sees to it that nobody starts them again.

@@ -130,10 +130,8 @@ func startUnit(ctx context.Context, d host.Daemon, anew bool) error {
 
 // restart restarts containerd.
 func (s *starter) restart(ctx context.Context) error {
-	if s.Init == install.Systemd {
-		return host.Systemctl(ctx, "restart", s.ContainerdUnit)
-	}
-	return host.Run(ctx, "/bin/sh", "-c", s.installFlags.restart)
+	c := machineContainerd{init: s.Init, unit: s.ContainerdUnit, command: s.installFlags.restart, socket: s.ContainerdSocket}
+	return c.restart(ctx)
 }
 
 // restartContainerd restarts it and waits until it knows the snapshotter.
@@ -145,26 +143,52 @@ func (s *starter) restartContainerd(ctx context.Context) error {
 	if err := s.restart(ctx); err != nil {
 		return err
 	}
-	if err := awaitContainerd(ctx, s.ContainerdSocket); err != nil {
+	known, err := snapshot.Registered(ctx, s.ContainerdSocket, "sluice")
+	if err == nil && !known {
+		err = errors.New("it doesn't know the snapshotter sluice: does it read the file that --containerd-config names?")
+	}
+	if err != nil {
 		return err
 	}
 	return install.Restarted("/", install.StepContainerd)
 }
 
-// awaitContainerd waits until containerd answers and knows the snapshotter.
-func awaitContainerd(ctx context.Context, socket string) error {
-	for end := time.Now().Add(containerdTime); ; {
-		known, err := snapshot.Registered(ctx, socket, "sluice")
-		if known {
+// machineContainerd is the machine's containerd, and how it's restarted.
+type machineContainerd struct {
+	init    install.Init
+	unit    string // of systemd
+	command string // without systemd
+	socket  string // "": nobody knows
+}
+
+// settle is how long a command that has ended may take to have any effect.
+const settle = 15 * time.Second
+
+// restart restarts it and waits until it answers: the new process, because the
+// old one may go on for a while.
+func (c machineContainerd) restart(ctx context.Context) error {
+	before := ""
+	if c.socket != "" {
+		before, _ = snapshot.Process(ctx, c.socket) // it may be down
+	}
+	var err error
+	if c.init == install.Systemd {
+		err = host.Systemctl(ctx, "restart", c.unit)
+	} else {
+		err = host.Run(ctx, "/bin/sh", "-c", c.command)
+	}
+	if err != nil || c.socket == "" {
+		return err
+	}
+	for begin := time.Now(); ; {
+		now, err := snapshot.Process(ctx, c.socket)
+		switch {
+		case err == nil && (now != before || time.Since(begin) > settle):
 			return nil
-		}
-		if err == nil {
-			err = errors.New("it doesn't know the snapshotter sluice: does it read the file that --containerd-config names?")
-		}
-		if time.Now().After(end) || ctx.Err() != nil {
+		case time.Since(begin) > containerdTime || ctx.Err() != nil:
 			return err
 		}
-		time.Sleep(200 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond)
 	}
 }
 

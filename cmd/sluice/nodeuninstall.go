@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -138,22 +139,22 @@ func uninstall(ctx context.Context, f uninstallFlags, progress io.Writer, log *s
 	if err != nil {
 		return u, err
 	}
-	if u.Withdrawn, err = f.await(ctx, pod, progress); err != nil {
+	if u.Withdrawn, err = f.await(ctx, pod.UID, progress); err != nil {
 		return u, err
 	}
-	if err := u.look(ctx, nodes, f); err != nil || f.dryRun {
+	if err := u.look(ctx, nodes, pod, f); err != nil || f.dryRun {
 		return u, err
 	}
 	if err := f.stopDaemons(ctx, u.Daemons); err != nil {
 		return u, err
 	}
 	if f.containerd != "" && (exists(c.root) || len(u.Images) > 0) {
-		if u.Withdrawn, err = c.withdraw(ctx, f, pod, log); err != nil {
+		if u.Withdrawn, err = c.withdraw(ctx, f, pod.UID, log); err != nil {
 			return u, err
 		}
 	}
 	for _, n := range nodes {
-		if err := n.clear(ctx, f.force || pod != "", log); err != nil {
+		if err := n.clear(ctx, f.force || pod.UID != "", log); err != nil {
 			return u, err
 		}
 		if err := n.remove(); err != nil {
@@ -179,7 +180,7 @@ func survey(ctx context.Context, f uninstallFlags, pod string) (snapshot.Withdra
 }
 
 // look finds what there is of the daemons, and refuses when somebody needs it.
-func (u *uninstalled) look(ctx context.Context, nodes []nodeConfig, f uninstallFlags) error {
+func (u *uninstalled) look(ctx context.Context, nodes []nodeConfig, pod snapshot.Pod, f uninstallFlags) error {
 	for _, c := range nodes {
 		pid, err := control.NewClient(controlSocket(c.run)).Process(ctx)
 		switch {
@@ -195,7 +196,11 @@ func (u *uninstalled) look(ctx context.Context, nodes []nodeConfig, f uninstallF
 		if err != nil {
 			return err
 		}
-		u.Users = append(u.Users, users...)
+		for _, dir := range users {
+			if !slices.ContainsFunc(pod.Containers, func(id string) bool { return strings.Contains(dir, id) }) {
+				u.Users = append(u.Users, dir)
+			}
+		}
 		for _, dir := range []struct {
 			name string
 			ours func(string) bool

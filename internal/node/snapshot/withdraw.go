@@ -13,6 +13,7 @@ import (
 	containersapi "github.com/containerd/containerd/api/services/containers/v1"
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
+	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
@@ -301,38 +302,77 @@ func (w *withdrawal) unpacked(ctx context.Context) (map[string]bool, error) {
 	return found, nil
 }
 
+// collectTime bounds how long containerd may take to collect what nobody
+// references.
+const collectTime = 15 * time.Second
+
 // snapshots removes the snapshotter's snapshots, children before parents. A
 // containerd that wasn't told of the snapshotter has none that matter.
+//
+// containerd takes a snapshot whose children its garbage collection has removed
+// for one that has children still. Such are left to another collection, now that
+// nobody references them.
 func (w *withdrawal) snapshots(ctx context.Context) error {
 	client := snapshotsapi.NewSnapshotsClient(w.conn)
+	for begin := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		parents, err := w.parents(ctx, client)
+		if err != nil {
+			return err
+		}
+		var stays error
+		for _, name := range leavesFirst(parents) {
+			_, err := client.Remove(ctx, &snapshotsapi.RemoveSnapshotRequest{Snapshotter: w.snapshotter, Key: name})
+			switch {
+			case err == nil:
+				w.done.Snapshots++
+			case errdefs.IsFailedPrecondition(errgrpc.ToNative(err)):
+				stays = fmt.Errorf("remove snapshot %s: %w", name, err)
+			case !notFound(err):
+				return fmt.Errorf("remove snapshot %s: %w", name, err)
+			}
+		}
+		if stays == nil || time.Since(begin) > collectTime || ctx.Err() != nil {
+			return stays
+		}
+		if err := w.collect(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// collect has containerd collect its garbage: when a lease ends it does.
+func (w *withdrawal) collect(ctx context.Context) error {
+	client := leasesapi.NewLeasesClient(w.conn)
+	id := fmt.Sprintf("sluice-withdraw-%d", time.Now().UnixNano())
+	_, err := client.Create(ctx, &leasesapi.CreateRequest{ID: id})
+	if err == nil {
+		_, err = client.Delete(ctx, &leasesapi.DeleteRequest{ID: id, Sync: true})
+	}
+	if err != nil {
+		return fmt.Errorf("collect garbage: %w", err)
+	}
+	return nil
+}
+
+// parents lists the snapshotter's snapshots, each with its parent.
+func (w *withdrawal) parents(ctx context.Context, client snapshotsapi.SnapshotsClient) (map[string]string, error) {
 	stream, err := client.List(ctx, &snapshotsapi.ListSnapshotsRequest{Snapshotter: w.snapshotter})
 	if err != nil {
-		return fmt.Errorf("list the snapshots: %w", err)
+		return nil, fmt.Errorf("list the snapshots: %w", err)
 	}
 	parents := map[string]string{}
 	for {
 		page, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if errdefs.IsInvalidArgument(errgrpc.ToNative(err)) {
-			return nil // "snapshotter not loaded"
+		if errors.Is(err, io.EOF) || errdefs.IsInvalidArgument(errgrpc.ToNative(err)) { // "snapshotter not loaded"
+			return parents, nil
 		}
 		if err != nil {
-			return fmt.Errorf("list the snapshots: %w", unavailable(err))
+			return nil, fmt.Errorf("list the snapshots: %w", unavailable(err))
 		}
 		for _, info := range page.Info {
 			parents[info.Name] = info.Parent
 		}
 	}
-	for _, name := range leavesFirst(parents) {
-		_, err := client.Remove(ctx, &snapshotsapi.RemoveSnapshotRequest{Snapshotter: w.snapshotter, Key: name})
-		if err != nil && !notFound(err) {
-			return fmt.Errorf("remove snapshot %s: %w", name, err)
-		}
-		w.done.Snapshots++
-	}
-	return nil
 }
 
 // unavailable gives an error of a list of snapshots the code that it lost on its
