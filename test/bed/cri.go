@@ -93,11 +93,17 @@ type Kubelet struct {
 // Kubelet connects to containerd's CRI; images is the socket of the image
 // service, containerd's too if it's empty.
 func (n *Node) Kubelet(images string) (*Kubelet, error) {
-	k := &Kubelet{logs: filepath.Join(n.Dir, "pods")}
 	if images == "" {
 		images = n.containerdSocket()
 	}
-	for _, socket := range []string{n.containerdSocket(), images} {
+	return newKubelet(n.containerdSocket(), images, filepath.Join(n.Dir, "pods"))
+}
+
+// newKubelet connects to the sockets of a runtime and an image service; what
+// pods print goes to the directory logs.
+func newKubelet(runtime, images, logs string) (*Kubelet, error) {
+	k := &Kubelet{logs: logs}
+	for _, socket := range []string{runtime, images} {
 		c, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {
 			k.Close()

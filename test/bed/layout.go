@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -143,4 +145,25 @@ func readJSON(name string, v any) error {
 		return err
 	}
 	return json.Unmarshal(b, v)
+}
+
+// WriteProgramImage writes an OCI layout whose only layer has programs of this
+// machine, by their names in the image, as `FROM scratch` and COPY make it.
+func WriteProgramImage(dir string, programs map[string]string) error {
+	var members []member
+	for _, name := range slices.Sorted(maps.Keys(programs)) {
+		content, err := os.ReadFile(programs[name])
+		if err != nil {
+			return err
+		}
+		members = append(members, member{name, content, ""})
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	layer := filepath.Join(dir, "layer.tar")
+	if err := writeMembers(layer, members); err != nil {
+		return err
+	}
+	return WriteLayout(dir, nil, []string{layer})
 }

@@ -51,12 +51,17 @@ func NewLink(ctx context.Context, target string, rate float64, rtt time.Duration
 	if err != nil {
 		return nil, err
 	}
+	return NewLinkAt(ctx, ln, target, rate, rtt), nil
+}
+
+// NewLinkAt is NewLink with a listener of the caller's, which Close closes.
+func NewLinkAt(ctx context.Context, ln net.Listener, target string, rate float64, rtt time.Duration) *Link {
 	ctx, cancel := context.WithCancel(ctx)
 	l := &Link{addr: ln.Addr().String(), target: target, rtt: rtt, ln: ln, cancel: cancel}
 	l.down.rate, l.up.rate = rate/8, rate/8
 	l.down.delay, l.up.delay = rtt/2, rtt/2
 	l.wg.Go(func() { l.accept(ctx) })
-	return l, nil
+	return l
 }
 
 // Addr is where clients connect to, as host:port.

@@ -32,6 +32,15 @@ func Start(dir, name string, env []string, path string, args ...string) (*Proces
 
 // start starts a server that was prepared.
 func start(dir, name string, cmd *exec.Cmd) (*Process, error) {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL // nothing outlives a test that was killed
+	return launch(dir, name, cmd)
+}
+
+// launch is start for a server that somebody else ends when a test is killed.
+func launch(dir, name string, cmd *exec.Cmd) (*Process, error) {
 	log, err := os.OpenFile(filepath.Join(dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, err
@@ -41,8 +50,7 @@ func start(dir, name string, cmd *exec.Cmd) (*Process, error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
-	cmd.SysProcAttr.Setpgid = true              // ^C is ours to handle
-	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL // nothing outlives a test that was killed
+	cmd.SysProcAttr.Setpgid = true // ^C is ours to handle
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)
 	}

@@ -221,8 +221,18 @@ func BuildSluice(ctx context.Context, src, dir string) (string, error) {
 
 // buildSluice builds the program in the checkout src.
 func buildSluice(ctx context.Context, src, dir string) (string, error) {
-	bin := filepath.Join(dir, "sluice")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", bin, "./cmd/sluice")
+	return buildCommand(ctx, src, dir, "sluice")
+}
+
+// BuildReporter builds sluice-reporter into dir and returns its path.
+func BuildReporter(ctx context.Context, src, dir string) (string, error) {
+	return buildCommand(ctx, src, dir, "sluice-reporter")
+}
+
+// buildCommand builds one of the programs below cmd in the checkout src.
+func buildCommand(ctx context.Context, src, dir, name string) (string, error) {
+	bin := filepath.Join(dir, name)
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", bin, "./cmd/"+name)
 	cmd.Dir, cmd.Env = src, append(os.Environ(), "CGO_ENABLED=0")
 	return bin, run(cmd)
 }

@@ -25,7 +25,7 @@ func steps(src string, fuzz time.Duration) []step {
 	s := []step{
 		{"install: Debian packages", func(ctx context.Context) tally {
 			return outcome("apt-get install", bed.Install(ctx, "gcc", "libc6-dev", "pkg-config", "libseccomp-dev", "erofs-utils", "attr", "zstd", "debootstrap", "iproute2",
-				"postgresql", "nginx-light", "isal", "pigz", "zlib1g-dev", "qemu-utils", "samba", "smbclient", "libnss-extrausers")) // Azurite's node comes with its first use: there are many ways to have one
+				"postgresql", "nginx-light", "containernetworking-plugins", "isal", "pigz", "zlib1g-dev", "qemu-utils", "samba", "smbclient", "libnss-extrausers")) // Azurite's node comes with its first use: there are many ways to have one
 		}},
 		{"format: gofmt", func(ctx context.Context) tally { return gofmt(ctx, src) }},
 	}

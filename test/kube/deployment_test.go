@@ -1,0 +1,105 @@
+package kube
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"sluice/test/bed"
+)
+
+// TestDeployment starts three replicas from a tag, a digest, and a registry that
+// wants the pod's secret; each streams and reads what is in the image.
+func TestDeployment(t *testing.T) {
+	s := theStage(t)
+	s.newToolbox(t, "pinned:1", 10, 100_000) // an image that isn't here by a tag already
+	digest, err := exec.CommandContext(t.Context(), s.Tools.Crane, "digest", "--insecure", s.Stage.Ref("pinned:1")).Output()
+	must(t, err)
+	vault, secret := s.newVault(t)
+	for name, image := range map[string]string{
+		"tag":    s.ref("app:1"),
+		"digest": s.ref("pinned@" + strings.TrimSpace(string(digest))),
+		"secret": vault + "/app:1",
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := s.newNamespace(t)
+			n.apply(t, secret)
+			n.apply(t, deployment("web", image, 3, "imagePullSecrets: [{name: vault}]"))
+			for _, p := range n.await(t, "web", 3) {
+				if name != "digest" {
+					s.readsRight(t, p)
+				}
+			}
+			s.streams(t, image)
+		})
+	}
+	t.Run("without the secret", func(t *testing.T) {
+		n := s.newNamespace(t)
+		n.apply(t, deployment("web", vault+"/other:1", 1))
+		eventually(t, patience, "the pull is refused", func() bool {
+			pods := n.pods(t, "web")
+			if len(pods) == 0 || len(pods[0].Status.ContainerStatuses) == 0 {
+				return false
+			}
+			w := pods[0].Status.ContainerStatuses[0].State.Waiting
+			return w != nil && (w.Reason == "ErrImagePull" || w.Reason == "ImagePullBackOff")
+		})
+	})
+}
+
+// newVault starts a registry that asks for credentials, with app:1, and returns
+// how the node names it and a secret of name "vault" for it.
+func (s *stage) newVault(t *testing.T) (host, secret string) {
+	t.Helper()
+	dir := t.TempDir()
+	reg, err := bed.StartRegistry(t.Context(), s.Stage.Sluice, dir, "SLUICE_REGISTRY_AUTH_ENABLED=true", "SLUICE_REGISTRY_AUTH_ADMIN_ENABLED=true")
+	must(t, err)
+	t.Cleanup(reg.Stop)
+	b, err := os.ReadFile(filepath.Join(reg.Dir, "registry", "admin-password"))
+	must(t, err)
+	password := strings.TrimSpace(string(b))
+	must(t, os.WriteFile(filepath.Join(dir, "config.json"), []byte(dockerConfig(reg.Addr, "admin", password)), 0o600))
+	t.Setenv("DOCKER_CONFIG", dir)
+	for _, name := range []string{"app:1", "other:1"} {
+		must(t, reg.Push(t.Context(), s.Tools, s.app.Layout, name))
+	}
+	must(t, s.Convert(t.Context(), reg.Addr+"/app:1"))
+	link, host, err := s.Serve(t.Context(), "vault.test", reg.Addr, linkRate, linkRTT)
+	must(t, err)
+	t.Cleanup(func() { link.Close() })
+
+	cmd := exec.CommandContext(t.Context(), s.Stage.Sluice, "token", "create", "--registry", reg.Addr, "robot", "--repository", "app=content/read,metadata/read",
+		"--username", "admin", "--password-stdin", "--output", "json")
+	cmd.Stdin = strings.NewReader(password)
+	out, err := cmd.Output()
+	must(t, err)
+	var robot struct {
+		Passwords []struct{ Value string }
+	}
+	must(t, json.Unmarshal(out, &robot))
+	return host, fmt.Sprintf("apiVersion: v1\nkind: Secret\nmetadata: {name: vault}\ntype: kubernetes.io/dockerconfigjson\ndata: {.dockerconfigjson: %s}\n",
+		base64.StdEncoding.EncodeToString([]byte(dockerConfig(host, "robot", robot.Passwords[0].Value))))
+}
+
+func dockerConfig(host, user, password string) string {
+	return fmt.Sprintf(`{"auths": {%q: {"username": %q, "password": %q}}}`, host, user, password)
+}
+
+// TestLogs reads a pod's log through the API server, which asks kubelet.
+func TestLogs(t *testing.T) {
+	s := theStage(t)
+	n := s.newNamespace(t)
+	n.apply(t, pod1("talker", s.ref("app:1"), `command: [/bin/sh, -c, "echo said; sleep 100000"]`))
+	n.await(t, "talker", 1)
+	eventually(t, patience, "the log has what the container said", func() bool {
+		var log string
+		must(t, n.API.Do(t.Context(), http.MethodGet, n.path("pods/talker/log"), nil, &log))
+		return log == "said\n"
+	})
+}
