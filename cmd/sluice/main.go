@@ -58,6 +58,7 @@ func newCommand() *cobra.Command {
 		newTagCommand(),
 		newTokenCommand(),
 		newScopeMapCommand(),
+		newTeleportCommand(),
 		newAdminCommand(),
 	)
 	return root

@@ -82,7 +82,7 @@ func TestRepositoryCommands(t *testing.T) {
 	says(t, "team/app\n", "repository", "list", "-r", host, "--top", "1")
 	says(t, "[\n  \"team/app\",\n  \"tool\"\n]\n", "repository", "list", "-r", host, "-o", "json")
 	shown := "repository      team/app\ncreated         2026-01-02 03:04\nupdated         2026-01-02 03:04\nmanifests       2\ntags            2\n" +
-		"locked          -\nstreaming       no\nanonymous pull  no\n"
+		"locked          -\nstreaming       no\nteleport        no\nanonymous pull  no\n"
 	says(t, shown, "repository", "show", host+"/team/app")
 	says(t, shown, "repository", "show", "team/app", "-r", host)
 	says(t, shown, "repository", "show", host+"/team/app", "-r", host)

@@ -90,6 +90,7 @@ func (f *managementFlags) printRepository(w io.Writer, r acr.Repository) error {
 		fmt.Fprintf(w, "tags\t%d\n", r.TagCount)
 		fmt.Fprintf(w, "locked\t%s\n", lockText(r.Attributes.Attributes))
 		fmt.Fprintf(w, "streaming\t%s\n", yesNo(r.Attributes.StreamingEnabled))
+		fmt.Fprintf(w, "teleport\t%s\n", yesNo(r.Attributes.TeleportEnabled))
 		fmt.Fprintf(w, "anonymous pull\t%s\n", yesNo(r.Attributes.AnonymousPullEnabled))
 	})
 }

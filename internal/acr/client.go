@@ -35,6 +35,9 @@ func NewClient(host string, opts remote.Options) (*Client, error) {
 // ClientOf returns a client of a registry.
 func ClientOf(reg *remote.Registry) *Client { return &Client{reg} }
 
+// Registry returns the registry that the client is of.
+func (c *Client) Registry() *remote.Registry { return c.registry }
+
 // ListOptions says what of a list is wanted.
 type ListOptions struct {
 	// OrderBy is timeasc, timedesc (by the last update) or, if empty, name.

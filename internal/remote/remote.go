@@ -195,6 +195,9 @@ func New(host string, opts Options) (*Registry, error) {
 // Host returns the name that New was called with.
 func (r *Registry) Host() string { return r.host }
 
+// URL returns scheme and host of the registry's server: "https://HOST".
+func (r *Registry) URL() string { return r.base.Scheme + "://" + r.base.Host }
+
 // http2Silence is how long nothing may come on an HTTP/2 connection with requests
 // before it is pinged, and again before it is given up. Without, one that died
 // without a word would hold up all requests, which share it.

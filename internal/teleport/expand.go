@@ -40,7 +40,7 @@ func (s *Service) do(ctx context.Context, w *operation.Work) (message string, er
 		n, err := s.expand(ctx, w.Repo, img)
 		made += n
 		if err != nil {
-			return "", fmt.Errorf("expanding %s@%s: %w", w.Repo, img.Manifest.Digest, err)
+			return "", fmt.Errorf("for %s: %w", img.Platform.Architecture, err)
 		}
 	}
 	if made == 0 {
@@ -104,8 +104,8 @@ func (s *Service) expand(ctx context.Context, repo string, img convert.Image) (m
 	for i := range img.Layers {
 		d, isNew, err := e.layer(ctx, i, left)
 		if errors.Is(err, ErrTooLarge) {
-			return made, ErrTooLarge.Withf("layer %d (%s) is larger than %d bytes, or the image than %d, when it is expanded: it can be pulled the ordinary way; the limits are teleport.max_layer and teleport.max_image in the registry's configuration",
-				i, img.Layers[i].Blob.Digest, s.opts.MaxLayer, s.opts.MaxImage)
+			return made, ErrTooLarge.Withf("with layer %d expanded it goes beyond teleport.max_layer (%d bytes) or teleport.max_image (%d bytes): it can be pulled the ordinary way",
+				i, s.opts.MaxLayer, s.opts.MaxImage)
 		}
 		if err != nil {
 			return made, err

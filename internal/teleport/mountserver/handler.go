@@ -243,7 +243,7 @@ func notReady(repo string, state teleport.State) error {
 	case teleport.Failed:
 		return &registry.StatusError{
 			Status: http.StatusUnprocessableEntity,
-			Err:    &oci.Error{Code: mountapi.CodeFailed, Detail: detail, Message: fmt.Sprintf("the layers of %s@%s can't be expanded: %s: %s", repo, digest, op.ErrorCode, op.Details)},
+			Err:    &oci.Error{Code: mountapi.CodeFailed, Detail: detail, Message: op.ErrorCode + ": " + op.Details},
 		}
 	}
 	return &registry.StatusError{
