@@ -2,6 +2,7 @@ package acr_test
 
 import (
 	"errors"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -42,7 +43,7 @@ func TestTeleportWithoutExpansion(t *testing.T) {
 	h := acr.New(b.reg, b.db, b.store, acr.Options{})
 	for body, want := range map[string]int{`{"teleportEnabled":true}`: 405, `{"teleportEnabled":false}`: 200} {
 		w := httptest.NewRecorder()
-		h.ServeHTTP(w, httptest.NewRequest("PATCH", "/acr/v1/one", strings.NewReader(body)))
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodPatch, "/acr/v1/one", strings.NewReader(body)))
 		if w.Code != want || want == 405 && !strings.Contains(w.Body.String(), "teleport.enabled") {
 			t.Errorf("%s: %d %s", body, w.Code, w.Body)
 		}

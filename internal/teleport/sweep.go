@@ -81,7 +81,7 @@ func (s *Service) sweepPool(name string) error {
 // links returns how many names a file has.
 func links(info fs.FileInfo) uint64 {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		return uint64(st.Nlink)
+		return uint64(st.Nlink) //nolint:unconvert // it has 32 bits on other machines
 	}
 	return 1
 }

@@ -179,10 +179,8 @@ func dropImport(text []byte, pattern string) ([]byte, error) {
 	if len(rest) == 0 && string(array) == "[]" {
 		// The whole line was ours.
 		from := bytes.LastIndexByte(text[:begin], '\n') + 1
-		to := end
 		if n := bytes.IndexByte(text[end:], '\n'); n >= 0 && len(bytes.TrimSpace(text[end:end+n])) == 0 {
-			to = end + n + 1
-			edited = slices.Concat(text[:from], text[to:])
+			edited = slices.Concat(text[:from], text[end+n+1:])
 		}
 	}
 	return edited, sameBut(text, edited, rest)
