@@ -36,7 +36,7 @@ type installed struct {
 func newNodeInstallCommand() *cobra.Command {
 	var f installFlags
 	cmd := &cobra.Command{
-		Use:   "install [-- FLAG...]",
+		Use: "install [flags] [-- FLAG...]", DisableFlagsInUseLine: true,
 		Short: "Install sluice node on this machine, and tell containerd",
 		Long: `Install sluice node on this machine, and tell containerd.
 
@@ -193,11 +193,11 @@ func (f *installFlags) print(out io.Writer, i installed) error {
 	if f.output == "json" {
 		return printJSON(out, i)
 	}
-	return printPlan(out, i.Plan, i.DryRun)
+	return printPlan(out, i.Plan, i.DryRun, !f.noStart)
 }
 
-// printPlan prints a plan for people.
-func printPlan(out io.Writer, p *install.Plan, dryRun bool) error {
+// printPlan prints a plan for people. start: daemons are started anew, too.
+func printPlan(out io.Writer, p *install.Plan, dryRun, start bool) error {
 	w := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	if len(p.Changes) > 0 {
 		fmt.Fprintln(w, "ACTION\tFILE\tWHY")
@@ -222,8 +222,11 @@ func printPlan(out io.Writer, p *install.Plan, dryRun bool) error {
 			names = append(names, string(s))
 		}
 		started := "started anew"
-		if dryRun {
+		switch {
+		case dryRun:
 			started = "would be started anew"
+		case !start:
+			started = "to be started anew"
 		}
 		fmt.Fprintf(&b, "\n%s: %s\n", started, strings.Join(names, ", "))
 	}
@@ -232,7 +235,7 @@ func printPlan(out io.Writer, p *install.Plan, dryRun bool) error {
 	}
 	if len(p.Changes) == 0 && len(p.Restart) == 0 {
 		fmt.Fprintln(&b, "Nothing to do.")
-	} else if !dryRun && slices.Contains(p.Restart, install.StepContainerd) {
+	} else if !dryRun && start && slices.Contains(p.Restart, install.StepContainerd) {
 		fmt.Fprintln(&b, "\nSee whether images stream: sluice node status")
 	}
 	text := b.String()

@@ -17,8 +17,7 @@ const unitPath = "/etc/systemd/system/" + UnitName
 const unitText = `# Made by sluice node install, removed by sluice node uninstall.
 [Unit]
 Description=Sluice: containers start while their images arrive
-After=local-fs.target network-online.target
-Wants=network-online.target
+After=local-fs.target
 Before=%s kubelet.service
 
 [Service]
