@@ -39,13 +39,16 @@ const hostIP = "10.77.0.2"
 // hostDisk is the size of the host's own disk, in bytes. It is a sparse file.
 const hostDisk = 6 << 30
 
-// hostSetup makes a new mount, network and UTS namespace a host. $1 is the
+// hostSetup makes a new mount, network and UTS namespace a host. What other tests
+// have mounted on this machine it lets go: they could not end their FUSE mounts as
+// long as a copy is there. $1 is the
 // host's directory, $2 its name, $3 its address, $4 the size of the disk that
 // /var/lib is.
 const hostSetup = `
 mount --make-rprivate /
 mount --make-rshared /
 mount -t proc proc /proc
+awk '$5 ~ "^/tmp/" { print $5 }' /proc/self/mountinfo | tac | while read -r at; do umount -l "$at"; done
 hostname "$2"
 cd "$1"
 mkdir -p upper/etc work/etc upper/usr-local work/usr-local var/log opt proc-sys

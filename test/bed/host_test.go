@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A host has processes, mounts and a network of its own, and leaves none.
@@ -20,6 +22,11 @@ func TestHost(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
+	other := t.TempDir()
+	if err := unix.Mount("tmpfs", other, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(other, unix.MNT_DETACH)
 	h, err := StartHost(ctx, src, filepath.Join(t.TempDir(), "host"), "bed-host")
 	if err != nil {
 		t.Fatal(err)
@@ -36,6 +43,9 @@ func TestHost(t *testing.T) {
 	}
 	if want := "bed-host\nhostinit\n1\n"; !strings.HasPrefix(string(out), want) || !strings.Contains(string(out), hostIP) {
 		t.Errorf("inside it is\n%swant\n%s and the address %s", out, want, hostIP)
+	}
+	if out, err := h.Output(ctx, "cat", "/proc/self/mountinfo"); err != nil || strings.Contains(string(out), " "+other+" ") {
+		t.Errorf("what another test has mounted is mounted on the host, too: %v\n%s", err, out)
 	}
 	if _, err := os.Stat("/etc/bed-host"); err == nil {
 		t.Error("a file that was written to /etc is this machine's, too")
