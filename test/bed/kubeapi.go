@@ -135,6 +135,14 @@ func (k *KubeAPI) Apply(ctx context.Context, namespace, text string) error {
 	})
 }
 
+// Check is Apply that changes nothing: the API server says whether it would,
+// and about fields that it doesn't know.
+func (k *KubeAPI) Check(ctx context.Context, namespace, text string) error {
+	return k.each(ctx, namespace, text, func(path string, doc []byte) error {
+		return k.do(ctx, http.MethodPatch, path+"?fieldManager=test&force=true&dryRun=All&fieldValidation=Strict", "application/apply-patch+yaml", doc, nil)
+	})
+}
+
 // Delete removes the objects of a YAML text; those that aren't there are fine.
 // What belongs to them goes later.
 func (k *KubeAPI) Delete(ctx context.Context, namespace, text string) error {
