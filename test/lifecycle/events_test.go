@@ -62,6 +62,44 @@ func TestEvents(t *testing.T) {
 	}
 }
 
+// TestEventsOfOtherClients pulls past the daemon, as a kubelet does that wasn't
+// told of it, and runs a container that is no pod's: the first of a pod's
+// containers has what the snapshotter has seen of the pull.
+func TestEventsOfOtherClients(t *testing.T) {
+	s := theStage(t)
+	socket := filepath.Join(t.TempDir(), "containerd.sock")
+	n := s.newNode(t, s.Tools, "--cri-socket", socket)
+	must(t, os.Symlink(n.ContainerdSocket(), socket))
+	must(t, n.EnableCRI(bed.CRI{Sandbox: s.Ref("plain:1")}, s.Registry.Addr))
+	start(t, n)
+	k, err := n.Kubelet("")
+	must(t, err)
+	t.Cleanup(k.Close)
+	e := eventsOf{t, n, k, follow(t, n, "")}
+	app := s.Ref("app:1")
+	web := e.sandbox(map[string]string{optOut: "false"}) // which only kubelet's pulls tell
+	id := e.pull(web, app)
+	if h := e.next(); h.Kind != happening.Pulling || h.Image != app || h.Pod != (happening.Pod{}) {
+		t.Errorf("while it's pulled: %+v", h)
+	}
+	if h := e.start(web, "init", 0, app, id); !h.Streamed || h.Present || h.Duration <= 0 || h.Duration > time.Minute {
+		t.Errorf("the first container: %+v", h)
+	}
+	if h := e.start(web, "main", 0, app, id); !h.Streamed || !h.Present || h.Duration != 0 {
+		t.Errorf("the second container: %+v", h)
+	}
+	must(t, n.Pull(t.Context(), bed.Sluice, app))
+	_, err = n.Run(t.Context(), bed.Sluice, app, "alone", "/bin/sh", "-c", "exit")
+	must(t, err)
+	h := e.next()
+	if h.Kind == happening.Pulling { // containerd's other namespace may ask again
+		h = e.next()
+	}
+	if h.Kind != happening.Started || h.ContainerID != "alone" || h.Pod != (happening.Pod{}) || h.Image != app || !h.Streamed || h.BytesTotal == 0 {
+		t.Errorf("a container of ctr: %+v", h)
+	}
+}
+
 // eventsOf is one run of the test.
 type eventsOf struct {
 	*testing.T

@@ -252,7 +252,8 @@ func TestOnlyOwn(t *testing.T) {
 	end := a.BeginPull(pod(web, "other.test/x:1"))
 	a.Asked("other.test/x:1", manifest, nil)
 	end(nil)
-	for asked := 0; asked < 3; { // all of them are done with
+	bound := time.Now().Add(20 * time.Second)
+	for asked := 0; asked < 3 && time.Now().Before(bound); { // all of them are done with
 		n.mu.Lock()
 		asked = n.finds
 		n.mu.Unlock()
