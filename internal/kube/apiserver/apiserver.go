@@ -152,7 +152,10 @@ func failure(resp *http.Response) error {
 	}
 	switch resp.StatusCode {
 	case http.StatusForbidden:
-		return fmt.Errorf("%w: %s", kube.ErrForbidden, s.Message)
+		// Its admission says this when it has just begun, and means 503.
+		if !strings.Contains(s.Message, "not yet ready to handle request") {
+			return fmt.Errorf("%w: %s", kube.ErrForbidden, s.Message)
+		}
 	case http.StatusNotFound:
 		return fmt.Errorf("%w: %s", kube.ErrNotFound, s.Message)
 	case http.StatusConflict:

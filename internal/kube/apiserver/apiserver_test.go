@@ -53,6 +53,7 @@ func TestAnswers(t *testing.T) {
 		{422, "", `{"message":"so it is","reason":"Invalid","details":{"causes":[{"message":"field is immutable","field":"metadata.uid"}]}}`, kube.ErrConflict, 0, "so it is"},
 		{409, "", fmt.Sprintf(status, "Conflict", 409), nil, 0, "so it is"}, // somebody else wrote at the same time
 		{403, "", fmt.Sprintf(status, "Forbidden", 403), kube.ErrForbidden, 0, "so it is"},
+		{403, "", `{"message":"pods \"p\" is forbidden: not yet ready to handle request","reason":"Forbidden"}`, nil, 0, "not yet ready"},
 		{422, "", fmt.Sprintf(status, "Invalid", 422), kube.ErrRefused, 0, "so it is"},
 		{400, "", "<html>no</html>", kube.ErrRefused, 0, "400 Bad Request: <html>no"},
 		{401, "", fmt.Sprintf(status, "Unauthorized", 401), nil, 0, "so it is"},
