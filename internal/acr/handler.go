@@ -105,7 +105,10 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 	}
 	// Before anything is looked up, so that nobody learns what exists.
 	if err := registry.Authorize(r, h.opts.Authorizer, e.need(req)...); err != nil {
-		return err
+		if method != http.MethodPatch || req.lesser == nil || registry.Authorize(r, h.opts.Authorizer, req.lesser.need(req)...) != nil {
+			return err
+		}
+		e = *req.lesser
 	}
 	return e.handle(h, w, r, req)
 }

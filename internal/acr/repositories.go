@@ -62,6 +62,23 @@ func (h *Handler) updateRepository(w http.ResponseWriter, r *http.Request, req R
 	if err := decode(r, &c, memberRepository); err != nil {
 		return err
 	}
+	return h.changeRepository(w, r, req, c)
+}
+
+// updateTeleport is updateRepository for who may push: the script by which
+// Teleport's users change teleportEnabled asks for no other access.
+func (h *Handler) updateTeleport(w http.ResponseWriter, r *http.Request, req Request) error {
+	var c AttributeChanges
+	if err := decode(r, &c, memberRepository); err != nil {
+		return err
+	}
+	if c.TeleportEnabled == nil || c != (AttributeChanges{TeleportEnabled: c.TeleportEnabled}) {
+		return oci.ErrDenied.Withf("who may push to %s may change its teleportEnabled; other attributes take metadata/write", req.Repository)
+	}
+	return h.changeRepository(w, r, req, c)
+}
+
+func (h *Handler) changeRepository(w http.ResponseWriter, r *http.Request, req Request, c AttributeChanges) error {
 	change := h.registry.SetRepositoryAttributes
 	switch {
 	case h.opts.Teleport != nil:

@@ -17,6 +17,7 @@ const prefix = "/acr/v1/"
 // form, except those of tokens and scope maps, which package auth knows.
 type Request struct {
 	endpoints endpoints // by method
+	lesser    *endpoint // of PATCH, for who lacks its access; may be nil
 	kind      string    // of the path, for metrics: "acr_tags"
 
 	Repository string
@@ -178,7 +179,7 @@ func (r *Request) parseRepository(s []string) {
 	rest := r.cutRepository(s)
 	switch {
 	case len(rest) == 0:
-		r.kind = "acr_repository"
+		r.kind, r.lesser = "acr_repository", &endpoint{(*Handler).updateTeleport, pushes}
 		r.endpoints = endpoints{
 			"GET":    {(*Handler).getRepository, readsMetadata},
 			"PATCH":  {(*Handler).updateRepository, writesMetadata},

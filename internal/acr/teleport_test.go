@@ -37,6 +37,34 @@ func TestTeleportEnabled(t *testing.T) {
 	}
 }
 
+// Who may push may change teleportEnabled, and nothing else.
+func TestTeleportEnabledByPushers(t *testing.T) {
+	b := newBench(t, stored.Options{Expand: true})
+	push(t, b.reg, "team/app", "one", "v1")
+	callers := map[string]string{
+		"pusher": b.token("pusher", "repositories/team/*/content/read", "repositories/team/*/content/write"),
+		"puller": b.token("puller", "repositories/team/*/content/read"),
+	}
+	for _, c := range []struct {
+		who, body string
+		want      int
+	}{
+		{"pusher", `{"teleportEnabled":true}`, 200},
+		{"pusher", `{"teleportEnabled":false}`, 200},
+		{"pusher", `{"teleportEnabled":true,"deleteEnabled":false}`, 403},
+		{"pusher", `{"deleteEnabled":false}`, 403},
+		{"pusher", `{}`, 403},
+		{"puller", `{"teleportEnabled":true}`, 403},
+	} {
+		if resp, body := b.send(c.who, callers[c.who], "PATCH", "/acr/v1/team/app", c.body); resp.StatusCode != c.want {
+			t.Errorf("%s: %s: %s %s", c.who, c.body, resp.Status, body)
+		}
+	}
+	if r, err := b.admin().Repository(t.Context(), "team/app"); err != nil || r.Attributes.TeleportEnabled || !r.Attributes.DeleteEnabled {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
 func TestTeleportWithoutExpansion(t *testing.T) {
 	b := newBench(t, stored.Options{})
 	push(t, b.reg, "one", "one", "v1")
