@@ -259,10 +259,9 @@ func explain(err error) error {
 	if !errors.As(err, &answer) {
 		return err
 	}
-	status := 0
+	status := http.StatusNotFound
 	switch {
 	case errors.Is(err, teleport.ErrNotEnabled), errors.Is(err, convert.ErrResourceNotFound):
-		status = http.StatusNotFound
 	case convert.Ineligible(err):
 		status = http.StatusUnprocessableEntity
 	default:

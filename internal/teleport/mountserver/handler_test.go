@@ -163,22 +163,22 @@ func TestStates(t *testing.T) {
 	b := newBench(t)
 	digest := b.push("team/app", "v1", 1000)
 	path := "/mount/v1/team/app/_manifests/"
-	if resp, body := b.get(path + "v1"); resp.StatusCode != 404 || !strings.Contains(body, mountapi.CodeNotEnabled) {
+	if resp, body := b.get(path + "v1"); resp.StatusCode != http.StatusNotFound || !strings.Contains(body, mountapi.CodeNotEnabled) {
 		t.Errorf("not enabled: %s %s", resp.Status, body)
 	}
 	b.enable("team/app")
 	resp, body := b.get(path + digest.String())
-	if resp.StatusCode != 409 || !strings.Contains(body, mountapi.CodeExpanding) || !strings.Contains(body, `"progress":"0%"`) || resp.Header.Get("Retry-After") == "" {
+	if resp.StatusCode != http.StatusConflict || !strings.Contains(body, mountapi.CodeExpanding) || !strings.Contains(body, `"progress":"0%"`) || resp.Header.Get("Retry-After") == "" {
 		t.Errorf("expanding: %s %s", resp.Status, body)
 	}
 	b.push("team/app", "large", 2<<20)
 	b.work()
-	if resp, body := b.ended(path + "large"); resp.StatusCode != 422 || !strings.Contains(body, mountapi.CodeFailed) || !strings.Contains(body, teleport.ErrTooLarge.Code) || !strings.Contains(body, "max_layer") {
+	if resp, body := b.ended(path + "large"); resp.StatusCode != http.StatusUnprocessableEntity || !strings.Contains(body, mountapi.CodeFailed) || !strings.Contains(body, teleport.ErrTooLarge.Code) || !strings.Contains(body, "max_layer") {
 		t.Errorf("too large: %s %s", resp.Status, body)
 	}
 	resp, body = b.ended(path + "v1")
 	var m mountapi.Mount
-	if err := json.Unmarshal([]byte(body), &m); err != nil || resp.StatusCode != 200 || resp.Header.Get("Cache-Control") != "no-store" {
+	if err := json.Unmarshal([]byte(body), &m); err != nil || resp.StatusCode != http.StatusOK || resp.Header.Get("Cache-Control") != "no-store" {
 		t.Fatalf("%s %v %s", resp.Status, err, body)
 	}
 	l := m.Layers[0]
@@ -205,7 +205,7 @@ func TestStates(t *testing.T) {
 			t.Errorf("%s: %s %s", path, resp.Status, body)
 		}
 	}
-	if resp, _ := b.do("POST", path+"v1", "user", "admin"); resp.StatusCode != 405 {
+	if resp, _ := b.do("POST", path+"v1", "user", "admin"); resp.StatusCode != http.StatusMethodNotAllowed {
 		t.Errorf("POST: %s", resp.Status)
 	}
 }
@@ -250,11 +250,11 @@ func TestWhoMayAsk(t *testing.T) {
 	b.enable("team/app")
 	resp, body := b.do("GET", "/mount/v1/team/app/_manifests/v1")
 	challenges := resp.Header.Values("Www-Authenticate")
-	if resp.StatusCode != 401 || len(challenges) != 2 || !strings.Contains(challenges[0], `scope="repository:team/app:pull"`) || !strings.HasPrefix(challenges[1], "Basic realm=") {
+	if resp.StatusCode != http.StatusUnauthorized || len(challenges) != 2 || !strings.Contains(challenges[0], `scope="repository:team/app:pull"`) || !strings.HasPrefix(challenges[1], "Basic realm=") {
 		t.Errorf("%s %q %s", resp.Status, challenges, body)
 	}
 	none, noneBody := b.do("GET", "/mount/v1/team/none/_manifests/v1")
-	if none.StatusCode != 401 || strings.ReplaceAll(noneBody, "none", "app") != body {
+	if none.StatusCode != http.StatusUnauthorized || strings.ReplaceAll(noneBody, "none", "app") != body {
 		t.Errorf("who may not ask learns what exists: %s", noneBody)
 	}
 	for scope, want := range map[string]int{"repository:team/app:pull": 409, "repository:team/other:pull": 401} {
