@@ -163,7 +163,6 @@ enforceNodeAllocatable: []
 oomScoreAdj: 0
 maxOpenFiles: 4096
 failSwapOn: false
-localStorageCapacityIsolation: false
 makeIPTablesUtilChains: false
 serializeImagePulls: false
 nodeStatusUpdateFrequency: 2s

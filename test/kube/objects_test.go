@@ -107,13 +107,13 @@ func (n namespace) await(t *testing.T, name string, count int) []pod {
 	return pods
 }
 
-// remove deletes a pod at once and waits until it's gone.
+// remove deletes a pod at once and waits until nothing of it runs.
 func (n namespace) remove(t *testing.T, name string) {
 	t.Helper()
 	must(t, n.API.Do(t.Context(), http.MethodDelete, n.path("pods/"+name+"?gracePeriodSeconds=0"), nil, nil))
-	eventually(t, 30*time.Second, "the pod is gone", func() bool {
+	eventually(t, 30*time.Second, "nothing of the pod runs", func() bool {
 		list, err := n.cri.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{
-			Filter: &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"io.kubernetes.pod.namespace": n.name, "io.kubernetes.pod.name": name}},
+			Filter: &runtimeapi.PodSandboxFilter{State: &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY}, LabelSelector: map[string]string{"io.kubernetes.pod.namespace": n.name, "io.kubernetes.pod.name": name}},
 		})
 		return err == nil && len(list.Items) == 0
 	})

@@ -24,8 +24,6 @@ type stage struct {
 	late bed.Toolbox  // not in the registry at first
 	cri  *bed.Kubelet // containerd, asked from outside
 
-	reporter    sync.Once // startReporter's
-	reporterErr error
 }
 
 var shared struct {

@@ -1,0 +1,137 @@
+package kube
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// TestPullPolicy has kubelet pull, or not, as with overlayfs.
+func TestPullPolicy(t *testing.T) {
+	s := theStage(t)
+	n := s.newNamespace(t)
+	never := s.newToolbox(t, "never:1", 7, 100_000)
+	n.apply(t, pod1("absent", never, "imagePullPolicy: Never"))
+	eventually(t, patience, "kubelet refuses to pull", func() bool { return n.waits(t, "absent", "ErrImageNeverPull") })
+	n.apply(t, pod1("ifnotpresent", never, "imagePullPolicy: IfNotPresent"))
+	n.await(t, "ifnotpresent", 1)
+	s.streams(t, never)
+	n.await(t, "absent", 1) // it's here now
+
+	pulls := s.pullsOf(t, never)
+	n.apply(t, pod1("again", never, "imagePullPolicy: IfNotPresent"))
+	n.await(t, "again", 1)
+	if now := s.pullsOf(t, never); now != pulls {
+		t.Errorf("IfNotPresent pulled an image that is here")
+	}
+	n.apply(t, pod1("always", never, "imagePullPolicy: Always"))
+	n.await(t, "always", 1)
+	n.pulled(t, "always")
+}
+
+// waits reports whether a pod's container waits for a reason that begins so.
+func (n namespace) waits(t *testing.T, name string, reasons ...string) bool {
+	t.Helper()
+	pods := n.pods(t, name)
+	if len(pods) == 0 || len(pods[0].Status.ContainerStatuses) == 0 {
+		return false
+	}
+	w := pods[0].Status.ContainerStatuses[0].State.Waiting
+	for _, reason := range reasons {
+		if w != nil && w.Reason == reason {
+			return true
+		}
+	}
+	return false
+}
+
+// pullsOf is how often the daemon was asked for an image.
+func (s *stage) pullsOf(t *testing.T, ref string) int {
+	t.Helper()
+	count := 0
+	for _, p := range s.status(t).Pulls {
+		if p.Reference == ref {
+			count++
+		}
+	}
+	return count
+}
+
+// pulled fails the test unless kubelet says that it pulled a pod's image.
+func (n namespace) pulled(t *testing.T, name string) {
+	t.Helper()
+	eventually(t, patience, "kubelet says that it pulled the image of "+name, func() bool {
+		for _, e := range n.events(t, name) {
+			if e.Source.Component == "kubelet" && e.Reason == "Pulled" && strings.HasPrefix(e.Message, "Successfully pulled image") {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// TestImageGarbageCollection fills the node's disk until kubelet removes images
+// that no pod uses: those that stream go, and their content with them; the one
+// that is used stays, and is read right.
+func TestImageGarbageCollection(t *testing.T) {
+	s := theStage(t)
+	n := s.newNamespace(t)
+	// Kubelet's view of the disk is older than its removal of images, so it evicts
+	// pods, too, but no critical ones.
+	n.apply(t, strings.Replace(pod1("used", s.ref("app:1")), "spec:", "spec:\n  priorityClassName: system-node-critical", 1))
+	used := n.await(t, "used", 1)[0]
+	const size = 60 << 20
+	unused := s.newToolbox(t, "unused:1", 8, size)
+	n.apply(t, pod1("unused", unused, `command: [/bin/sh, -c, "cat /data/0 >/dev/null; sleep 100000"]`))
+	n.await(t, "unused", 1)
+	s.streams(t, unused)
+	eventually(t, 2*patience, "all of the image is here", func() bool { return s.complete(t, unused) })
+	n.remove(t, "unused")
+
+	const want = lowDisk - 20<<20 // so kubelet acts, and is content when the image has gone
+	ballast, err := os.Create(s.Path("/var/lib/ballast"))
+	must(t, err)
+	defer func() {
+		ballast.Close()
+		must(t, os.Remove(s.Path("/var/lib/ballast")))
+	}()
+	before := s.free(t)
+	must(t, unix.Fallocate(int(ballast.Fd()), 0, 0, before-want))
+	eventually(t, 2*patience, "kubelet removed the image that nobody uses", func() bool { return !s.has(t, unused) })
+	eventually(t, patience, "its content is gone", func() bool { return s.free(t) > want+size*9/10 })
+	if !s.has(t, s.ref("app:1")) {
+		t.Error("kubelet removed an image that is used")
+	}
+	s.readsRight(t, used)
+	t.Logf("FIGURE kubelet's garbage collection freed %d MB of a streamed image of %d MB", (s.free(t)-want)>>20, size>>20)
+}
+
+// complete reports whether all of an image is on the node.
+func (s *stage) complete(t *testing.T, ref string) bool {
+	t.Helper()
+	for _, image := range s.status(t).Images {
+		if image.Reference == ref {
+			return image.Complete
+		}
+	}
+	return false
+}
+
+// free is how many bytes of the node's disk are.
+func (s *stage) free(t *testing.T) int64 {
+	t.Helper()
+	var disk unix.Statfs_t
+	must(t, unix.Statfs(s.Path("/var/lib"), &disk))
+	return int64(disk.Bavail) * disk.Bsize
+}
+
+// has reports whether kubelet has an image.
+func (s *stage) has(t *testing.T, ref string) bool {
+	t.Helper()
+	got, err := s.cri.Images.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+	must(t, err)
+	return got.Image != nil
+}
