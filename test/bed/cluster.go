@@ -153,7 +153,7 @@ func (c *Cluster) StartContainerd(ctx context.Context) (err error) {
 
 // StartKubelet starts kubelet, again after it was stopped or killed.
 func (c *Cluster) StartKubelet(ctx context.Context) (err error) {
-	c.Kubelet, err = c.kubernetes("kubelet", "--config", kubeletConfig, "--kubeconfig", kubeconfig(kubelet),
+	c.Kubelet, err = c.kubernetes("kubelet", "--config", kubeletConfig, "--config-dir", KubeletDropIns, "--kubeconfig", kubeconfig(kubelet),
 		"--hostname-override", ClusterNode, "--node-ip", hostIP, "--v=2")
 	return err
 }

@@ -33,6 +33,10 @@ const (
 	containerdSocket  = "/run/containerd/containerd.sock"
 )
 
+// KubeletDropIns is the directory of kubelet's further configuration files on a
+// cluster's node, whose names end with .conf.
+const KubeletDropIns = kubernetesDir + "/kubelet.conf.d"
+
 // Users of a cluster, by the names of their files.
 const (
 	admin       = "admin"
@@ -86,6 +90,9 @@ current-context: x
 		if err := os.WriteFile(c.Path(name), []byte(content), 0o600); err != nil {
 			return err
 		}
+	}
+	if err := os.MkdirAll(c.Path(KubeletDropIns), 0o755); err != nil {
+		return err
 	}
 	return c.makeCgroups()
 }

@@ -31,7 +31,7 @@ func TestInstallUpgradeUninstall(t *testing.T) {
 	s := theStage(t).ordinary(t)
 	phase("clusters")
 	first, second := s.pushPrograms(t, "1"), s.pushPrograms(t, "2")
-	restart := s.restartsContainerd(t)
+	restart := s.restarts(t)
 	must(t, s.API.Apply(t.Context(), "default", withImage(s.manifest(t, "sluice-node.yaml"), first, restart)))
 	s.awaitDaemonSet(t, "sluice-node")
 	eventually(t, patience, "the node has the label", func() bool { return s.nodeLabels(t)[artifactLabel] == "true" })
@@ -42,6 +42,9 @@ func TestInstallUpgradeUninstall(t *testing.T) {
 	app := n.await(t, "app", 1)[0]
 	s.readsRight(t, app)
 	s.toldStreamed(t, n, "app")
+	if told := n.told(t, "app", "Pulling"); !strings.HasSuffix(told, "with artifact streaming") {
+		t.Errorf("before it was pulled: %q", told)
+	}
 
 	phase("streamed a pod")
 	must(t, s.API.Apply(t.Context(), "default", withImage(s.manifest(t, "sluice-node.yaml"), second, restart)))
@@ -206,23 +209,30 @@ func withImage(manifest, image string, flags ...string) string {
 	return strings.NewReplacer("registry.example.com/sluice:0.1.0", image, host, more).Replace(manifest)
 }
 
-// restartsContainerd restarts containerd until the end of the test whenever
-// somebody on the node wants it, and returns the flag by which Sluice does: the
-// node has no systemd.
-func (s *stage) restartsContainerd(t *testing.T) (flag string) {
+// restarts does what systemd would on other nodes, until the end of the test: it
+// restarts containerd when somebody on the node wants it, and kubelet when its
+// drop-in comes or goes. It returns the flag by which Sluice restarts containerd.
+func (s *stage) restarts(t *testing.T) (flag string) {
 	t.Helper()
 	const wanted = "/run/restart-containerd"
+	there := func(name string) bool { _, err := os.Stat(s.Path(name)); return err == nil }
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	t.Cleanup(func() { cancel(); wg.Wait() })
 	wg.Go(func() {
-		for ; ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
-			if _, err := os.Stat(s.Path(wanted)); err != nil {
-				continue
+		for proxied := false; ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
+			if there(wanted) {
+				s.Containerd.Stop()
+				if err := errors.Join(s.StartContainerd(ctx), os.Remove(s.Path(wanted))); err != nil {
+					t.Error(err)
+				}
 			}
-			s.Containerd.Stop()
-			if err := errors.Join(s.StartContainerd(ctx), os.Remove(s.Path(wanted))); err != nil {
-				t.Error(err)
+			if now := there(bed.KubeletDropIns + "/90-sluice.conf"); now != proxied {
+				proxied = now
+				s.Cluster.Kubelet.Stop()
+				if err := s.StartKubelet(ctx); err != nil {
+					t.Error(err)
+				}
 			}
 		}
 	})
@@ -261,13 +271,19 @@ func (s *stage) toldStreamed(t *testing.T, n namespace, name string) {
 		return c.Status == "False" && c.Reason == "Streamed"
 	})
 	eventually(t, patience, "the pod has its event", func() bool {
-		for _, e := range n.events(t, name) {
-			if e.Source.Component == "sluice" && e.Reason == "Pulled" && strings.Contains(e.Message, "(streamed)") {
-				return true
-			}
-		}
-		return false
+		return strings.Contains(n.told(t, name, "Pulled"), "(streamed)")
 	})
+}
+
+// told returns the message of an event of Sluice on a pod, "" if there's none.
+func (n namespace) told(t *testing.T, name, reason string) string {
+	t.Helper()
+	for _, e := range n.events(t, name) {
+		if e.Source.Component == "sluice" && e.Reason == reason {
+			return e.Message
+		}
+	}
+	return ""
 }
 
 // TestRegistryDeployment runs the registry of registry-pvc.yaml on a volume of
