@@ -43,7 +43,9 @@ func TestKill(t *testing.T) {
 	}
 	data := t.TempDir()
 	all := newLedger()
-	for round := range kills {
+	// On a loaded machine little is pushed between two kills.
+	round := 0
+	for ; round < kills || !all.proves() && round < 4*kills; round++ {
 		p := start(t, program, data)
 		fresh := newLedger()
 		ctx, cancel := context.WithCancel(t.Context())
@@ -73,10 +75,15 @@ func TestKill(t *testing.T) {
 	all.check(t, p.client(t))
 	p.kill(t)
 	t.Logf("%d kills: %d blobs, %d manifests, %d tags, %d deletions acknowledged, %d uploads resumed",
-		kills, len(all.blobs), len(all.manifests), len(all.tags), len(all.deleted), all.resumed)
-	if len(all.blobs) < kills || len(all.manifests) < kills || all.resumed == 0 {
+		round, len(all.blobs), len(all.manifests), len(all.tags), len(all.deleted), all.resumed)
+	if !all.proves() {
 		t.Error("too little was pushed to prove anything")
 	}
+}
+
+// proves reports whether so much was acknowledged that a kill met something.
+func (l *ledger) proves() bool {
+	return len(l.blobs) >= kills && len(l.manifests) >= kills && l.resumed > 0
 }
 
 // process is a running registry.
