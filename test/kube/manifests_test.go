@@ -89,9 +89,15 @@ func TestManifestsAreValid(t *testing.T) {
 	}
 }
 
-// asReporter returns the API server as the reporter of a node sees it: with the
-// token of a pod there. Without a node the token is of no pod.
+// asReporter returns the API server as the reporter of a node sees it.
 func (s *stage) asReporter(t *testing.T, node string) *bed.KubeAPI {
+	t.Helper()
+	return s.API.As(s.reporterToken(t, node))
+}
+
+// reporterToken returns the token of a reporter's pod on a node. Without a node
+// the token is of no pod.
+func (s *stage) reporterToken(t *testing.T, node string) string {
 	t.Helper()
 	spec := map[string]any{}
 	if node != "" {
@@ -104,7 +110,7 @@ func (s *stage) asReporter(t *testing.T, node string) *bed.KubeAPI {
 	var answer struct{ Status struct{ Token string } }
 	must(t, s.API.Do(t.Context(), http.MethodPost, "/api/v1/namespaces/sluice/serviceaccounts/sluice-reporter/token",
 		map[string]any{"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}, &answer))
-	return s.API.As(answer.Status.Token)
+	return answer.Status.Token
 }
 
 // boundPod is a pod that needs no scheduler.

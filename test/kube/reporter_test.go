@@ -23,7 +23,7 @@ import (
 // API server, with no more rights than the manifest gives, and shows that these
 // are no more than it needs.
 func TestReporterConformance(t *testing.T) {
-	r := newReporting(t)
+	r := newReporting(t, "")
 	// This process isn't on the cluster's network.
 	relay, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
@@ -37,6 +37,9 @@ func TestReporterConformance(t *testing.T) {
 	remove := func(ref kube.PodRef) error {
 		return r.API.Do(context.Background(), http.MethodDelete, "/api/v1/namespaces/default/pods/"+ref.Name+"?gracePeriodSeconds=0", nil, nil)
 	}
+	eventually(t, patience, "another test's admission policy is gone", func() bool {
+		return cluster.SetNodeLabel(t.Context(), r.node, "kubetest.example/any", nil) == nil && cluster.SetNodeLabel(t.Context(), r.node, "kubetest.example/any", new(string)) == nil
+	})
 	kubetest.Run(t, kubetest.Bench{
 		Cluster: cluster, Node: r.node,
 		AddPod: func(t *testing.T, name, initial, ordinary, ephemeral string) kube.PodRef {
@@ -66,7 +69,7 @@ func TestReporterConformance(t *testing.T) {
 // TestReporterOutage kills the API server and the reporter while pods start:
 // each start is one Event afterwards, and each pod has its condition.
 func TestReporterOutage(t *testing.T) {
-	r := newReporting(t)
+	r := newReporting(t, "", policy()...)
 	defer r.daemon(t)()
 	r.report(t)
 	eventually(t, patience, "the node has its label", func() bool { return r.label(t) == "true" })
@@ -117,9 +120,9 @@ func TestReporterOutage(t *testing.T) {
 // TestReporterRefused has a policy that doesn't let the condition be: that's told
 // once, and Events go on.
 func TestReporterRefused(t *testing.T) {
-	r := newReporting(t)
+	r := newReporting(t, "", policy()...)
 	defer r.daemon(t)()
-	policy := fmt.Sprintf(`apiVersion: admissionregistration.k8s.io/v1
+	refusal := fmt.Sprintf(`apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicy
 metadata: {name: %[1]s}
 spec:
@@ -136,8 +139,8 @@ kind: ValidatingAdmissionPolicyBinding
 metadata: {name: %[1]s}
 spec: {policyName: %[1]s, validationActions: [Deny]}
 `, r.name)
-	must(t, r.API.Apply(t.Context(), "", policy))
-	defer func() { must(t, r.API.Delete(context.Background(), "", policy)) }()
+	must(t, r.API.Apply(t.Context(), "", refusal))
+	defer func() { must(t, r.API.Delete(context.Background(), "", refusal)) }()
 	probe := r.pod(t, "probe")
 	eventually(t, patience, "the policy holds", func() bool {
 		err := r.API.Patch(t.Context(), r.path("pods/"+probe.Name+"/status"), map[string]any{
@@ -165,8 +168,8 @@ spec: {policyName: %[1]s, validationActions: [Deny]}
 // TestReporterPods has real pods say what they are told: by kubelet's and
 // containerd's real starts, beside kubelet's own events and conditions.
 func TestReporterPods(t *testing.T) {
-	r := newReporting(t)
-	r.node, r.socket = bed.ClusterNode, bed.ControlSocket
+	r := newReporting(t, bed.ClusterNode, policy()...)
+	r.socket = bed.ControlSocket
 	for i, name := range []string{"reported:1", "plain/reported:1"} { // with no layers in common
 		box, err := bed.NewToolbox(t.Context(), filepath.Join(r.Work, fmt.Sprint(r.name, i)), uint64(77+i), 2_000_000)
 		must(t, err)
@@ -209,7 +212,7 @@ func TestReporterPods(t *testing.T) {
 // TestReporterNode follows the node's labels and the daemon, and measures what a
 // reporter that has nothing to do takes.
 func TestReporterNode(t *testing.T) {
-	r := newReporting(t)
+	r := newReporting(t, "", policy()...)
 	stop := r.daemon(t)
 	r.report(t)
 	eventually(t, patience, "the node has its label", func() bool { return r.label(t) == "true" })

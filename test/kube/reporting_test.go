@@ -1,7 +1,6 @@
 package kube
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -44,41 +43,31 @@ type reporting struct {
 	runs int
 }
 
-// newReporting gives the reporter its rights and starts nothing.
-func newReporting(t *testing.T) *reporting {
+// newReporting gives the reporter its rights on a node, a new one if it's "", and
+// starts nothing. kinds are further ones of the manifest's objects; with an
+// admission policy the reporter may write what is its own only.
+func newReporting(t *testing.T, node string, kinds ...string) *reporting {
 	t.Helper()
 	s := theStage(t)
-	r := &reporting{namespace: s.newNamespace(t)}
-	r.node = r.name + "-node"
-	manifest, err := os.ReadFile(filepath.Join(s.Src, "deploy/manifests/sluice-node.yaml"))
-	must(t, err)
-	var rights []string
-	for doc := range strings.SplitSeq(string(manifest), "\n---") {
-		for _, kind := range []string{"Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding"} {
-			if strings.Contains(doc, "\nkind: "+kind+"\n") {
-				rights = append(rights, doc)
-			}
-		}
+	r := &reporting{namespace: s.newNamespace(t), node: node}
+	s.applyFor(t, s.manifest(t, "sluice-node.yaml", "Namespace"))
+	s.applyFor(t, s.manifest(t, "sluice-node.yaml", append(kinds, "ServiceAccount", "ClusterRole", "ClusterRoleBinding")...))
+	if node == "" {
+		r.node = r.name + "-node"
+		s.applyFor(t, fmt.Sprintf("apiVersion: v1\nkind: Node\nmetadata: {name: %s}\nspec: {unschedulable: true}\n", r.node))
 	}
-	if len(rights) != 4 {
-		t.Fatalf("the manifest has %d of the 4 objects that a reporter needs", len(rights))
-	}
-	must(t, s.API.Apply(t.Context(), "", strings.Join(rights, "\n---")))
-	node := fmt.Sprintf("apiVersion: v1\nkind: Node\nmetadata: {name: %s}\nspec: {unschedulable: true}\n", r.node)
-	must(t, s.API.Apply(t.Context(), "", node))
-	t.Cleanup(func() {
-		if err := s.API.Delete(context.Background(), "", node); err != nil {
-			t.Error(err)
-		}
-	})
-	var answer struct{ Status struct{ Token string } }
-	must(t, s.API.Do(t.Context(), http.MethodPost, "/api/v1/namespaces/sluice/serviceaccounts/sluice-reporter/token",
-		[]byte(`{"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}`), &answer))
-	r.token, r.api = answer.Status.Token, s.API.As(answer.Status.Token)
+	r.token = s.reporterToken(t, r.node)
+	r.api = s.API.As(r.token)
 	dir := t.TempDir()
 	r.state, r.config = filepath.Join(dir, "reporter.json"), filepath.Join(dir, "kubeconfig")
 	must(t, writeKubeconfig(r.config, "https://10.96.0.1", r.token))
 	return r
+}
+
+// policy are the kinds of objects by which the reporter may write no more than
+// what is its own.
+func policy() []string {
+	return []string{"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
 }
 
 func writeKubeconfig(name, server, token string) error {
