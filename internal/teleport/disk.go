@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"os"
 	"path/filepath"
 
 	"sluice/internal/artifact"
@@ -200,9 +199,4 @@ func (zeroReader) Read(p []byte) (int, error) {
 func roundUp(n int64) int64 { return (n + vhd.SectorSize - 1) / vhd.SectorSize * vhd.SectorSize }
 
 // makePool makes the pool's directory.
-func (s share) makePool() error {
-	if err := durable.MkdirAll(s.pool(), 0o755); err != nil {
-		return err
-	}
-	return os.Chmod(s.dir, 0o755) // the file server reads it as whoever it is told to be
-}
+func (s share) makePool() error { return durable.MkdirAll(s.pool(), 0o755) }

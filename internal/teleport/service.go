@@ -226,6 +226,9 @@ func (s *Service) Find(ctx context.Context, repo, reference string, platform oci
 		return State{}, err
 	}
 	if !row.TeleportEnabled {
+		if state, joins := s.joining(ctx, repo, reference, platform); joins {
+			return state, nil
+		}
 		return State{}, ErrNotEnabled.Withf("Teleport is not enabled for %s: set its teleportEnabled to true with PATCH /acr/v1/%s, then push the image again", repo, repo)
 	}
 	img, err := s.image(ctx, repo, reference, platform)
@@ -253,6 +256,21 @@ func (s *Service) Find(ctx context.Context, repo, reference string, platform oci
 		}
 	}
 	return state, nil
+}
+
+// joining reports whether a repository may take part as soon as an image of it is
+// looked at, which waits for that. What goes wrong is the same to its clients as that
+// it doesn't.
+func (s *Service) joining(ctx context.Context, repo, reference string, platform oci.Platform) (State, bool) {
+	if !s.opts.Auto {
+		return State{}, false
+	}
+	img, err := s.image(ctx, repo, reference, platform)
+	if err != nil {
+		return State{}, false
+	}
+	op, err := s.ops.Latest(ctx, repo, img.Manifest.Digest)
+	return State{Status: Expanding, Image: img, Operation: op}, err == nil && (op.Status == operation.StatusNotStarted || op.Status == operation.StatusRunning)
 }
 
 // disks returns the disks of an image, or none if one is missing.

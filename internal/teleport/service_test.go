@@ -240,8 +240,11 @@ func TestWhoTakesPart(t *testing.T) {
 func TestAutoEnable(t *testing.T) {
 	b := newBench(t, stored.Options{ExpandAll: true})
 	s := b.service(Options{MaxRepositories: 1, Auto: true})
-	start(t, s)
 	b.push("one", "v1", "amd64", layerTar("a", "a"))
+	if state, err := s.Find(t.Context(), "one", "v1", amd64); err != nil || state.Status != Expanding {
+		t.Errorf("before anybody has looked at it: %+v, %v", state, err)
+	}
+	start(t, s)
 	waitFor(t, "the first", func() bool { names, _ := s.Enabled(t.Context()); return slices.Equal(names, []string{"one"}) })
 	b.ready(s, "one", "v1")
 	desc := b.push("two", "v1", "amd64", layerTar("a", "a"))
