@@ -57,6 +57,7 @@ func TestInstalledByPod(t *testing.T) {
 		"/sluice", "node", "install", "--host=/host", "--supervise", "--containerd-binary", filepath.Join(m.dir, "bin/containerd"),
 		"--restart-command", "kill $(pidof containerd)", "--from", s.Registry.Addr, "--registry", s.Registry.Addr, "--", "--recheck", "1s",
 	}
+	m.takesBack()
 	m.pull("plain:1")
 	m.pull("sluice:1")
 	first := m.run("sluice:1", true, install...)
@@ -110,6 +111,21 @@ func TestInstalledByPod(t *testing.T) {
 	if after := m.filesBelow("/etc/containerd", "/usr/local/bin"); !maps.Equal(after, before) {
 		t.Errorf("left over: %q", slices.Sorted(maps.Keys(after)))
 	}
+}
+
+// takesBack has containerd not start with the new configuration.
+func (m *machine) takesBack() {
+	m.t.Helper()
+	before := m.filesBelow("/etc/containerd")
+	out, err := m.command(m.Sluice, "node", "install", "--supervise", "--containerd-binary", filepath.Join(m.dir, "bin/containerd"),
+		"--restart-command", "test ! -e /etc/containerd/conf.d/sluice.toml && kill $(pidof containerd)")
+	if err == nil || !strings.Contains(out, "its old configuration is back") {
+		m.t.Errorf("containerd that doesn't start: %v, %s", err, out)
+	}
+	if after := m.filesBelow("/etc/containerd"); !maps.Equal(after, before) {
+		m.t.Errorf("it has now %q", after)
+	}
+	m.containerdAnswers()
 }
 
 // uninstalls has a pod uninstall sluice while app runs, which it waits for.

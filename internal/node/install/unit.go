@@ -43,7 +43,7 @@ WantedBy=multi-user.target
 `
 
 func (o Options) unit() file {
-	words := []string{o.Installed(), "node"}
+	words := []string{unitWord(o.Installed()), "node"}
 	for _, f := range o.Flags {
 		words = append(words, unitWord(f))
 	}
