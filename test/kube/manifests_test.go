@@ -87,6 +87,22 @@ func TestManifestsAreValid(t *testing.T) {
 			t.Errorf("%s has no pods", name)
 		}
 	}
+	h, err := bed.NewHelm(t.Context(), s.Src, func(text string) { t.Log(text) })
+	must(t, err)
+	for what, set := range map[string]string{ // what no plain manifest has
+		"around the registry": "registry.enabled=true,registry.existingSecret=s,registry.ingress.enabled=true,registry.ingress.host=r.example.com,registry.ingress.tlsSecret=t," +
+			"registry.networkPolicy.enabled=true,registry.metrics.enabled=true,registry.networkPolicy.metricsFrom[0].podSelector.matchLabels.app=p," +
+			"registry.service.type=NodePort,registry.service.nodePort=30500,registry.tls.existingSecret=t",
+		"Azure": "registry.enabled=true,registry.replicas=2,registry.storage.kind=azure,registry.storage.azure.container=images,registry.config=[soft_delete]," +
+			"registry.secrets.adminPassword=p,registry.secrets.azureConnectionString=c,registry.secrets.databaseURL=postgres://u:p@h/d",
+		"nodes": "imagePullSecrets={a,b},node.registries={r.example.com},node.extraArgs={--no-fill},node.nodeSelector.a=b,node.maxUnavailable=1,node.podAnnotations.a=b,node.podLabels.c=d",
+	} {
+		text, err := h.Render(t.Context(), "--namespace", "sluice", "--set", "image.repository=r.example.com/sluice,"+set)
+		must(t, err)
+		if err := s.API.Check(t.Context(), "default", string(text)); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
 }
 
 // asReporter returns the API server as the reporter of a node sees it.
