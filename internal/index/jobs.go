@@ -62,6 +62,13 @@ func (tx *Tx) EnqueueOnce(queue, key string, payload []byte) {
 	tx.enqueue(queue, key, payload, 1)
 }
 
+// EnqueueAnew is Enqueue, unless a job with the same queue and key waits. One that
+// is being done doesn't count: it may have looked by then at what has changed now.
+func (tx *Tx) EnqueueAnew(queue, key string, payload []byte) {
+	id := tx.enqueue(queue, key, payload, 0)
+	tx.add("DELETE FROM jobs WHERE id = $1 AND EXISTS (SELECT 1 FROM jobs WHERE queue = $2 AND key = $3 AND state = 'queued' AND id <> $1)", id, queue, key)
+}
+
 func (tx *Tx) enqueue(queue, key string, payload []byte, single int) string {
 	id := newJobID()
 	tx.add(`INSERT INTO jobs (id, queue, key, single, payload, state, canceling, progress, result, attempts, ready, created, updated)

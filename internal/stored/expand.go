@@ -24,13 +24,18 @@ type Expansion struct {
 
 // EnqueueExpansion puts a manifest into its repository's queue of expansions,
 // unless it is waiting there or being expanded. Without a digest, it has removed
-// what no image needs.
+// what no image needs, also if that is under way: it may have passed by what isn't
+// needed any more.
 func EnqueueExpansion(tx *index.Tx, repo string, digest oci.Digest, e Expansion) error {
 	payload, err := json.Marshal(e)
 	if err != nil {
 		return err
 	}
-	tx.EnqueueOnce(ExpandQueue(repo), digest.String(), payload)
+	if digest == "" {
+		tx.EnqueueAnew(ExpandQueue(repo), "", payload)
+	} else {
+		tx.EnqueueOnce(ExpandQueue(repo), digest.String(), payload)
+	}
 	return nil
 }
 

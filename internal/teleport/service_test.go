@@ -292,9 +292,10 @@ func TestDisksGoWithTheLastImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.ready(s, "other", "three")
-	if _, err := os.Stat(RepositoryDir(b.dir, repo)); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the repository's directory: %v", err)
-	}
+	waitFor(t, "the removal of the repository's directory, by whoever began it", func() bool {
+		_, err := os.Stat(RepositoryDir(b.dir, repo))
+		return errors.Is(err, os.ErrNotExist)
+	})
 }
 
 // What a crash leaves is cleared away, and damaged disks are made again.

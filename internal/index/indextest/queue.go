@@ -22,6 +22,7 @@ func queue() map[string]func(*testing.T, *index.DB) {
 		"Retry":         testRetry,
 		"Cancel":        testCancel,
 		"Once":          testOnce,
+		"Anew":          testAnew,
 		"Prune":         testPrune,
 		"Queues":        testQueues,
 		"Consumers":     func(t *testing.T, db *index.DB) { Consumers(t, db) },
@@ -321,6 +322,26 @@ func sleep(ctx context.Context, d time.Duration) {
 	case <-time.After(d):
 	case <-ctx.Done():
 	}
+}
+
+// Of jobs that come by EnqueueAnew one waits, and another may be under way.
+func testAnew(t *testing.T, db *index.DB) {
+	ctx := soon(t)
+	anew := func(key, payload string) {
+		t.Helper()
+		must(t, db.Update(ctx, func(tx *index.Tx) error { tx.EnqueueAnew("q", key, []byte(payload)); return nil }))
+	}
+	anew("k", "1")
+	anew("k", "waits already")
+	anew("other", "other")
+	first := lease(t, db, 2, time.Hour, "1", "other")
+	anew("k", "2")
+	anew("k", "waits already")
+	must(t, db.Finish(ctx, first[0], index.Succeeded, nil))
+	second := lease(t, db, 2, time.Hour, "2")
+	must(t, db.Finish(ctx, second[0], index.Succeeded, nil))
+	anew("k", "3")
+	lease(t, db, 2, time.Hour, "3")
 }
 
 func testQueues(t *testing.T, db *index.DB) {
