@@ -88,7 +88,7 @@ func (f *installFlags) register(cmd *cobra.Command) {
 	fs.BoolVar(&f.ReplaceSnapshotter, "replace-snapshotter", false, "take the place of another snapshotter that is the\nCRI's default")
 	fs.BoolVar(&f.Kubelet, "kubelet", false, "send kubelet's image service through the daemon, so\nthat it has the credentials of pulls; kubelet can't\npull while the daemon is down")
 	fs.StringVar(&f.KubeletConfigDir, "kubelet-config-dir", "", "kubelet's --config-dir is `DIR` (default: what the\nkubelet that runs was told)")
-	fs.StringVar(&f.kubeletUnit, "kubelet-unit", "kubelet.service", "`NAME` of kubelet's systemd unit\n")
+	fs.StringVar(&f.KubeletUnit, "kubelet-unit", "kubelet.service", "`NAME` of kubelet's systemd unit\n")
 	fs.StringVar(&f.BinDir, "bin-dir", "/usr/local/bin", "put the program into `DIR`\n")
 	fs.StringVar(&f.ContainerdConfig, "containerd-config", "/etc/containerd/config.toml", "containerd's main configuration `FILE`\n")
 	fs.StringVar(&f.ContainerdBinary, "containerd-binary", "", "containerd's program is `FILE` (default: searched)")

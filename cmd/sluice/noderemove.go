@@ -133,6 +133,30 @@ func (f *uninstallFlags) restartContainerd(ctx context.Context) (done bool, err 
 	return true, c.restart(ctx)
 }
 
+// releaseKubelet has kubelet ask containerd again, while the daemon still answers:
+// kubelet starts no container, not even this one again, without its image service.
+func (f *uninstallFlags) releaseKubelet(ctx context.Context, p *install.Plan, progress io.Writer) ([]install.Change, error) {
+	if !slices.Contains(p.Restart, install.StepKubelet) {
+		return nil, nil
+	}
+	if err := install.Pend("/", install.StepKubelet); err != nil {
+		return nil, err
+	}
+	changes, err := p.RemoveFor(install.StepKubelet)
+	if err != nil {
+		return changes, err
+	}
+	if f.found.Init == install.Systemd && host.HasSystemd("/") {
+		err = host.Systemctl(ctx, "restart", f.found.KubeletUnit)
+	} else {
+		fmt.Fprintln(progress, "restart kubelet now: the daemon that it asks for images is about to end")
+	}
+	if err != nil {
+		return changes, err
+	}
+	return changes, install.Restarted("/", install.StepKubelet)
+}
+
 // stopDaemons stops the daemons, and sees to it that nobody starts them again.
 func (f *uninstallFlags) stopDaemons(ctx context.Context, pids []int) error {
 	if f.found != nil {
@@ -153,8 +177,9 @@ func (f *uninstallFlags) stopDaemons(ctx context.Context, pids []int) error {
 	return nil
 }
 
-// removeInstallation takes away what sluice node install did.
-func (f *uninstallFlags) removeInstallation(ctx context.Context, p *install.Plan) error {
+// removeInstallation takes away what sluice node install did; kubelet is what
+// releaseKubelet has done of it.
+func (f *uninstallFlags) removeInstallation(ctx context.Context, p *install.Plan, kubelet []install.Change) error {
 	if f.found == nil {
 		return nil
 	}
@@ -172,23 +197,17 @@ func (f *uninstallFlags) removeInstallation(ctx context.Context, p *install.Plan
 			return err
 		}
 	}
-	for _, s := range p.Restart {
-		switch s {
-		case install.StepContainerd:
-			done, err := f.restartContainerd(ctx)
-			if err != nil {
-				return err
-			}
-			if !done {
-				p.Notes = append(p.Notes, "restart containerd now")
-			}
-		case install.StepKubelet:
-			if f.found.Init != install.Systemd {
-				p.Notes = append(p.Notes, "restart kubelet now")
-			} else if err := host.Systemctl(ctx, "restart", "kubelet.service"); err != nil {
-				return err
-			}
+	if slices.Contains(p.Restart, install.StepContainerd) {
+		done, err := f.restartContainerd(ctx)
+		if err != nil {
+			return err
 		}
+		if !done {
+			p.Notes = append(p.Notes, "restart containerd now")
+		}
+	}
+	if len(kubelet) > 0 {
+		p.Changes, p.Restart = append(kubelet, p.Changes...), append(p.Restart, install.StepKubelet)
 	}
 	if err := os.Remove(supervisedLog); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err

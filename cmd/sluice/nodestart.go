@@ -200,7 +200,7 @@ func (s *starter) restartKubelet(ctx context.Context) error {
 		s.plan.Notes = append(s.plan.Notes, "restart kubelet now")
 		return nil
 	}
-	if err := host.Systemctl(ctx, "restart", s.kubeletUnit); err != nil {
+	if err := host.Systemctl(ctx, "restart", s.KubeletUnit); err != nil {
 		return err
 	}
 	return install.Restarted("/", install.StepKubelet)

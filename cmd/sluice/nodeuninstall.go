@@ -145,6 +145,10 @@ func uninstall(ctx context.Context, f uninstallFlags, progress io.Writer, log *s
 	if err := u.look(ctx, nodes, pod, f); err != nil || f.dryRun {
 		return u, err
 	}
+	kubelet, err := f.releaseKubelet(ctx, u.Installation, progress)
+	if err != nil {
+		return u, err
+	}
 	if err := f.stopDaemons(ctx, u.Daemons); err != nil {
 		return u, err
 	}
@@ -161,7 +165,7 @@ func uninstall(ctx context.Context, f uninstallFlags, progress io.Writer, log *s
 			return u, err
 		}
 	}
-	return u, f.removeInstallation(ctx, u.Installation)
+	return u, f.removeInstallation(ctx, u.Installation, kubelet)
 }
 
 // survey asks containerd who needs the snapshotter.

@@ -170,6 +170,22 @@ func (p *Plan) Remove() error {
 	return nil
 }
 
+// RemoveFor carries out only those changes of a removal that concern one process,
+// and returns them. A later plan hasn't got them any more.
+func (p *Plan) RemoveFor(s Step) ([]Change, error) {
+	var done []Change
+	for _, c := range p.Changes {
+		if c.file.step != s {
+			continue
+		}
+		if _, err := p.change(c); err != nil {
+			return done, fmt.Errorf("%s %s: %w", c.Action, c.Path, explain(err))
+		}
+		done = append(done, c)
+	}
+	return done, nil
+}
+
 // Removing notes that the installation is about to go, so that who supervises
 // the daemon doesn't start it again.
 func Removing(root string) error {
@@ -196,6 +212,16 @@ func (p *Plan) forget() error {
 		return err
 	}
 	return removeEmpty(filepath.Join(p.root, RecordDir))
+}
+
+// Pend notes that a process has to be started anew, until Restarted is called.
+func Pend(root string, s Step) error {
+	rec, err := readRecord(root)
+	if err != nil || !rec.exists || slices.Contains(rec.Pending, s) {
+		return err
+	}
+	rec.Pending = append(rec.Pending, s)
+	return rec.write(root)
 }
 
 // Restarted notes that a process was started anew after the changes.

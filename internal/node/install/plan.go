@@ -37,6 +37,7 @@ type Options struct {
 	Registries       []Registry // that get a hosts.toml
 	Kubelet          bool       // send kubelet's image service through the daemon
 	KubeletConfigDir string     // its --config-dir; "": searched
+	KubeletUnit      string     // of systemd
 	// ReplaceSnapshotter: another one may be the CRI's default now.
 	ReplaceSnapshotter bool
 

@@ -337,6 +337,34 @@ func TestRetreat(t *testing.T) {
 	m.same(before, "after the removal")
 }
 
+// TestKubeletFirst: kubelet's part goes before the rest, and kubelet is to be
+// started anew until it was.
+func TestKubeletFirst(t *testing.T) {
+	m := newMachine(t, nil)
+	before := m.files()
+	o := m.options()
+	o.Kubelet, o.KubeletConfigDir = true, "/etc/kubernetes/kubelet.conf.d"
+	m.install(o)
+	p, err := MakeRemoval(m.root)
+	m.must(err)
+	m.must(Pend(m.root, StepKubelet))
+	done, err := p.RemoveFor(StepKubelet)
+	m.must(err)
+	if len(done) != 1 || done[0].Path != "/etc/kubernetes/kubelet.conf.d/90-sluice.conf" {
+		t.Errorf("kubelet's part: %+v", done)
+	}
+	p, err = MakeRemoval(m.root)
+	m.must(err)
+	if !slices.Equal(p.Restart, []Step{StepContainerd, StepKubelet}) {
+		t.Errorf("to be started anew: %v", p.Restart)
+	}
+	m.must(Restarted(m.root, StepKubelet))
+	if p = m.uninstall(); !slices.Equal(p.Restart, []Step{StepContainerd}) {
+		t.Errorf("then: %v", p.Restart)
+	}
+	m.same(before, "after the removal")
+}
+
 // TestResolve: symbolic links are followed as on the machine.
 func TestResolve(t *testing.T) {
 	m := newMachine(t, nil)

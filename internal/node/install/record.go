@@ -29,6 +29,7 @@ type record struct {
 	Init       Init       `json:"init"`
 	Containerd string     `json:"containerd_unit"`
 	Socket     string     `json:"containerd_socket"`
+	Kubelet    string     `json:"kubelet_unit"`
 	Replaced   string     `json:"replaced_snapshotter,omitempty"`
 	Pending    []Step     `json:"pending"` // who has to be started anew
 	Removing   bool       `json:"removing,omitempty"`
@@ -57,6 +58,7 @@ type Installation struct {
 	Init                    Init
 	ContainerdUnit          string
 	ContainerdSocket        string
+	KubeletUnit             string
 	Removing                bool // being uninstalled: nobody may start the daemon
 }
 
@@ -65,14 +67,14 @@ func Find(root string) (i Installation, found bool, err error) {
 	rec, err := readRecord(root)
 	return Installation{
 		Program: rec.Program, State: rec.State, Sockets: rec.Sockets, Flags: rec.Flags, Init: rec.Init,
-		ContainerdUnit: rec.Containerd, ContainerdSocket: rec.Socket, Removing: rec.Removing,
+		ContainerdUnit: rec.Containerd, ContainerdSocket: rec.Socket, Removing: rec.Removing, KubeletUnit: rec.Kubelet,
 	}, rec.exists, err
 }
 
 func (r record) next(o Options, replaced string) record {
 	return record{
 		Flags: append([]string{}, o.Flags...), Program: o.Installed(), State: o.State, Sockets: o.Sockets, Init: o.Init,
-		Containerd: o.ContainerdUnit, Socket: o.ContainerdSocket, Replaced: replaced, exists: true,
+		Containerd: o.ContainerdUnit, Socket: o.ContainerdSocket, Kubelet: o.KubeletUnit, Replaced: replaced, exists: true,
 	}
 }
 
