@@ -111,6 +111,15 @@ func StartHost(ctx context.Context, src, dir, name string) (*Host, error) {
 // that started them.
 func (h *Host) live(bin string, entered chan<- error) {
 	runtime.LockOSThread() // and never unlocked
+	if unix.Gettid() == os.Getpid() {
+		// The main thread never ends, and /proc/self goes by its namespaces.
+		// While it's held here, another one has to do.
+		defer runtime.UnlockOSThread()
+		var other sync.WaitGroup
+		other.Go(func() { h.live(bin, entered) })
+		other.Wait()
+		return
+	}
 	cmd := exec.Command(bin)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,

@@ -22,6 +22,10 @@ func TestHost(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
+	outside, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
 	other := t.TempDir()
 	if err := unix.Mount("tmpfs", other, "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
@@ -43,6 +47,9 @@ func TestHost(t *testing.T) {
 	}
 	if want := "bed-host\nhostinit\n1\n"; !strings.HasPrefix(string(out), want) || !strings.Contains(string(out), hostIP) {
 		t.Errorf("inside it is\n%swant\n%s and the address %s", out, want, hostIP)
+	}
+	if now, err := os.Readlink("/proc/self/ns/mnt"); err != nil || now != outside {
+		t.Errorf("this process is in mount namespace %s, was in %s: %v", now, outside, err)
 	}
 	if out, err := h.Output(ctx, "cat", "/proc/self/mountinfo"); err != nil || strings.Contains(string(out), " "+other+" ") {
 		t.Errorf("what another test has mounted is mounted on the host, too: %v\n%s", err, out)
