@@ -50,10 +50,10 @@ func steps(src string, fuzz time.Duration) []step {
 		step{"conformance: the official suite, on every backend", func(ctx context.Context) tally {
 			return goTest(ctx, filepath.Join(src, "test/conformance"), nil, "-timeout=20m", "./...")
 		}},
-		step{"whole: real programs, all that can go wrong", func(ctx context.Context) tally {
+		step{"whole: real programs, two packages at a time", func(ctx context.Context) tally {
 			return wholeTests(ctx, src, false, "-timeout=30m", "-p=2") // they wait a lot
 		}},
-		step{"figures: real images, a shaped link, other programs beside ours", func(ctx context.Context) tally {
+		step{"alone: all that can go wrong, and figures", func(ctx context.Context) tally {
 			return wholeTests(ctx, src, true, "-timeout=30m", "-p=1")
 		}},
 		step{"converters: ours and those of others", func(ctx context.Context) tally {
@@ -91,12 +91,14 @@ func quiet(ctx context.Context, dir string, env []string, name string, args ...s
 	return nil
 }
 
-// measuring are the packages of the test module that measure: nothing else may run
-// at the same time.
-var measuring = []string{"sluice/test/boot", "sluice/test/kube", "sluice/test/peers", "sluice/test/starts", "sluice/test/whole"}
+// alone are the packages of the test module beside which nothing else may run:
+// those that measure, and faults, which holds that nothing outlives a node; a
+// namespace that another test makes has copies of its mounts.
+var alone = []string{"sluice/test/boot", "sluice/test/faults", "sluice/test/kube", "sluice/test/peers", "sluice/test/starts", "sluice/test/whole"}
 
-// wholeTests runs the packages of the test module that measure, or all others.
-func wholeTests(ctx context.Context, src string, measure bool, args ...string) tally {
+// wholeTests runs the packages of the test module that are to be alone, or all
+// others.
+func wholeTests(ctx context.Context, src string, one bool, args ...string) tally {
 	dir := filepath.Join(src, "test")
 	cmd := exec.CommandContext(ctx, "go", "list", "./...")
 	cmd.Dir = dir
@@ -105,7 +107,7 @@ func wholeTests(ctx context.Context, src string, measure bool, args ...string) t
 		return outcome("go list in "+dir, err)
 	}
 	for path := range strings.FieldsSeq(string(out)) {
-		if slices.Contains(measuring, path) == measure {
+		if slices.Contains(alone, path) == one {
 			args = append(args, path)
 		}
 	}
