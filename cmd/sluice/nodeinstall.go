@@ -19,12 +19,12 @@ import (
 // installFlags are the flags of `sluice node install`.
 type installFlags struct {
 	install.Options
-	host, init           string
-	from, registries     []string
-	kubeletUnit, restart string
-	supervise, noStart   bool
-	dryRun               bool
-	output               string
+	host, init         string
+	from, registries   []string
+	restart            string
+	supervise, noStart bool
+	dryRun             bool
+	output             string
 }
 
 // installed is what sluice node install did, or with DryRun would.
