@@ -1,9 +1,12 @@
 package kube
 
 import (
+	"context"
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
+	"time"
 )
 
 // TestDaemonUpgrade ends the node daemon under running pods, as an upgrade does:
@@ -96,7 +99,7 @@ func TestRegistryOutage(t *testing.T) {
 	n := s.newNamespace(t)
 	must(t, s.Push(t.Context(), s.late.Layout, "late:1"))
 	must(t, s.Convert(t.Context(), s.Stage.Ref("late:1")))
-	must(t, s.link.Close())
+	s.cut(t)
 	n.apply(t, pod1("late", s.ref("late:1"), `command: [/bin/sh, -c, "sha256sum /data/0; sleep 100000"]`))
 	eventually(t, patience, "the pull fails", func() bool {
 		pods := n.pods(t, "late")
@@ -114,12 +117,37 @@ func TestRegistryOutage(t *testing.T) {
 		return log == s.late.Sums["/data/0"]+"  /data/0\n"
 	})
 	s.streams(t, s.ref("late:1"))
+
+	// Now while a container reads.
+	n.apply(t, pod1("reader", s.newToolbox(t, "slow:1", 12, 30_000_000), `command: [/bin/sh, -c, "sha256sum /data/0 && echo read; sleep 100000"]`))
+	n.await(t, "reader", 1)
+	s.cut(t)
+	time.Sleep(2 * time.Second)
+	s.connect(t)
+	eventually(t, patience, "the container has read on", func() bool {
+		var log string
+		must(t, n.API.Do(t.Context(), http.MethodGet, n.path("pods/reader/log"), nil, &log))
+		return strings.HasSuffix(log, "\nread\n")
+	})
 }
 
-// connect serves the registry again after its link was closed.
+// cut closes the link to the registry, until connect or the end of the test.
+func (s *stage) cut(t *testing.T) {
+	t.Helper()
+	must(t, s.link.Close())
+	s.link = nil
+	t.Cleanup(func() {
+		if s.link == nil {
+			s.connect(t)
+		}
+	})
+}
+
+// connect serves the registry again after its link was closed, to later tests
+// as well.
 func (s *stage) connect(t *testing.T) {
 	t.Helper()
-	link, _, err := s.Serve(t.Context(), "registry.test", s.Registry.Addr, linkRate, linkRTT)
+	link, _, err := s.Serve(context.Background(), "registry.test", s.Registry.Addr, linkRate, linkRTT)
 	must(t, err)
 	s.link = link
 }

@@ -22,7 +22,7 @@ func TestTimeToReady(t *testing.T) {
 	}
 	must(t, s.Convert(t.Context(), s.Stage.Ref("debian:1")))
 	n := s.newNamespace(t)
-	n.apply(t, pod1("warm", s.ref("plain/app:1"))) // pods' own container is pulled once
+	n.apply(t, pod1("warm", s.ref("app:1"))) // pods' own container is pulled once
 	n.await(t, "warm", 1)
 
 	const command = `command: [/usr/bin/python3, -uc, "import time; print('hi'); time.sleep(1e6)"]`

@@ -113,14 +113,13 @@ func setUp(t *testing.T) (*stage, error) {
 			s.late, err = bed.NewToolbox(ctx, filepath.Join(s.Work, "late"), 6, 2_000_000)
 			return
 		},
-		func() error { return s.Push(ctx, s.app.Layout, "plain/app:1") },
 		func() error { return s.Push(ctx, s.app.Layout, "app:1") },
 		func() error { return s.Convert(ctx, s.Stage.Ref("app:1")) },
 		func() (err error) {
 			begin := time.Now()
 			s.Cluster, err = bed.StartCluster(ctx, bed.ClusterConfig{
 				Src: s.Src, Dir: filepath.Join(s.Work, "c"), Tools: s.Tools, Kubernetes: tools, Sluice: s.Stage.Sluice,
-				Sandbox:   "registry.test:5000/plain/app:1",
+				Sandbox:   s.pushSleeper(t),
 				Kubelet:   fmt.Sprintf("evictionHard: {nodefs.available: \"%[1]d\", imagefs.available: \"%[1]d\", memory.available: 10Mi}\nevictionPressureTransitionPeriod: 1s\nimageMinimumGCAge: 1s", lowDisk),
 				NodeFlags: []string{"--cache-free", "0"}, // kubelet is who removes images
 			})
@@ -135,6 +134,7 @@ func setUp(t *testing.T) (*stage, error) {
 			return
 		},
 		func() (err error) { s.cri, err = s.Cluster.CRI(); return },
+		func() error { return s.cri.Pull(ctx, s.ref("sleeper:1"), nil) }, // whatever tests do with the link
 		func() error { return s.API.Apply(ctx, "", plainClass) },
 	} {
 		if err := step(); err != nil {
@@ -182,12 +182,12 @@ func (s *stage) status(t *testing.T) control.Status {
 	return st
 }
 
-// streams fails the test unless an image is streamed.
+// streams fails the test unless an image is streamed to containers.
 func (s *stage) streams(t *testing.T, ref string) {
 	t.Helper()
 	st := s.status(t)
 	for _, image := range st.Images {
-		if image.Reference == ref {
+		if image.Reference == ref && image.Holders > 0 {
 			return
 		}
 	}
@@ -198,9 +198,16 @@ func (s *stage) streams(t *testing.T, ref string) {
 // call it.
 func (s *stage) newToolbox(t *testing.T, name string, seed uint64, size int) string {
 	t.Helper()
+	ref := s.newOrdinary(t, name, seed, size)
+	must(t, s.Convert(t.Context(), s.Stage.Ref(name)))
+	return ref
+}
+
+// newOrdinary is newToolbox without an artifact.
+func (s *stage) newOrdinary(t *testing.T, name string, seed uint64, size int) string {
+	t.Helper()
 	box, err := bed.NewToolbox(t.Context(), filepath.Join(t.TempDir(), "box"), seed, size)
 	must(t, err)
 	must(t, s.Push(t.Context(), box.Layout, name))
-	must(t, s.Convert(t.Context(), s.Stage.Ref(name)))
 	return s.ref(name)
 }
