@@ -3,8 +3,10 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -23,7 +25,6 @@ type stage struct {
 	app  bed.Toolbox
 	late bed.Toolbox  // not in the registry at first
 	cri  *bed.Kubelet // containerd, asked from outside
-
 }
 
 var shared struct {
@@ -144,9 +145,13 @@ func setUp(t *testing.T) (*stage, error) {
 	return s, nil
 }
 
-// must fails the test.
+// must fails the test, with the last words of a program that failed.
 func must(t *testing.T, err error) {
 	t.Helper()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		t.Fatalf("%v: %s", err, exit.Stderr)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
