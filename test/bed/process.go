@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -30,13 +31,27 @@ func Start(dir, name string, env []string, path string, args ...string) (*Proces
 	return start(dir, name, cmd)
 }
 
-// start starts a server that was prepared.
-func start(dir, name string, cmd *exec.Cmd) (*Process, error) {
+// start starts a server that was prepared. Nothing outlives a test that was
+// killed: the kernel kills the server when the thread ends that started it. So
+// that thread is kept until then: the runtime ends threads of goroutines which
+// have locked them, as a Host's do.
+func start(dir, name string, cmd *exec.Cmd) (p *Process, err error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
-	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL // nothing outlives a test that was killed
-	return launch(dir, name, cmd)
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	started := make(chan struct{})
+	go func() { // ends with the server
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		p, err = launch(dir, name, cmd)
+		close(started)
+		if q := p; q != nil {
+			<-q.done
+		}
+	}()
+	<-started
+	return p, err
 }
 
 // launch is start for a server that somebody else ends when a test is killed.
