@@ -179,9 +179,36 @@ func (r *Runner) Cancel(ctx context.Context, repo, id string) (Operation, error)
 	return r.describe(repo, job), nil
 }
 
-// CountJobs returns how many jobs wait, and how many are under way, of all
-// replicas. It is for metrics: -1 if the index can't be asked soon.
-func (r *Runner) CountJobs() (queued, running int) {
+// Export tells of the operations by numbers that are asked for when they are
+// wanted, with names such as sluice_conversions_queued.
+func (r *Runner) Export(gauge, counter func(name, help string, value func() float64)) {
+	nouns := r.opts.Noun + "s"
+	name := "sluice_" + strings.ToLower(nouns)
+	gauge(name+"_queued", nouns+" waiting, of all replicas; -1 if the index can't be asked.", func() float64 {
+		queued, _ := r.countJobs()
+		return float64(queued)
+	})
+	gauge(name+"_running", nouns+" under way, of all replicas; -1 if the index can't be asked.", func() float64 {
+		_, running := r.countJobs()
+		return float64(running)
+	})
+	counts := &r.Counts
+	for _, n := range []struct {
+		name, help string
+		value      *atomic.Int64
+	}{
+		{"_succeeded_total", nouns + " that succeeded here, also those that found everything done.", &counts.Succeeded},
+		{"_failed_total", nouns + " that failed here for good.", &counts.Failed},
+		{"_canceled_total", nouns + " that were canceled here, or whose image was deleted.", &counts.Canceled},
+		{"_retried_total", nouns + " that failed here and are tried again.", &counts.Retried},
+	} {
+		counter(name+n.name, n.help, func() float64 { return float64(n.value.Load()) })
+	}
+}
+
+// countJobs returns how many jobs wait, and how many are under way, of all
+// replicas; -1 if the index can't be asked soon.
+func (r *Runner) countJobs() (queued, running int) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	queued, running, err := r.db.CountJobs(ctx, r.opts.Queues)

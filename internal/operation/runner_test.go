@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -148,3 +149,31 @@ func TestProgressAndCancel(t *testing.T) {
 }
 
 func second[T any](_ T, err error) error { return err }
+
+// TestExport has the numbers of an operation that succeeded at its second try.
+func TestExport(t *testing.T) {
+	failed := false
+	b := newBench(t, func(context.Context, *Work) (string, error) {
+		if !failed {
+			failed = true
+			return "", errPassing
+		}
+		return "", nil
+	}, false)
+	b.until(t, b.enqueue(t), "the end, counted", func(Operation) bool { return b.Counts.Succeeded.Load() == 1 })
+	got := map[string]float64{}
+	collect := func(name, help string, value func() float64) {
+		if !strings.HasPrefix(help, "Tests ") {
+			t.Errorf("%s: %s", name, help)
+		}
+		got[name] = value()
+	}
+	b.Export(collect, collect)
+	want := map[string]float64{
+		"sluice_tests_queued": 0, "sluice_tests_running": 0, "sluice_tests_succeeded_total": 1,
+		"sluice_tests_failed_total": 0, "sluice_tests_canceled_total": 0, "sluice_tests_retried_total": 1,
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}

@@ -185,26 +185,7 @@ func describe(op *Operation, job index.Job) {
 
 // Export tells of the service by numbers that are asked for when they are wanted.
 func (s *Service) Export(gauge, counter func(name, help string, value func() float64)) {
-	gauge("sluice_conversions_queued", "Conversions waiting, of all replicas; -1 if the index can't be asked.", func() float64 {
-		queued, _ := s.ops.CountJobs()
-		return float64(queued)
-	})
-	gauge("sluice_conversions_running", "Conversions under way, of all replicas; -1 if the index can't be asked.", func() float64 {
-		_, running := s.ops.CountJobs()
-		return float64(running)
-	})
-	counts := &s.ops.Counts
-	for _, n := range []struct {
-		name, help string
-		value      *atomic.Int64
-	}{
-		{"sluice_conversions_succeeded_total", "Conversions that succeeded here, also those that found everything done.", &counts.Succeeded},
-		{"sluice_conversions_failed_total", "Conversions that failed here for good.", &counts.Failed},
-		{"sluice_conversions_canceled_total", "Conversions that were canceled here, or whose image was deleted.", &counts.Canceled},
-		{"sluice_conversions_retried_total", "Attempts that failed here and are made again.", &counts.Retried},
-		{"sluice_layers_converted_total", "Layers converted here.", &s.converted},
-		{"sluice_layers_reused_total", "Layers that had been converted before.", &s.reused},
-	} {
-		counter(n.name, n.help, func() float64 { return float64(n.value.Load()) })
-	}
+	s.ops.Export(gauge, counter)
+	counter("sluice_layers_converted_total", "Layers converted here.", func() float64 { return float64(s.converted.Load()) })
+	counter("sluice_layers_reused_total", "Layers that had been converted before.", func() float64 { return float64(s.reused.Load()) })
 }

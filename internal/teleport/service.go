@@ -323,27 +323,9 @@ func (s *Service) Cancel(ctx context.Context, repo, id string) (operation.Operat
 
 // Export tells of the service by numbers that are asked for when they are wanted.
 func (s *Service) Export(gauge, counter func(name, help string, value func() float64)) {
-	gauge("sluice_expansions_queued", "Expansions waiting, of all replicas; -1 if the index can't be asked.", func() float64 {
-		queued, _ := s.ops.CountJobs()
-		return float64(queued)
-	})
-	gauge("sluice_expansions_running", "Expansions under way, of all replicas; -1 if the index can't be asked.", func() float64 {
-		_, running := s.ops.CountJobs()
-		return float64(running)
-	})
-	counts := &s.ops.Counts
-	for _, n := range []struct {
-		name, help string
-		value      *atomic.Int64
-	}{
-		{"sluice_expansions_succeeded_total", "Expansions that succeeded here, also those that found everything done.", &counts.Succeeded},
-		{"sluice_expansions_failed_total", "Expansions that failed here for good.", &counts.Failed},
-		{"sluice_expansions_canceled_total", "Expansions that were canceled here, or whose image was deleted.", &counts.Canceled},
-		{"sluice_layers_expanded_total", "Layers expanded here.", &s.expanded},
-		{"sluice_layers_expanded_before_total", "Layers that had been expanded before.", &s.reused},
-	} {
-		counter(n.name, n.help, func() float64 { return float64(n.value.Load()) })
-	}
+	s.ops.Export(gauge, counter)
+	counter("sluice_layers_expanded_total", "Layers expanded here.", func() float64 { return float64(s.expanded.Load()) })
+	counter("sluice_layers_expanded_before_total", "Layers that had been expanded before.", func() float64 { return float64(s.reused.Load()) })
 }
 
 // count counts a layer.
