@@ -166,13 +166,3 @@ spec:
       containers: [{name: main, image: %[2]q}]
 `, name, image, replicas, strings.Join(spec, "\n      "))
 }
-
-// containers is how many containers a pod has had whose records are still there.
-func (s *stage) containers(t *testing.T, namespace, name string) int {
-	t.Helper()
-	list, err := s.cri.Runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{
-		Filter: &runtimeapi.ContainerFilter{LabelSelector: map[string]string{"io.kubernetes.pod.namespace": namespace, "io.kubernetes.pod.name": name}},
-	})
-	must(t, err)
-	return len(list.Containers)
-}
