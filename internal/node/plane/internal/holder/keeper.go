@@ -26,6 +26,7 @@ type Keeper struct {
 	mu      sync.Mutex // of what follows
 	conn    *net.UnixConn
 	beats   bool      // the holder wants to hear that this process is at work
+	beating bool      // and it does, see Beat
 	child   *exec.Cmd // if this process started the holder and has not reaped it
 	closing bool
 
@@ -149,27 +150,36 @@ func (k *Keeper) keep(conn *net.UnixConn, beats bool) {
 	}
 }
 
-// Beat tells the holder, at such intervals until Leave, that this process is at
-// work. If that stays away for the orphan grace, because the process is stopped
-// or stuck, the holder answers orphans as if there were none.
+// Beat tells the holder, now and at such intervals until Leave, that this process
+// is at work. If that stays away for the orphan grace, because the process is
+// stopped or stuck, the holder answers orphans as if there were none.
 func (k *Keeper) Beat(every time.Duration) {
+	k.mu.Lock()
+	k.beating = true
+	k.mu.Unlock()
+	k.beat() // from here on the holder knows what silence means
 	k.done.Go(func() {
 		tick := time.NewTicker(every)
 		defer tick.Stop()
 		for {
-			k.mu.Lock()
-			conn, beats := k.conn, k.beats
-			k.mu.Unlock()
-			if conn != nil && beats {
-				_ = send(conn, message{Op: opAlive}, -1) // Watch sees if it's gone
-			}
 			select {
 			case <-k.stop:
 				return
 			case <-tick.C:
+				k.beat()
 			}
 		}
 	})
+}
+
+// beat tells the holder once, if it's one to be told.
+func (k *Keeper) beat() {
+	k.mu.Lock()
+	conn, told := k.conn, k.beating && k.beats
+	k.mu.Unlock()
+	if conn != nil && told {
+		_ = send(conn, message{Op: opAlive}, -1) // Watch sees if it's gone
+	}
 }
 
 // ask sends a request and waits for its answer.
@@ -310,6 +320,7 @@ func (k *Keeper) replace(h Held) bool {
 		k.log.Error("cannot replace the holder", "error", err)
 		return false
 	}
+	k.beat()
 	k.log.Info("a new holder keeps what the last one did")
 	return true
 }

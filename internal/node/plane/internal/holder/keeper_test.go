@@ -138,3 +138,30 @@ func TestAnotherHolderWasFaster(t *testing.T) {
 		t.Errorf("the holder that is of no use: %v, want it gone", err)
 	}
 }
+
+// A daemon that is stopped right after Beat is known to be one that beats.
+func TestBeatsAtOnce(t *testing.T) {
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(ends[1])
+	f := os.NewFile(uintptr(ends[0]), "socket")
+	conn, err := net.FileConn(f)
+	f.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &Keeper{conn: conn.(*net.UnixConn), beats: true, stop: make(chan struct{})}
+	k.Beat(time.Hour)
+	defer k.Leave()
+	var m message
+	b := make([]byte, maxMessage)
+	n, _, err := unix.Recvfrom(ends[1], b, unix.MSG_DONTWAIT)
+	if err == nil {
+		err = json.Unmarshal(b[:n], &m)
+	}
+	if err != nil || m.Op != opAlive {
+		t.Errorf("the holder hears %+v, %v", m, err)
+	}
+}
