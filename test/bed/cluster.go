@@ -27,6 +27,10 @@ type ClusterConfig struct {
 	Sandbox string
 	// Kubelet is further configuration of kubelet, as lines of YAML.
 	Kubelet string
+	// CredentialProvider is a program, a script, that kubelet asks for
+	// credentials of the registry ProviderRegistry, with a token of the pod's
+	// service account for that audience; empty: there's none.
+	CredentialProvider, ProviderRegistry string
 }
 
 // Cluster is a real Kubernetes with one node, on a Host: etcd, API server,
@@ -153,8 +157,12 @@ func (c *Cluster) StartContainerd(ctx context.Context) (err error) {
 
 // StartKubelet starts kubelet, again after it was stopped or killed.
 func (c *Cluster) StartKubelet(ctx context.Context) (err error) {
-	c.Kubelet, err = c.kubernetes("kubelet", "--config", kubeletConfig, "--config-dir", KubeletDropIns, "--kubeconfig", kubeconfig(kubelet),
-		"--hostname-override", ClusterNode, "--node-ip", hostIP, "--v=2")
+	args := []string{"--config", kubeletConfig, "--config-dir", KubeletDropIns, "--kubeconfig", kubeconfig(kubelet),
+		"--hostname-override", ClusterNode, "--node-ip", hostIP, "--v=2"}
+	if c.config.CredentialProvider != "" {
+		args = append(args, "--image-credential-provider-config", providersConfig, "--image-credential-provider-bin-dir", providersDir)
+	}
+	c.Kubelet, err = c.kubernetes("kubelet", args...)
 	return err
 }
 

@@ -29,6 +29,8 @@ const (
 	tokensFile        = kubernetesDir + "/tokens.csv"
 	serviceAccountKey = kubernetesDir + "/service-accounts.key"
 	kubeletConfig     = kubernetesDir + "/kubelet.yaml"
+	providersDir      = kubernetesDir + "/credential-providers"
+	providersConfig   = kubernetesDir + "/credential-providers.yaml"
 	apiServerCert     = "/var/lib/kube-apiserver/apiserver.crt" // made by the API server, its CA too
 	containerdSocket  = "/run/containerd/containerd.sock"
 )
@@ -61,6 +63,7 @@ func (c *Cluster) writeFiles() error {
 		"/etc/containerd/config.toml":       c.containerdConfig(),
 		"/etc/cni/net.d/10-bridge.conflist": cniConfig,
 		kubeletConfig:                       c.kubeletConfig(),
+		providersConfig:                     fmt.Sprintf(credentialProviders, c.config.ProviderRegistry),
 	}
 	if c.config.Sluice != "" {
 		files["/etc/containerd/conf.d/sluice.toml"] = sluiceDropIn
@@ -93,6 +96,15 @@ current-context: x
 	}
 	if err := os.MkdirAll(c.Path(KubeletDropIns), 0o755); err != nil {
 		return err
+	}
+	if c.config.CredentialProvider != "" {
+		program := c.Path(providersDir + "/bed")
+		if err := os.Mkdir(filepath.Dir(program), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(program, []byte(c.config.CredentialProvider), 0o700); err != nil {
+			return err
+		}
 	}
 	return c.makeCgroups()
 }
@@ -176,6 +188,17 @@ nodeStatusUpdateFrequency: 2s
 %s
 `, hostIP, containerdSocket, images, c.cgroup(), c.config.Kubelet)
 }
+
+// credentialProviders has kubelet ask the program "bed" about a registry.
+const credentialProviders = `apiVersion: kubelet.config.k8s.io/v1
+kind: CredentialProviderConfig
+providers:
+- name: bed
+  apiVersion: credentialprovider.kubelet.k8s.io/v1
+  matchImages: [%[1]q]
+  defaultCacheDuration: 0s
+  tokenAttributes: {serviceAccountTokenAudience: %[1]q, cacheType: Token, requireServiceAccount: true}
+`
 
 // cgroup is below which kubelet has its own.
 func (c *Cluster) cgroup() string {

@@ -123,6 +123,8 @@ func setUp(t *testing.T) (*stage, error) {
 				Sandbox:   s.pushSleeper(t),
 				Kubelet:   fmt.Sprintf("evictionHard: {nodefs.available: \"%[1]d\", imagefs.available: \"%[1]d\", memory.available: 10Mi}\nevictionPressureTransitionPeriod: 1s\nimageMinimumGCAge: 1s", lowDisk),
 				NodeFlags: []string{"--cache-free", "0"}, // kubelet is who removes images
+
+				CredentialProvider: credentialProvider, ProviderRegistry: providerRegistry,
 			})
 			if err != nil && s.Cluster != nil {
 				return fmt.Errorf("%w\n%s", err, s.Diagnosis(ctx))
