@@ -285,6 +285,7 @@ func (t truth) listing() string {
 		}
 	}
 	slices.Sort(names)
+	b.WriteString("probe\n")
 	for _, name := range names {
 		fmt.Fprintf(&b, "%s %x\n", name, sha256.Sum256(t[name]))
 	}

@@ -1,5 +1,5 @@
 // Command probe is the only program in the image of the fault tests. It prints
-// the SHA-256 of every file beneath a directory, or the error of reading it;
+// its name, so that one that finds nothing isn't silent, and the SHA-256 of every file beneath a directory, or the error of reading it;
 // with a second argument it appends that to /mine first, and with a third it
 // then waits until it is killed.
 package main
@@ -26,6 +26,7 @@ func main() {
 			os.Exit(1)
 		}
 	}
+	fmt.Println("probe")
 	_ = filepath.WalkDir(os.Args[1], func(name string, d fs.DirEntry, err error) error {
 		var b []byte
 		if err == nil && d.Type().IsRegular() {
