@@ -29,6 +29,7 @@ type Node struct {
 	Containerd *Process
 	tools      Tools
 	bin        string   // sluice
+	former     bool     // it is another version's
 	flags      []string // of sluice node
 	cri        *CRI     // nil: without
 }
@@ -90,7 +91,11 @@ func (n *Node) snapshotter() string {
 
 // StartSluice starts the node daemon, again after it was stopped or killed.
 func (n *Node) StartSluice(ctx context.Context) error {
-	p, err := Start(n.Dir, "sluice", nil, n.bin, append(n.nodeArgs("node"), n.flags...)...)
+	args := n.nodeArgs("node")
+	if !n.former { // which has no such flag, nor the need for it
+		args = append(args, "--cache-free", "0") // however full the disk of this machine is
+	}
+	p, err := Start(n.Dir, "sluice", nil, n.bin, append(args, n.flags...)...)
 	if err != nil {
 		return err
 	}
@@ -102,9 +107,12 @@ func (n *Node) StartSluice(ctx context.Context) error {
 	return nil
 }
 
-// Use lets the next start of the node daemon, and Command, be of another version
-// of sluice.
-func (n *Node) Use(sluice string) { n.bin = sluice }
+// UseFormer lets the next start of the node daemon, and Command, be of the version
+// that Former returned; Use, of the present one.
+func (n *Node) UseFormer(sluice string) { n.bin, n.former = sluice, true }
+
+// Use is the way back from UseFormer.
+func (n *Node) Use(sluice string) { n.bin, n.former = sluice, false }
 
 // Reconfigure lets the next start of the node daemon have these further flags
 // instead.

@@ -19,7 +19,7 @@ func TestUpgrade(t *testing.T) {
 	for name, end := range map[string]func(*bed.Process){"stopped": (*bed.Process).Stop, "killed": (*bed.Process).Kill} {
 		t.Run(name, func(t *testing.T) {
 			n := s.newNode(t, s.Tools, "--no-fill")
-			n.Use(former)
+			n.UseFormer(former)
 			start(t, n)
 			must(t, n.Pull(t.Context(), bed.Sluice, s.Ref("app:1")))
 			must(t, n.Pull(t.Context(), bed.Sluice, s.Ref("plain:1")))
