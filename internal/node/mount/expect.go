@@ -30,13 +30,10 @@ func (m *Manager) Expect(ref string) {
 
 func (m *Manager) expect(ctx context.Context, ref string) error {
 	r, err := oci.ParseReference(ref)
-	if err == nil {
-		err = m.refused(r.Registry)
-	}
 	if err != nil {
 		return err
 	}
-	reg, err := m.opts.Registry(r.Registry, r.Repository)
+	reg, err := m.registry(r.Registry, r.Repository)
 	if err != nil {
 		return err
 	}

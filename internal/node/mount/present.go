@@ -59,15 +59,12 @@ func (m *Manager) WhyPresent(ctx context.Context, ref string) error {
 // home. Nil: there's one.
 func (m *Manager) lookUp(ctx context.Context, ref string) error {
 	r, err := oci.ParseReference(ref)
-	if err == nil {
-		err = m.refused(r.Registry)
-	}
 	if err != nil {
 		return err
 	}
-	reg, err := m.opts.Registry(r.Registry, r.Repository)
+	reg, err := m.registry(r.Registry, r.Repository)
 	if err != nil {
-		return notStreaming(RegistryUnavailable, "registry %s: %w", r.Registry, err)
+		return err
 	}
 	desc, err := reg.ResolveManifest(ctx, r.Repository, r.Target())
 	if err != nil {

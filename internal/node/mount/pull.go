@@ -247,14 +247,24 @@ func (m *Manager) refused(registry string) error {
 	return nil
 }
 
-// pull finds an image's artifact and brings home what a mount needs.
-func (m *Manager) pull(ctx context.Context, ref oci.Reference, s subject) (*image, error) {
-	if err := m.refused(s.registry); err != nil {
+// registry returns the registry that images of a repository are streamed from, or
+// a *NotStreaming.
+func (m *Manager) registry(host, repository string) (Registry, error) {
+	if err := m.refused(host); err != nil {
 		return nil, err
 	}
-	reg, err := m.opts.Registry(s.registry, s.repository)
+	reg, err := m.opts.Registry(host, repository)
 	if err != nil {
-		return nil, notStreaming(RegistryUnavailable, "registry %s: %w", s.registry, err)
+		return nil, notStreaming(RegistryUnavailable, "registry %s: %w", host, err)
+	}
+	return reg, nil
+}
+
+// pull finds an image's artifact and brings home what a mount needs.
+func (m *Manager) pull(ctx context.Context, ref oci.Reference, s subject) (*image, error) {
+	reg, err := m.registry(s.registry, s.repository)
+	if err != nil {
+		return nil, err
 	}
 	found, err := m.find(ctx, reg, ref, s)
 	m.noteRegistry(s.registry, err)
