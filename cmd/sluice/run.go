@@ -108,7 +108,7 @@ func mountContainer(ctx context.Context, client *control.Client, image string, c
 	if user := c.Config.Config.User; user != "" {
 		config.Config.User = user
 	}
-	c.Rootfs, c.Config = m.Claim.Path, config
+	c.Rootfs, c.Config = []string{m.Claim.Path}, config
 	for i, v := range c.Env {
 		if !strings.Contains(v, "=") {
 			c.Env[i] = v + "=" + os.Getenv(v)
@@ -121,7 +121,7 @@ func mountContainer(ctx context.Context, client *control.Client, image string, c
 func runContainer(ctx context.Context, c run.Container, runc string) error {
 	code, err := run.Run(ctx, c, run.Options{
 		// Beside the image's mount, which isn't on overlayfs.
-		Dir:  filepath.Join(filepath.Dir(filepath.Dir(c.Rootfs)), "run"),
+		Dir:  filepath.Join(filepath.Dir(filepath.Dir(c.Rootfs[0])), "run"),
 		Runc: runc,
 		Log:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})

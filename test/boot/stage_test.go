@@ -252,7 +252,7 @@ func (s *stage) start(t *testing.T, im streamable, ready string) started {
 		result = started{reads: rec.soFar(), took: time.Since(begin), bytes: m.Status(ctx).Traffic.Bytes}
 		stop()
 	}}
-	code, err := run.Run(ctx, run.Container{Rootfs: claim.Path, Config: im.config, Stdout: out, Stderr: out}, run.Options{
+	code, err := run.Run(ctx, run.Container{Rootfs: []string{claim.Path}, Config: im.config, Stdout: out, Stderr: out}, run.Options{
 		Dir: filepath.Join(dir, "run"), Runc: s.tools.Runc, Patience: time.Second, Log: log,
 	})
 	if result.took == 0 {

@@ -173,7 +173,7 @@ func (m *Manager) show(c *claim) error {
 	if err := os.Mkdir(m.scratch(c), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	return plane.MountOverlayRestricted(c.Path, m.scratch(c), c.Dir)
+	return plane.MountOverlayRestricted([]string{c.Path}, m.scratch(c), c.Dir)
 }
 
 // ErrUnknownClaim: nothing was mounted under this name.

@@ -1,10 +1,10 @@
 // Package run runs the process of an image with runc, on a root file system
-// that streams: an overlayfs of the image's mount and a directory for what the
-// process writes, which is thrown away.
+// that streams: an overlayfs of the image's mount, or of its layers' mounts, and
+// a directory for what the process writes, which is thrown away.
 //
 // It is a container runtime's smallest part and no more: the host's network, no
-// resource limits, no volumes. Its use is `sluice run`, which starts an image
-// on a machine without containerd.
+// resource limits, no volumes. Its uses are `sluice run` and `orca run`, which
+// start an image on a machine without containerd.
 //
 // Run does it all; spec.go makes the OCI runtime configuration from the image's
 // config, user.go finds out who the process runs as.
@@ -32,8 +32,10 @@ import (
 
 // Container is a process to run.
 type Container struct {
-	// Rootfs is the directory of the image's read-only root file system.
-	Rootfs string
+	// Rootfs are the directories whose stack, the topmost first, is the
+	// image's root file system: one, or one a layer with overlayfs's
+	// whiteouts. They stay as they are.
+	Rootfs []string
 
 	// Config is the image's config. Args, unless empty, replace its Cmd; Env
 	// elements "KEY=VALUE" replace its variables of the same name.

@@ -104,7 +104,7 @@ func TestRun(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
 			c := Container{
-				Rootfs: root, Args: []string{"-c", test.script}, Env: test.env,
+				Rootfs: []string{root}, Args: []string{"-c", test.script}, Env: test.env,
 				Stdin: strings.NewReader(test.stdin), Stdout: &stdout, Stderr: &stderr,
 			}
 			c.Config.Config.Entrypoint = []string{"/bin/sh"}
@@ -130,6 +130,44 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// Layers that are mounted by themselves are one root: the upper hide what the
+// lower have, also by whiteouts and opaque directories.
+func TestRunOnStackedLayers(t *testing.T) {
+	base, middle, top := rootfs(t), t.TempDir(), t.TempDir()
+	write(t, base, "data/gone", "base")
+	write(t, base, "data/changed", "base")
+	write(t, base, "hidden/old", "base")
+	write(t, middle, "data/changed", "middle")
+	write(t, middle, "data/back", "middle")
+	if err := unix.Mknod(filepath.Join(middle, "data/gone"), unix.S_IFCHR, 0); err != nil {
+		t.Fatal(err)
+	}
+	write(t, middle, "hidden/new", "middle")
+	if err := unix.Setxattr(filepath.Join(middle, "hidden"), "trusted.overlay.opaque", []byte("y"), 0); err != nil {
+		t.Skipf("no xattrs of overlayfs on this file system: %v", err)
+	}
+	write(t, top, "data/added", "top")
+	if err := unix.Mknod(filepath.Join(top, "data/back"), unix.S_IFCHR, 0); err != nil {
+		t.Fatal(err)
+	}
+	var stdout, stderr bytes.Buffer
+	code, err := Run(t.Context(), Container{
+		Rootfs: []string{top, middle, base}, Stdout: &stdout, Stderr: &stderr,
+		Args: []string{"/bin/sh", "-c", "cd /data; echo *; cat changed; cd /hidden; echo \"\" *; echo x >/data/gone; exit 5"},
+	}, Options{Dir: t.TempDir()})
+	if want := "added changed\nmiddle new\n"; err != nil || code != 5 || stdout.String() != want {
+		t.Errorf("exit code %d, %v, stdout %q, want 5 and %q; stderr: %s", code, err, &stdout, want, &stderr)
+	}
+	for _, dir := range []string{base, middle, top} {
+		if content, err := os.ReadFile(filepath.Join(dir, "data/gone")); err == nil && string(content) == "x\n" {
+			t.Errorf("the container wrote into %s", dir)
+		}
+	}
+	if _, err := Run(t.Context(), Container{Args: []string{"/bin/sh"}}, Options{Dir: t.TempDir()}); err == nil {
+		t.Error("a container without a root ran")
+	}
+}
+
 // What can't be started has docker's exit codes, and a sentence that says why.
 func TestRunOfWhatCannotStart(t *testing.T) {
 	root := rootfs(t)
@@ -143,7 +181,7 @@ func TestRunOfWhatCannotStart(t *testing.T) {
 		"exits with 1":    {[]string{"/bin/sh", "-c", "exit 1"}, 1},
 	} {
 		var stderr bytes.Buffer
-		c := Container{Rootfs: root, Args: test.args, Stderr: &stderr}
+		c := Container{Rootfs: []string{root}, Args: test.args, Stderr: &stderr}
 		code, err := Run(t.Context(), c, Options{Dir: t.TempDir()})
 		if err != nil || code != test.code {
 			t.Errorf("%s: exit code %d, %v, want %d", name, code, err, test.code)
@@ -159,7 +197,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()
 	dir := t.TempDir()
-	c := Container{Rootfs: root, Args: []string{"/bin/sleep", "600"}}
+	c := Container{Rootfs: []string{root}, Args: []string{"/bin/sleep", "600"}}
 	began := time.Now()
 	code, err := Run(ctx, c, Options{Dir: dir, Patience: time.Second})
 	if err != nil || code == 0 {
@@ -185,7 +223,7 @@ func TestSweep(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Unmount(dead.rootfs(), unix.MNT_DETACH) })
-	if err := plane.MountOverlay(root, dead.dir, dead.rootfs()); err != nil {
+	if err := plane.MountOverlay([]string{root}, dead.dir, dead.rootfs()); err != nil {
 		t.Fatal(err)
 	}
 	alive, err := newBundle(dir, runc)
