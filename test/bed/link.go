@@ -15,17 +15,17 @@ import (
 // direction, and everything arrives half a round trip after it was sent. A new
 // connection costs a round trip before its first byte, as TCP's handshake does.
 // The queue before the wire is short, and connections take turns. Slow start
-// and loss are not modelled.
+// and loss are not modelled. Several servers can be behind it.
 type Link struct {
-	addr   string
-	target string
-	rtt    time.Duration
-	ln     net.Listener
-	down   pipe // from target to client
-	up     pipe
-	conns  atomic.Int64
-	wg     sync.WaitGroup
-	cancel context.CancelFunc
+	addr  string // of the first server
+	rtt   time.Duration
+	down  pipe // from servers to clients
+	up    pipe
+	conns atomic.Int64
+	wg    sync.WaitGroup
+
+	mu    sync.Mutex
+	close []func() error // guarded by mu; for each server, what Close calls
 }
 
 // pipe is one direction of a link, shared by all connections.
@@ -56,15 +56,38 @@ func NewLink(ctx context.Context, target string, rate float64, rtt time.Duration
 
 // NewLinkAt is NewLink with a listener of the caller's, which Close closes.
 func NewLinkAt(ctx context.Context, ln net.Listener, target string, rate float64, rtt time.Duration) *Link {
-	ctx, cancel := context.WithCancel(ctx)
-	l := &Link{addr: ln.Addr().String(), target: target, rtt: rtt, ln: ln, cancel: cancel}
+	l := &Link{addr: ln.Addr().String(), rtt: rtt}
 	l.down.rate, l.up.rate = rate/8, rate/8
 	l.down.delay, l.up.delay = rtt/2, rtt/2
-	l.wg.Go(func() { l.accept(ctx) })
+	l.forward(ctx, ln, target)
 	return l
 }
 
-// Addr is where clients connect to, as host:port.
+// Add puts a further server behind the link, which shares its bandwidth and counts
+// with the others, and returns where clients reach it. It must not be called
+// beside Close.
+func (l *Link) Add(ctx context.Context, target string) (addr string, err error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	l.forward(ctx, ln, target)
+	return ln.Addr().String(), nil
+}
+
+// forward carries what connects to ln to target until Close.
+func (l *Link) forward(ctx context.Context, ln net.Listener, target string) {
+	ctx, cancel := context.WithCancel(ctx)
+	l.mu.Lock()
+	l.close = append(l.close, func() error {
+		cancel()
+		return ln.Close()
+	})
+	l.mu.Unlock()
+	l.wg.Go(func() { l.accept(ctx, ln, target) })
+}
+
+// Addr is where clients connect to for the first server, as host:port.
 func (l *Link) Addr() string { return l.addr }
 
 // Stats may be called at any time.
@@ -74,15 +97,19 @@ func (l *Link) Stats() LinkStats {
 
 // Close cuts all connections and waits for their end.
 func (l *Link) Close() error {
-	l.cancel()
-	err := l.ln.Close()
+	l.mu.Lock()
+	var errs []error
+	for _, c := range l.close {
+		errs = append(errs, c())
+	}
+	l.mu.Unlock()
 	l.wg.Wait()
-	return err
+	return errors.Join(errs...)
 }
 
-func (l *Link) accept(ctx context.Context) {
+func (l *Link) accept(ctx context.Context, ln net.Listener, target string) {
 	for {
-		client, err := l.ln.Accept()
+		client, err := ln.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -91,15 +118,15 @@ func (l *Link) accept(ctx context.Context) {
 			continue
 		}
 		l.conns.Add(1)
-		l.wg.Go(func() { l.carry(ctx, client) })
+		l.wg.Go(func() { l.carry(ctx, client, target) })
 	}
 }
 
 // carry moves one connection's bytes until an end closes or ctx does.
-func (l *Link) carry(ctx context.Context, client net.Conn) {
+func (l *Link) carry(ctx context.Context, client net.Conn, target string) {
 	defer client.Close()
 	var d net.Dialer
-	server, err := d.DialContext(ctx, "tcp", l.target)
+	server, err := d.DialContext(ctx, "tcp", target)
 	if err != nil {
 		return
 	}

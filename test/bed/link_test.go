@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -53,6 +54,50 @@ func TestLinkShapes(t *testing.T) {
 		t.Errorf("3 MB took %v at 10 MB/s", d)
 	}
 	if s := link.Stats(); s.Down < int64(len(body)) || s.Connections != 1 {
+		t.Errorf("stats %+v", s)
+	}
+}
+
+// Servers behind a link share its bandwidth.
+func TestLinkIsShared(t *testing.T) {
+	body := bytes.Repeat([]byte("sluice"), 250_000) // 1.5 MB
+	var addrs []string
+	for range 2 {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(body) }))
+		defer srv.Close()
+		addrs = append(addrs, srv.Listener.Addr().String())
+	}
+	link, err := NewLink(t.Context(), addrs[0], 80e6, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer link.Close()
+	other, err := link.Add(t.Context(), addrs[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Transport: &http.Transport{}}
+	defer client.CloseIdleConnections()
+	start := time.Now()
+	var wg sync.WaitGroup
+	for _, addr := range []string{link.Addr(), other} {
+		wg.Go(func() {
+			resp, err := client.Get("http://" + addr)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer resp.Body.Close()
+			if got, err := io.ReadAll(resp.Body); err != nil || !bytes.Equal(got, body) {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+		})
+	}
+	wg.Wait()
+	if d := time.Since(start); d < 280*time.Millisecond { // less what may be queued
+		t.Errorf("3 MB from two servers took %v at 10 MB/s", d)
+	}
+	if s := link.Stats(); s.Down < 2*int64(len(body)) || s.Connections != 2 {
 		t.Errorf("stats %+v", s)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os/exec"
 	"path/filepath"
+	"strings"
 )
 
 // Registry is a `sluice registry` of the bed.
@@ -49,6 +50,17 @@ func (r *Registry) Push(ctx context.Context, t Tools, image, name string) error 
 		return fmt.Errorf("pushing %s: %w", image, err)
 	}
 	return nil
+}
+
+// Expand has the registry expand an image that it has for Teleport, and waits
+// until its layers can be mounted. All images of its repository are expanded from
+// then on.
+func (r *Registry) Expand(ctx context.Context, name string) error {
+	repository, _, _ := strings.Cut(name, ":")
+	if err := run(exec.CommandContext(ctx, r.sluice, "teleport", "edit-attribute", r.Addr+"/"+repository, "enable")); err != nil {
+		return err
+	}
+	return run(exec.CommandContext(ctx, r.sluice, "teleport", "check-expansion", r.Addr+"/"+name))
 }
 
 // freeAddress returns an address of loopback that nobody listens on.

@@ -67,6 +67,23 @@ func StartSamba(ctx context.Context, dir, accounts string, config func(port, sta
 	return s, nil
 }
 
+// StartFileServer starts the smbd of a registry whose data lies, or will lie, in
+// dir, as StartRegistry has it: with the configuration that sluice prints for it.
+// TeleportServer is what the registry has to be started with.
+func StartFileServer(ctx context.Context, sluice, dir string) (*Samba, error) {
+	data, own := filepath.Join(dir, "registry"), filepath.Join(dir, "smbd")
+	return StartSamba(ctx, own, filepath.Join(data, "teleport/_samba"), func(port, state string) (string, error) {
+		out, err := exec.CommandContext(ctx, sluice, "registry", "smb-config", "--data", data, "--port", port, "--state", state).Output()
+		return string(out), err
+	})
+}
+
+// TeleportServer is the configuration of a registry that expands images, and tells
+// clients that the file server is at address.
+func TeleportServer(address string) []string {
+	return []string{"SLUICE_REGISTRY_TELEPORT_ENABLED=true", "SLUICE_REGISTRY_TELEPORT_SERVER=" + address}
+}
+
 // Address returns where smbd listens.
 func (s *Samba) Address() string { return net.JoinHostPort(s.Host, s.Port) }
 

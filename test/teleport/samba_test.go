@@ -58,12 +58,7 @@ func newStage(t *testing.T) *stage {
 	s.box, err = bed.NewToolbox(ctx, filepath.Join(t.TempDir(), "image"), 7, 3<<20)
 	check(err)
 	dir := t.TempDir()
-	disks := filepath.Join(dir, "registry/teleport")
-	// smbd first: it finds the shares that come later.
-	s.samba, err = bed.StartSamba(ctx, t.TempDir(), filepath.Join(disks, "_samba"), func(port, state string) (string, error) {
-		out, err := exec.CommandContext(ctx, s.sluice, "registry", "smb-config", "--data", filepath.Join(dir, "registry"), "--port", port, "--state", state).Output()
-		return string(out), err
-	})
+	s.samba, err = bed.StartFileServer(ctx, s.sluice, dir) // first: it finds the shares that come later
 	check(err)
 	t.Cleanup(s.samba.Stop)
 	t.Cleanup(func() {
@@ -72,8 +67,8 @@ func newStage(t *testing.T) *stage {
 			t.Logf("smbd says:\n%s", log)
 		}
 	})
-	s.registry, err = bed.StartRegistry(ctx, s.sluice, dir, "SLUICE_REGISTRY_LOG_LEVEL=warn", "SLUICE_REGISTRY_TELEPORT_ENABLED=true",
-		"SLUICE_REGISTRY_TELEPORT_SERVER="+s.samba.Address(), "SLUICE_REGISTRY_TELEPORT_CREDENTIAL_LIFETIME="+lifetime.String())
+	s.registry, err = bed.StartRegistry(ctx, s.sluice, dir, append(bed.TeleportServer(s.samba.Address()),
+		"SLUICE_REGISTRY_LOG_LEVEL=warn", "SLUICE_REGISTRY_TELEPORT_CREDENTIAL_LIFETIME="+lifetime.String())...)
 	check(err)
 	t.Cleanup(func() { s.registry.Stop() })
 	s.client, err = remote.New(s.registry.Addr, remote.Options{})
