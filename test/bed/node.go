@@ -107,6 +107,15 @@ func (n *Node) StartSluice(ctx context.Context) error {
 	return nil
 }
 
+// AwaitConnection waits until containerd reaches the snapshotter, again after it was
+// stopped or killed: where connecting was refused, containerd tries again one to three
+// seconds later, and meanwhile gives that error to whoever asks for something.
+func (n *Node) AwaitConnection(ctx context.Context) error {
+	return n.Containerd.Await(ctx, func() bool {
+		return n.ctr(ctx, "snapshots", "--snapshotter", n.snapshotter(), "ls").Run() == nil
+	})
+}
+
 // UseFormer lets the next start of the node daemon, and Command, be of the version
 // that Former returned; Use, of the present one.
 func (n *Node) UseFormer(sluice string) { n.bin, n.former = sluice, true }

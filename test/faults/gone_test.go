@@ -72,7 +72,9 @@ func TestRegistryGone(t *testing.T) {
 	if took := time.Since(began); took > slack {
 		t.Errorf("starting without the registry took %v", took)
 	}
-	time.Sleep(3 * time.Second) // containerd's time to connect again
+	if err := n.AwaitConnection(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	check("registry gone, daemon restarted")
 	if err := n.pull(t, s.plain); err == nil || errors.Is(err, errHangs) {
 		t.Errorf("pulling from a registry that is gone: %v", err)

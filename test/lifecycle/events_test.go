@@ -166,6 +166,7 @@ func (e *eventsOf) after(first control.Happening, web bed.Sandbox, app, id strin
 	for range e.events { // it ends
 	}
 	must(e.T, e.n.StartSluice(e.Context()))
+	connected(e.T, e.n)
 	e.events = follow(e.T, e.n, first.Cursor().String())
 	h := e.start(web, "main", 2, app, id)
 	if !h.Streamed || !h.Present || h.Attempt != 2 || h.Seq != 1 || h.Epoch == first.Epoch {

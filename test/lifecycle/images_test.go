@@ -71,18 +71,12 @@ func end(t *testing.T, n *bed.Node, id string) {
 	must(t, err)
 }
 
-// connected waits until containerd has its snapshotter again, which it tries
-// every three seconds at least. What it removes before that stays in the
-// snapshotter until containerd removes some other snapshot: it doesn't try again.
+// connected waits until containerd has its snapshotter again. What it removes before
+// that stays in the snapshotter until containerd removes some other snapshot: it doesn't
+// try again.
 func connected(t *testing.T, n *bed.Node) {
 	t.Helper()
-	key := fmt.Sprint("connected-", time.Now().UnixNano())
-	eventually(t, 10*time.Second, "containerd has the snapshotter again", func() bool {
-		_, err := n.Ctr(t.Context(), "snapshots", "--snapshotter", bed.Sluice, "prepare", key)
-		return err == nil
-	})
-	_, err := n.Ctr(t.Context(), "snapshots", "--snapshotter", bed.Sluice, "rm", key)
-	must(t, err)
+	must(t, n.AwaitConnection(t.Context()))
 }
 
 // isEmpty waits until nothing is left of images that were removed. What is

@@ -36,6 +36,9 @@ func TestCompletedReads(t *testing.T) {
 	if err := n.StartSluice(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	if err := n.AwaitConnection(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if out := run(t, n, bed.Sluice, ref, "echo mounted"); out != "mounted\n" {
 		t.Fatalf("printed %q", out)
 	}

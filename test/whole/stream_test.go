@@ -144,6 +144,9 @@ func TestSurvivesRestartWithoutRegistry(t *testing.T) {
 	if err := n.StartSluice(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	if err := n.AwaitConnection(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if err := bed.DropCaches(); err != nil {
 		t.Fatal(err)
 	}
