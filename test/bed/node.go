@@ -17,20 +17,23 @@ import (
 const (
 	Overlayfs = "overlayfs" // containerd's own: the traditional pull
 	Sluice    = "sluice"    // streaming
+	Teleportd = "teleportd" // layers mounted from a file server
 	Stargz    = "stargz"    // the peer's streaming
 )
 
 // Node is a private containerd with a private snapshotter, both below Dir:
-// `sluice node`, or the peer's.
+// `sluice node`, teleportd, or the peer's.
 type Node struct {
 	Dir        string
 	Sluice     *Process
+	Teleportd  *Process
 	Stargz     *Process
 	Containerd *Process
 	tools      Tools
 	bin        string   // sluice
 	former     bool     // it is another version's
-	flags      []string // of sluice node
+	teleportd  string   // the program, where the node has it instead of sluice
+	flags      []string // of sluice node, or of teleportd
 	cri        *CRI     // nil: without
 }
 
@@ -83,8 +86,11 @@ func (n *Node) finish(ctx context.Context) error {
 
 // snapshotter is the one that isn't containerd's.
 func (n *Node) snapshotter() string {
-	if n.Stargz != nil {
+	switch {
+	case n.Stargz != nil:
 		return Stargz
+	case n.teleportd != "":
+		return Teleportd
 	}
 	return Sluice
 }
@@ -127,9 +133,10 @@ func (n *Node) Use(sluice string) { n.bin, n.former = sluice, false }
 // instead.
 func (n *Node) Reconfigure(flags ...string) { n.flags = flags }
 
-// nodeArgs are the arguments that point a verb of sluice at this node.
+// nodeArgs are the arguments that point a verb of sluice, or teleportd, at this
+// node.
 func (n *Node) nodeArgs(verb ...string) []string {
-	return append(verb, "--root", filepath.Join(n.Dir, "sluice"), "--run", filepath.Join(n.Dir, "run"))
+	return append(verb, "--root", filepath.Join(n.Dir, n.snapshotter()), "--run", filepath.Join(n.Dir, "run"))
 }
 
 // Command returns a verb of sluice that talks to this node.
@@ -307,7 +314,7 @@ func (n *Node) endTasks() {
 // PowerOff ends everything on the node at once and leaves what a reboot leaves:
 // the disk, but no process, no mount and nothing of what lies on tmpfs.
 func (n *Node) PowerOff(ctx context.Context) error {
-	for _, p := range []*Process{n.Sluice, n.Containerd} {
+	for _, p := range []*Process{n.Sluice, n.Teleportd, n.Containerd} {
 		if p != nil && !p.Ended() {
 			p.Kill()
 		}
@@ -366,7 +373,7 @@ func (n *Node) killBelow(ctx context.Context) error {
 // stay.
 func (n *Node) Stop() error {
 	n.endTasks()
-	for _, p := range []*Process{n.Containerd, n.Sluice, n.Stargz} {
+	for _, p := range []*Process{n.Containerd, n.Sluice, n.Teleportd, n.Stargz} {
 		if p != nil {
 			p.Stop()
 		}
