@@ -29,13 +29,17 @@ type Chunk struct {
 	Offset int64
 	Length uint32
 
-	// BlobOffset and BlobLength are the place of its zstd frame in the blob;
+	// BlobOffset and BlobLength are the place of its frame in the blob, of zstd
+	// unless it's Stored;
 	// 0 < BlobLength <= MaxFrameLength.
 	BlobOffset int64
 	BlobLength uint32
 
 	// Digest is the SHA-256 of the frame, before decompression.
 	Digest [sha256.Size]byte
+
+	// Stored: the frame is the content, as it is: that of a StoredDevice.
+	Stored bool
 }
 
 // chunkEntrySize is the size of a chunk's entry in a page of the chunk table:
@@ -64,8 +68,8 @@ var newDecoder = sync.OnceValues(func() (*zstd.Decoder, error) {
 const maxWindow = 8 << 20
 
 // Decode verifies that frame is the chunk's frame and returns the c.Length
-// bytes it decodes to, in dst's memory if its capacity suffices (dst's content
-// is overwritten). Not one byte is decoded unless the SHA-256 matches. An error
+// bytes it decodes to, in dst's memory, which is not the frame's, if its capacity
+// suffices (dst's content is overwritten). Not one byte is decoded unless the SHA-256 matches. An error
 // means that frame is not what the chunk table promised, and nothing may be
 // made of it.
 //
@@ -80,12 +84,18 @@ func (c Chunk) Decode(dst, frame []byte) ([]byte, error) {
 	if c.Length == 0 || c.Length > MaxChunkLength {
 		return nil, fmt.Errorf("chunk at %d: length %d is not in 1..%d", c.Offset, c.Length, MaxChunkLength)
 	}
+	if cap(dst) < int(c.Length) {
+		dst = make([]byte, 0, c.Length)
+	}
+	if c.Stored {
+		if c.BlobLength != c.Length {
+			return nil, fmt.Errorf("chunk at %d: %d stored bytes can't be %d", c.Offset, c.BlobLength, c.Length)
+		}
+		return append(dst[:0:c.Length], frame...), nil
+	}
 	dec, err := newDecoder()
 	if err != nil {
 		return nil, fmt.Errorf("zstd decoder: %w", err)
-	}
-	if cap(dst) < int(c.Length) {
-		dst = make([]byte, 0, c.Length)
 	}
 	// The capacity limit makes a frame that is too long an error instead of an
 	// allocation.

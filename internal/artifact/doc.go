@@ -18,6 +18,9 @@
 // straight into it. A layer with sparse members has a second one, with their
 // expanded content, directly after it.
 //
+// A file that is read in verified parts without being an artifact, such as a disk of
+// Teleport's, is a Device as well (StoredDevice): to a cache it's all the same.
+//
 // Everything here is a pure function of its input: the same tar gives the
 // same blobs, and the same layers the same manifest, on any machine with any
 // number of processors (EncodeLayer, Build, Verify).
