@@ -125,7 +125,7 @@ func (s *Service) write(src convert.LayerSource, p *spool, trees []*layer.Tree, 
 	sums := w.end()
 	d := Disk{
 		Layer: src.Blob.Digest, DiffID: src.DiffID, Name: name, Size: n,
-		Digest: digestOf(w.whole), SumsDigest: oci.DigestOf(sums),
+		Digest: digestOf(w.whole), SumsDigest: oci.DigestOf(sums), BlockSize: BlockSize,
 	}
 	return d, s.publish(out, d, sums)
 }

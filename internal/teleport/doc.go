@@ -23,7 +23,7 @@
 //
 //	_layers/NAME.vhd                        every disk, once
 //	_layers/NAME.json                       its record: sizes and digests
-//	_layers/NAME.sums                       the SHA-256 of each MiB of it
+//	_layers/NAME.sums                       the SHA-256 of each 256 KiB of it
 //	repositories/REPO/_layers/NAME.…        hard links to them, for each repository
 //
 // NAME is the layer's digest with "-" for ":", which SMB doesn't allow in names,

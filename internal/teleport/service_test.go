@@ -390,9 +390,46 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// Disks with sums of other blocks are those of another version, and are made again.
+func TestDisksOfAnotherVersion(t *testing.T) {
+	b := newBench(t, stored.Options{})
+	s := b.service(Options{})
+	start(t, s)
+	b.enable(s, repo)
+	b.push(repo, "v1", "amd64", layerTar("a/", "", "a/file", noise(1, 3<<20)))
+	old := b.ready(s, repo, "v1")[0]
+	for _, dir := range []string{s.share.pool(), s.share.layers(repo)} {
+		was := old
+		was.BlockSize = 0 // as records had it that didn't say
+		was.SumsDigest = oci.DigestOf([]byte("of each MiB"))
+		record, err := json.Marshal(was)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, content := range map[string][]byte{".json": record, sumsSuffix: []byte("of each MiB")} {
+			name = filepath.Join(dir, old.Name+name)
+			if err := errors.Join(os.Remove(name), os.WriteFile(name, content, 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	state, err := s.Find(t.Context(), repo, "v1", amd64)
+	if err != nil || state.Status != Absent {
+		t.Fatalf("%+v, %v", state, err)
+	}
+	if _, err := s.Start(t.Context(), repo, state.Image); err != nil {
+		t.Fatal(err)
+	}
+	again := b.ready(s, repo, "v1")[0]
+	b.check(repo, again)
+	if again != old {
+		t.Errorf("%+v, and then %+v", old, again)
+	}
+}
+
 // Records are read from a directory that others may write to.
 func FuzzRecord(f *testing.F) {
-	doc, err := json.Marshal(Disk{Layer: oci.DigestOf(nil), DiffID: oci.DigestOf(nil), Size: 3, Digest: oci.DigestOf(nil), SumsDigest: oci.DigestOf(nil)})
+	doc, err := json.Marshal(Disk{Layer: oci.DigestOf(nil), DiffID: oci.DigestOf(nil), Size: 3, Digest: oci.DigestOf(nil), SumsDigest: oci.DigestOf(nil), BlockSize: BlockSize})
 	if err != nil {
 		f.Fatal(err)
 	}

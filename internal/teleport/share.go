@@ -15,8 +15,9 @@ import (
 	"sluice/oci"
 )
 
-// BlockSize is how many bytes of a disk each of its sums is about.
-const BlockSize = 1 << 20
+// BlockSize is how many bytes of a disk each of its sums is about: what clients read,
+// and check, at a time.
+const BlockSize = 256 << 10
 
 // Disk is an expanded layer.
 type Disk struct {
@@ -24,10 +25,11 @@ type Disk struct {
 	DiffID oci.Digest `json:"diffID"` // of its tar
 
 	// Size is the file's in bytes, Digest its SHA-256, and SumsDigest that of the
-	// sums, which are the SHA-256 of its blocks, 32 bytes each.
+	// sums, which are the SHA-256 of its blocks of BlockSize bytes, 32 bytes each.
 	Size       int64      `json:"size"`
 	Digest     oci.Digest `json:"digest"`
 	SumsDigest oci.Digest `json:"sumsDigest"`
+	BlockSize  int64      `json:"blockSize"`
 
 	// Name is the file's without .vhd, not part of the record.
 	Name string `json:"-"`
@@ -105,8 +107,8 @@ func find(dir, name string) (Disk, bool, error) {
 		return Disk{}, false, err
 	}
 	d := Disk{}
-	if json.Unmarshal(doc, &d) != nil || d.Size != info.Size() {
-		return Disk{}, false, nil // as before: it is made again
+	if json.Unmarshal(doc, &d) != nil || d.Size != info.Size() || d.BlockSize != BlockSize {
+		return Disk{}, false, nil // as before, or another version made it: it is made again
 	}
 	d.Name = name
 	return d, true, nil

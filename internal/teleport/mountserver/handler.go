@@ -217,7 +217,7 @@ func (h *Handler) disks(ctx context.Context, m *mountapi.Mount, state teleport.S
 		disk, sums := d.Paths()
 		m.Layers = append(m.Layers, mountapi.Layer{
 			Digest: d.Layer, DiffID: d.DiffID, Size: d.Size, URL: share.JoinPath(disk).String(), Path: disk, VHDDigest: d.Digest,
-			Sums: &mountapi.Sums{Path: sums, Digest: d.SumsDigest, BlockSize: teleport.BlockSize},
+			Sums: &mountapi.Sums{Path: sums, Digest: d.SumsDigest, BlockSize: d.BlockSize},
 		})
 	}
 	return nil
