@@ -23,6 +23,8 @@ import (
 var levels = map[string]int{
 	"oci":                         0,
 	"internal/durable":            0,
+	"internal/journal":            0,
+	"internal/node/endpoint":      0,
 	"internal/erofs":              1,
 	"internal/layer":              1,
 	"internal/blob":               1,
@@ -74,6 +76,7 @@ var homes = map[string][]string{
 	"k8s.io/apimachinery":                    {"internal/kube/apiserver"},
 	"go.etcd.io/bbolt":                       {"internal/node/snapshot"},
 	"oras.land/oras-go":                      {"internal/remote"},
+	"github.com/coreos/go-systemd":           {"internal/journal"},
 	"github.com/Azure/azure-sdk-for-go":      {"internal/storage/azureblob"},
 	"github.com/minio/minio-go":              {"internal/storage/s3"},
 	"modernc.org/sqlite":                     {"internal/index"},

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"sluice/internal/node/cache"
+	"sluice/internal/node/endpoint"
 	"sluice/internal/node/happening"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
@@ -36,7 +37,7 @@ func serve(t *testing.T, usable control.Plane, events *happening.Log) daemon {
 		t.Fatal(err)
 	}
 	socket := filepath.Join(dir, "control.sock")
-	l, err := control.Listen(socket)
+	l, err := endpoint.Listen(socket)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"sluice/internal/blob"
 	"sluice/internal/node/cache"
+	"sluice/internal/node/endpoint"
 	"sluice/internal/node/hosts"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
@@ -332,7 +333,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	}()
 	d.images.Settled()
 	d.info.Snapshotter = filepath.Join(d.config.run, "snapshotter.sock")
-	snapshots, err := control.Listen(d.info.Snapshotter)
+	snapshots, err := endpoint.Listen(d.info.Snapshotter)
 	if err != nil {
 		return err
 	}
@@ -344,7 +345,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, snapshots.Close(), closeAny(kubelet))
 	}
-	controls, err := control.Listen(controlSocket(d.config.run))
+	controls, err := endpoint.Listen(controlSocket(d.config.run))
 	if err != nil {
 		return errors.Join(err, snapshots.Close(), closeAny(kubelet, metrics))
 	}
@@ -354,12 +355,12 @@ func (d *daemon) serve(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { events.Run(ctx) })
 	wg.Go(func() { cancel(snapshot.Serve(ctx, snapshots, sn)) })
-	wg.Go(func() { cancel(serveHTTP(ctx, controls, d.controlHandler())) })
+	wg.Go(func() { cancel(endpoint.Serve(ctx, controls, d.controlHandler())) })
 	if kubelet != nil {
 		wg.Go(func() { cancel(d.serveCRI(ctx, kubelet, events)) })
 	}
 	if metrics != nil {
-		wg.Go(func() { cancel(serveHTTP(ctx, metrics, d.metricsHandler())) })
+		wg.Go(func() { cancel(endpoint.Serve(ctx, metrics, d.metricsHandler())) })
 	}
 	wg.Go(func() { // what a crash left; containerd asks for it only when it has removed something
 		if err := sn.Cleanup(ctx); err != nil {

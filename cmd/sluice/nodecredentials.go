@@ -15,7 +15,7 @@ import (
 
 	"sluice/internal/node/credentials"
 	"sluice/internal/node/cri"
-	"sluice/internal/node/mount/control"
+	"sluice/internal/node/endpoint"
 	"sluice/internal/remote"
 )
 
@@ -101,7 +101,7 @@ func (d *daemon) listenCRI() (net.Listener, error) {
 	if to, err := filepath.Abs(d.config.credentials.cri); err != nil || to == socket {
 		return nil, fmt.Errorf("--cri-socket %s: that is where this daemon answers; name containerd's socket", to)
 	}
-	return control.Listen(socket)
+	return endpoint.Listen(socket)
 }
 
 // beginPull notes with which credential kubelet pulls an image, if any, and for

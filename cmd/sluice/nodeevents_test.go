@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"sluice/internal/node/endpoint"
 	"sluice/internal/node/happening"
 	"sluice/internal/node/hosts"
 	"sluice/internal/node/mount"
@@ -64,7 +65,7 @@ func TestEventsVerb(t *testing.T) {
 		t.Errorf("as XML: %d, %s", code, stderr)
 	}
 	log := happening.NewLog(4)
-	l, err := control.Listen(controlSocket(dir))
+	l, err := endpoint.Listen(controlSocket(dir))
 	if err != nil {
 		t.Fatal(err)
 	}

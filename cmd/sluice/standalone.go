@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"sluice/internal/node/endpoint"
 	"sluice/internal/node/mount/control"
 )
 
@@ -26,13 +27,13 @@ const (
 func (d *daemon) serveStandalone(ctx context.Context) error {
 	d.images.Settled()
 	for {
-		l, err := control.Listen(controlSocket(d.config.run))
+		l, err := endpoint.Listen(controlSocket(d.config.run))
 		if err != nil {
 			return err
 		}
 		serving, stop := context.WithCancel(ctx)
 		served := make(chan error, 1)
-		go func() { served <- serveHTTP(serving, l, d.controlHandler()) }()
+		go func() { served <- endpoint.Serve(serving, l, d.controlHandler()) }()
 		err = d.waitIdle(ctx)
 		// Requests that came meanwhile are still answered.
 		stop()

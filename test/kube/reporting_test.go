@@ -19,6 +19,7 @@ import (
 
 	"sluice/internal/kube"
 	"sluice/internal/node/cache"
+	"sluice/internal/node/endpoint"
 	"sluice/internal/node/happening"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
@@ -96,7 +97,7 @@ func (r *reporting) daemon(t *testing.T) (stop func()) {
 	if r.socket == "" {
 		r.socket = filepath.Join(t.TempDir(), "c.sock")
 	}
-	l, err := control.Listen(r.socket)
+	l, err := endpoint.Listen(r.socket)
 	must(t, err)
 	info := control.Info{Root: dir, Events: r.events, Plane: control.Plane{Name: "fuse"}}
 	server := &http.Server{Handler: control.Handler(m, &timeline.Recorder{}, info, slog.New(slog.DiscardHandler))}

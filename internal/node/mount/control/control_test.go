@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"sluice/internal/node/cache"
+	"sluice/internal/node/endpoint"
 	"sluice/internal/node/happening"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
@@ -38,7 +39,7 @@ func serve(t *testing.T, events *happening.Log) string {
 		t.Fatal(err)
 	}
 	socket := filepath.Join(dir, "control.sock")
-	l, err := control.Listen(socket)
+	l, err := endpoint.Listen(socket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +114,7 @@ func TestNoDaemon(t *testing.T) {
 		t.Errorf("no socket: %v", err)
 	}
 	dead := filepath.Join(dir, "dead.sock")
-	l, err := control.Listen(dead)
+	l, err := endpoint.Listen(dead)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,43 +122,10 @@ func TestNoDaemon(t *testing.T) {
 	if _, err := control.NewClient(dead).Status(t.Context()); !errors.Is(err, control.ErrNoDaemon) {
 		t.Errorf("a dead daemon's socket: %v", err)
 	}
-	if l, err = control.Listen(dead); err != nil {
+	if l, err = endpoint.Listen(dead); err != nil {
 		t.Fatalf("a dead daemon's socket is in the way: %v", err)
 	}
 	l.Close()
-}
-
-func TestListen(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "s", "control.sock")
-	l, err := control.Listen(socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	if fi, err := os.Stat(socket); err != nil || fi.Mode().Perm() != 0o600 {
-		t.Errorf("mode %v, %v; want 0600", fi.Mode(), err)
-	}
-	if second, err := control.Listen(socket); err == nil {
-		second.Close()
-		t.Error("two daemons listen on one socket")
-	}
-	if left, err := os.ReadDir(filepath.Dir(socket)); err != nil || len(left) != 1 {
-		t.Errorf("left over: %v, %v", left, err)
-	}
-}
-
-func TestListenKeepsFiles(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "precious")
-	if err := os.WriteFile(file, []byte("content"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if l, err := control.Listen(file); err == nil {
-		l.Close()
-		t.Error("a file was replaced by a socket")
-	}
-	if content, err := os.ReadFile(file); err != nil || string(content) != "content" {
-		t.Errorf("the file has %q, %v", content, err)
-	}
 }
 
 func TestStrangeDaemon(t *testing.T) {

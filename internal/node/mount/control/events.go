@@ -1,39 +1,22 @@
 package control
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
-	"net/url"
-	"strconv"
-	"time"
 
 	"sluice/internal/node/happening"
+	"sluice/internal/node/happening/feed"
 	"sluice/internal/node/mount"
 )
 
-const (
-	// heartbeat is how often a stream of events has a line at least.
-	heartbeat = 15 * time.Second
-	// silence is after how long without a line a follower gives up.
-	silence = 3 * heartbeat
-	// maxLine bounds a line, in bytes: an Event has at most some 8,000.
-	maxLine = 64 << 10
-)
-
 // Happening is one line of GET /v1/events.
-type Happening struct {
-	// Lost, if not 0, is how many events the reader has missed, and there's no
-	// Event.
-	Lost uint64 `json:"lost,omitempty"`
-	happening.Event
-}
+type Happening = feed.Line
+
+// maxSwitch bounds the body of PUT /v1/streaming, in bytes.
+const maxSwitch = 64 << 10
 
 // streamingRequest is the body of PUT /v1/streaming.
 type streamingRequest struct {
@@ -44,30 +27,10 @@ type streamingRequest struct {
 // handleEvents answers what reporters ask: events, if there are any to tell, and
 // the switch.
 func handleEvents(mux *http.ServeMux, m *mount.Manager, events *happening.Log, log *slog.Logger) {
-	mux.HandleFunc("GET /v1/events", func(w http.ResponseWriter, r *http.Request) {
-		if events == nil {
-			reply(w, http.StatusNotImplemented, Error{Message: "this daemon serves no containers of containerd, and tells of no events"}, log)
-			return
-		}
-		after, err := happening.ParseCursor(r.URL.Query().Get("after"))
-		follow := false
-		if v := r.URL.Query().Get("follow"); v != "" && err == nil {
-			if follow, err = strconv.ParseBool(v); err != nil {
-				err = fmt.Errorf("follow=%.20q: it's true or false", v)
-			}
-		}
-		if err != nil {
-			reply(w, http.StatusBadRequest, Error{Message: err.Error()}, log)
-			return
-		}
-		w.Header().Set("Content-Type", "application/x-ndjson")
-		if err := writeEvents(r.Context(), w, events, after, follow); err != nil {
-			log.Debug("a reader of events went away", "error", err)
-		}
-	})
+	mux.Handle("GET /v1/events", feed.Handler(events, log))
 	mux.HandleFunc("PUT /v1/streaming", func(w http.ResponseWriter, r *http.Request) {
 		var req streamingRequest
-		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxLine))
+		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxSwitch))
 		d.DisallowUnknownFields()
 		err := d.Decode(&req)
 		if err == nil && req.Enabled == nil {
@@ -82,116 +45,20 @@ func handleEvents(mux *http.ServeMux, m *mount.Manager, events *happening.Log, l
 	})
 }
 
-// writeEvents writes the events after a cursor, and with follow those to come,
-// until ctx or the log ends.
-func writeEvents(ctx context.Context, w http.ResponseWriter, log *happening.Log, after happening.Cursor, follow bool) error {
-	control, e := http.NewResponseController(w), json.NewEncoder(w)
-	for {
-		if follow { // at first, so that who follows knows that it does
-			if err := control.Flush(); err != nil {
-				return err
-			}
-		}
-		var events []happening.Event
-		var lost uint64
-		var err error
-		if follow {
-			wait, stop := context.WithTimeout(ctx, heartbeat)
-			events, lost, err = log.Follow(wait, after)
-			stop()
-		} else {
-			events, lost = log.After(after)
-		}
-		switch {
-		case errors.Is(err, happening.ErrClosed):
-			return nil
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err != nil: // nothing happened for a while
-			if _, err := io.WriteString(w, "\n"); err != nil {
-				return err
-			}
-		}
-		if lost > 0 {
-			if err := e.Encode(map[string]uint64{"lost": lost}); err != nil {
-				return err
-			}
-		}
-		for _, event := range events {
-			if err := e.Encode(event); err != nil {
-				return err
-			}
-			after = event.Cursor()
-		}
-		if !follow {
-			return nil
-		}
-	}
+// Events calls fn for each event after a cursor, as feed.Follow does.
+func (c *Client) Events(ctx context.Context, after string, follow bool, fn func(Happening) error) error {
+	return feed.Follow(ctx, c.get, after, follow, fn)
 }
 
-// Events calls fn for each event after a cursor (see happening.Cursor; "" is
-// before the oldest), and with follow for those to come, until ctx, the daemon or
-// the connection ends, or fn fails. Events of kinds that this program doesn't
-// know are passed on. It's nil only without follow: a daemon that ends is
-// io.ErrUnexpectedEOF, as a cut connection is, and one that falls silent another
-// error.
-func (c *Client) Events(ctx context.Context, after string, follow bool, fn func(Happening) error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	silent := time.AfterFunc(silence, func() { cancel(fmt.Errorf("node daemon: nothing came for %v", silence)) })
-	defer silent.Stop()
-	query := url.Values{"after": {after}, "follow": {strconv.FormatBool(follow)}}
-	resp, err := c.send(ctx, http.MethodGet, "/v1/events?"+query.Encode(), nil)
-	if err != nil {
-		return because(ctx, err)
+// get sends a request without a body. An answer other than 2xx is an error.
+func (c *Client) get(ctx context.Context, path string) (*http.Response, error) {
+	resp, err := c.send(ctx, http.MethodGet, path, nil)
+	if err != nil || resp.StatusCode/100 == 2 {
+		return resp, err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode/100 != 2 {
-		_, err := readBody(resp)
-		return because(ctx, err)
-	}
-	lines := bufio.NewReaderSize(resp.Body, maxLine)
-	for {
-		silent.Reset(silence)
-		line, err := lines.ReadSlice('\n')
-		silent.Stop() // fn may take its time
-		switch {
-		case errors.Is(err, bufio.ErrBufferFull):
-			return fmt.Errorf("node daemon's events: a line has more than %d bytes", maxLine)
-		case err == io.EOF && len(line) == 0 && !follow:
-			return nil
-		case err == io.EOF:
-			return io.ErrUnexpectedEOF
-		case err != nil:
-			return because(ctx, fmt.Errorf("node daemon's events: %w", err))
-		}
-		if len(bytes.TrimSpace(line)) == 0 {
-			continue
-		}
-		var h Happening
-		if err := json.Unmarshal(line, &h); err != nil {
-			return fmt.Errorf("node daemon's events: %w: %.200q", err, line)
-		}
-		if h.Lost == 0 && (h.Seq == 0 || h.Kind == "") {
-			return fmt.Errorf("node daemon's events: what isn't one: %.200q", line)
-		}
-		if h.Lost > 0 {
-			h.Event = happening.Event{}
-		} else if _, err := happening.ParseCursor(h.Cursor().String()); err != nil {
-			return fmt.Errorf("node daemon's events: %w", err)
-		}
-		if err := fn(h); err != nil {
-			return err
-		}
-	}
-}
-
-// because returns why ctx ended if it has, and err otherwise.
-func because(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return err
+	_, err = readBody(resp)
+	return nil, err
 }
 
 // SetStreaming switches streaming of new images off, and says why, or on again.

@@ -1,4 +1,8 @@
-package control
+// Package endpoint is where daemons of this machine answer: unix sockets that only
+// their user can open, and HTTP on a listener until the daemon ends. What is asked
+// there is for others to say: packages mount/control and disks/control, snapshot
+// and cri.
+package endpoint
 
 import (
 	"errors"
