@@ -42,6 +42,7 @@ var levels = map[string]int{
 	"internal/convert":            3,
 	"internal/node/cache":         3,
 	"internal/node/plane":         3,
+	"internal/node/smb":           3,
 	"internal/node/timeline":      3,
 	"internal/node/happening":     3,
 	"internal/operation":          3,

@@ -1,0 +1,69 @@
+package smbmem
+
+import (
+	"errors"
+	"io/fs"
+	"testing"
+	"time"
+
+	"sluice/internal/node/smb"
+	"sluice/internal/node/smb/smbtest"
+)
+
+// server is a Server as the suite has it.
+type server struct{ *Server }
+
+func (s server) Truncate(path string, size int64) {
+	s.Alter(path, func(data []byte) []byte { return data[:size] })
+}
+
+func (s server) Login() smb.Login {
+	return smb.Login{Server: "memory", Share: "share", Username: "user", Password: "password"}
+}
+
+func (s server) Stop()                         { s.Down() }
+func (s server) Start()                        { s.Up() }
+func (s server) Share(o smb.Options) smb.Share { return s.Server.Share(o) }
+
+func TestShare(t *testing.T) {
+	smbtest.Run(t, func(*testing.T) smbtest.Server {
+		s := New(nil)
+		s.Accept("password")
+		s.Name("share")
+		return server{s}
+	})
+}
+
+// What the server does to its readers when it is told to.
+func TestFaults(t *testing.T) {
+	s := New(map[string][]byte{"disk": []byte("content")})
+	share := s.Share(smb.Options{Timeout: 300 * time.Millisecond})
+	defer share.Close()
+	read := func() (string, error) {
+		content, err := share.ReadFile(t.Context(), "disk", 100)
+		return string(content), err
+	}
+	if got, err := read(); got != "content" {
+		t.Errorf("%q, %v", got, err)
+	}
+	s.Alter("disk", func(data []byte) []byte { return append(data, " and more"...) })
+	if got, err := read(); got != "content and more" {
+		t.Errorf("%q, %v", got, err)
+	}
+	s.Mute()
+	if got, err := read(); !errors.Is(err, smb.ErrUnreachable) {
+		t.Errorf("while it says nothing: %q, %v", got, err)
+	}
+	s.Up()
+	s.Remove("disk")
+	if got, err := read(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("removed: %q, %v", got, err)
+	}
+	s.Put("disk", []byte("content"))
+	const delay = 20 * time.Millisecond
+	s.Delay(delay)
+	began, before := time.Now(), s.Requests()
+	if got, err := read(); got != "content" || time.Since(began) < 2*delay || s.Requests() < before+2 || s.Connects() < 2 {
+		t.Errorf("after %v: %q, %v; %d requests, %d connects", time.Since(began), got, err, s.Requests()-before, s.Connects())
+	}
+}
