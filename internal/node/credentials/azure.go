@@ -20,7 +20,8 @@ import (
 // metadata service, is exchanged at the registry for a refresh token
 // (docs/AAD-OAuth.md of Azure/acr), with which the registry's client gets its
 // tokens. It is for Azure's registries, *.azurecr.io and those of its other
-// clouds, and for hosts that the operator names. Use NewAzure.
+// clouds, and for hosts that the operator names. With azure.json, the identity may
+// be a service principal as well, whose token is Azure's directory's. Use NewAzure.
 type Azure struct {
 	opts   AzureOptions
 	client *http.Client
@@ -32,6 +33,11 @@ type Azure struct {
 type AzureOptions struct {
 	// ClientID says which, on a machine with several identities.
 	ClientID string
+
+	// Config is the path of azure.json, which then says which identity it is,
+	// instead of ClientID. It's read whenever a token is needed, so it needn't be
+	// there yet, and may change. Empty: there's none.
+	Config string
 
 	// Hosts are further registries that take the identity, such as one of
 	// Sluice whose configuration names the tenant as an issuer. They see a
@@ -45,6 +51,10 @@ type AzureOptions struct {
 
 	// IMDS is where the metadata service is; default http://169.254.169.254.
 	IMDS string
+
+	// Login is where a service principal's token is had; default: what the cloud
+	// that Config names has, such as https://login.microsoftonline.com.
+	Login string
 
 	// Transport carries requests to registries. Nil: http.DefaultTransport.
 	Transport http.RoundTripper
@@ -89,7 +99,12 @@ func NewAzure(o AzureOptions) *Azure {
 }
 
 // Name implements Source.
-func (*Azure) Name() string { return "Azure managed identity" }
+func (a *Azure) Name() string {
+	if a.opts.Config != "" {
+		return "Azure identity of " + a.opts.Config
+	}
+	return "Azure managed identity"
+}
 
 // Credential implements Source.
 func (a *Azure) Credential(ctx context.Context, req Request) (remote.Credential, time.Time, error) {
@@ -119,9 +134,9 @@ func (a *Azure) resource(host string) string {
 
 func (a *Azure) ask(ctx context.Context, req Request) (got[remote.Credential], error) {
 	var none got[remote.Credential]
-	token, err := a.machine(ctx, a.resource(req.Host))
+	token, err := a.identity(ctx, a.resource(req.Host))
 	if err != nil {
-		return none, fmt.Errorf("the machine's identity: %w", err)
+		return none, err
 	}
 	form := url.Values{"grant_type": {"access_token"}, "service": {req.Host}, "access_token": {token}}
 	if tenant := claimsOf(token).Tenant; tenant != "" {
@@ -153,18 +168,47 @@ func (a *Azure) ask(ctx context.Context, req Request) (got[remote.Credential], e
 	}, nil
 }
 
-// machine returns the machine's token for a resource. The metadata service keeps
-// it and renews it in time.
-func (a *Azure) machine(ctx context.Context, resource string) (string, error) {
+// identity returns the token of whoever this node is, for a resource.
+func (a *Azure) identity(ctx context.Context, resource string) (string, error) {
+	id := a.opts.ClientID
+	if a.opts.Config != "" {
+		c, err := readAzureConfig(a.opts.Config)
+		if err != nil {
+			return "", err
+		}
+		if !c.UseIdentity {
+			token, err := a.principal(ctx, c, resource)
+			if err != nil {
+				return "", fmt.Errorf("the service principal: %w", err)
+			}
+			return token, nil
+		}
+		id = c.IdentityID
+	}
+	token, err := a.machine(ctx, id, resource)
+	if err != nil {
+		return "", fmt.Errorf("the machine's identity: %w", err)
+	}
+	return token, nil
+}
+
+// machine returns the token of one of the machine's identities, the only one if
+// it's "", for a resource. The metadata service keeps it and renews it in time.
+func (a *Azure) machine(ctx context.Context, id, resource string) (string, error) {
 	q := url.Values{"api-version": {"2018-02-01"}, "resource": {resource}}
-	if a.opts.ClientID != "" {
-		q.Set("client_id", a.opts.ClientID)
+	if id != "" {
+		q.Set("client_id", id)
 	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(a.opts.IMDS, "/")+"/metadata/identity/oauth2/token?"+q.Encode(), nil)
 	if err != nil {
 		return "", err
 	}
 	r.Header.Set("Metadata", "true")
+	return a.token(r)
+}
+
+// token asks for an access token.
+func (a *Azure) token(r *http.Request) (string, error) {
 	var answer struct {
 		AccessToken string `json:"access_token"`
 	}
@@ -172,7 +216,7 @@ func (a *Azure) machine(ctx context.Context, resource string) (string, error) {
 		return "", err
 	}
 	if answer.AccessToken == "" {
-		return "", errors.New("the metadata service's answer has no token")
+		return "", errors.New("the answer has no token")
 	}
 	return answer.AccessToken, nil
 }

@@ -10,7 +10,7 @@
 //	Plugins      kubelet's credential-provider plugins
 //	Docker       docker's configuration and credential helpers
 //	PullSecrets  Kubernetes pull secrets, as files
-//	Azure        the machine's managed identity
+//	Azure        the machine's managed identity, or a service principal
 //
 // # Refused, expired, revoked
 //

@@ -175,6 +175,14 @@ func (c *cloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		reply(w, map[string]string{"access_token": c.token(r.URL.Query().Get("resource")), "token_type": "Bearer"})
+	case "/tenant/oauth2/v2.0/token": // of the directory, for service principals
+		c.asked = append(c.asked, r)
+		if r.PostFormValue("grant_type") != "client_credentials" || r.PostFormValue("client_id") != "principal" || r.PostFormValue("client_secret") != "s3cret" {
+			w.WriteHeader(http.StatusUnauthorized)
+			reply(w, map[string]string{"error": "invalid_client", "error_description": "AADSTS7000215: Invalid client secret provided."})
+			return
+		}
+		reply(w, map[string]string{"access_token": c.token(strings.TrimSuffix(r.PostFormValue("scope"), ".default")), "token_type": "Bearer"})
 	default:
 		http.NotFound(w, r)
 	}
