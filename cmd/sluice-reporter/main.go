@@ -103,7 +103,7 @@ func (f *flags) registerNode(cmd *cobra.Command) {
 	s.StringVar(&f.node, "node", os.Getenv("NODE_NAME"), "this node's `NAME` in the cluster\n(default: environment variable NODE_NAME)")
 	s.Lookup("node").DefValue = ""
 	s.StringVar(&f.kubeconfig, "kubeconfig", "", "`FILE` that says where the API server is and who asks\n(default: the pod's service account)")
-	s.StringVar(&f.label, "node-label", kube.DefaultLabel, "label `KEY` that the node has, \"true\", while it streams;\nempty: none")
+	s.StringVar(&f.label, "node-label", kube.Streaming().Label, "label `KEY` that the node has, \"true\", while it streams;\nempty: none")
 }
 
 // checkNode says what is wrong with the flags of registerNode.
@@ -149,7 +149,7 @@ func (f *flags) open(w io.Writer) (*slog.Logger, error) {
 // run reports until ctx ends.
 func (f *flags) run(ctx context.Context, cluster kube.Cluster, log *slog.Logger) error {
 	reporter := kube.New(kube.Options{
-		Cluster: cluster, Daemon: daemon{control.NewClient(f.socket)}, Node: f.node, State: f.state,
+		Cluster: cluster, Daemon: daemon{control.NewClient(f.socket)}, Feature: kube.Streaming(), Node: f.node, State: f.state,
 		Label: f.label, OptOutLabel: f.optOut, Grace: f.grace, Rate: f.rate, Burst: f.burst, Log: log,
 	})
 	stop, err := serveHealth(f.health, reporter.Ready, log)

@@ -112,14 +112,15 @@ type Condition struct {
 
 // Event is an Event object about a pod.
 type Event struct {
-	Name    string // in the pod's namespace
-	Pod     PodRef
-	Field   string // which part of the pod, as in Pod.Fields; "": the whole pod
-	Node    string // that tells
-	Warning bool   // otherwise it's Normal
-	Reason  string
-	Message string // at most MaxMessage bytes
-	Time    time.Time
+	Component string // who tells
+	Name      string // in the pod's namespace
+	Pod       PodRef
+	Field     string // which part of the pod, as in Pod.Fields; "": the whole pod
+	Node      string // that tells
+	Warning   bool   // otherwise it's Normal
+	Reason    string
+	Message   string // at most MaxMessage bytes
+	Time      time.Time
 }
 
 // MaxMessage is how long an Event's message may be, in bytes: that an API server

@@ -12,6 +12,10 @@
 //   - the node's label kubernetes.azure.com/artifactstreaming-enabled=true, while
 //     the daemon answers and streams.
 //
+// That is for sluice node. A Feature says what is said in which words: teleportd's
+// Events are from component "teleportd", there's no condition, and its label is
+// another.
+//
 // The other way around, the node's label sluice.dev/artifact-streaming=false has
 // the daemon stream nothing new. Cluster is what is asked of an API server, Daemon
 // what is asked of the daemon, and Reporter does the work. Package apiserver is a

@@ -204,8 +204,8 @@ func inBubble(t *testing.T, test func(t *testing.T, b *bed)) {
 		b.cluster = &troubled{Cluster: b.memory}
 		b.memory.AddNode(node, map[string]string{"kubernetes.io/os": "linux"})
 		b.opts = kube.Options{
-			Cluster: b.cluster, Daemon: b.daemon, Node: node, State: dir + "/reporter.json",
-			Label: kube.DefaultLabel, OptOutLabel: kube.DefaultOptOutLabel, Grace: kube.DefaultGrace,
+			Cluster: b.cluster, Daemon: b.daemon, Feature: kube.Streaming(), Node: node, State: dir + "/reporter.json",
+			Label: kube.Streaming().Label, OptOutLabel: kube.DefaultOptOutLabel, Grace: kube.DefaultGrace,
 			Rate: kube.DefaultRate, Burst: kube.DefaultBurst, Log: slog.New(slog.NewTextHandler(&b.log, nil)),
 		}
 		b.daemon.start()

@@ -29,12 +29,13 @@ type line struct {
 // reporter tells the API server of events, one after the other. One goroutine
 // owns it.
 type reporter struct {
-	ask   *asker
-	node  string
-	file  string // for the state; "": it isn't saved
-	log   *slog.Logger
-	state *state
-	dirty time.Time // since when the state isn't saved; zero: it is
+	ask     *asker
+	feature Feature
+	node    string
+	file    string // for the state; "": it isn't saved
+	log     *slog.Logger
+	state   *state
+	dirty   time.Time // since when the state isn't saved; zero: it is
 }
 
 // run tells of what comes by lines until ctx ends. It's in order, and each is
@@ -113,7 +114,7 @@ func (r *reporter) save() {
 
 // event tells of one event. Its error is that of ctx.
 func (r *reporter) event(ctx context.Context, e happening.Event) error {
-	reason := eventReason(e)
+	reason := r.feature.eventReason(e)
 	if reason == "" || e.Pod.UID == "" || e.Pod.Name == "" || e.Pod.Namespace == "" {
 		return nil // of no pod, or of a kind that a newer daemon knows
 	}
@@ -165,8 +166,8 @@ func (r *reporter) flush(ctx context.Context) error {
 // create makes the Event of e.
 func (r *reporter) create(ctx context.Context, p *pod, t *telling, e happening.Event) error {
 	object := Event{
-		Name: eventName(e), Pod: p.Ref, Field: p.Fields[e.Container], Node: r.node, Warning: !e.Streamed,
-		Reason: eventReason(e), Message: eventMessage(e), Time: e.Time,
+		Component: r.feature.Component, Name: eventName(e), Pod: p.Ref, Field: p.Fields[e.Container], Node: r.node, Warning: !e.Streamed,
+		Reason: r.feature.eventReason(e), Message: r.feature.eventMessage(e), Time: e.Time,
 	}
 	err := r.ask.do(ctx, func(ctx context.Context) error { return r.ask.cluster.CreateEvent(ctx, object) })
 	switch {
@@ -182,7 +183,7 @@ func (r *reporter) create(ctx context.Context, p *pod, t *telling, e happening.E
 
 // repeat says in the Event of t that it happened again.
 func (r *reporter) repeat(ctx context.Context, p *pod, t *telling) error {
-	repeat := Repeat{Namespace: p.Ref.Namespace, Name: t.Name, Count: t.Count, Last: t.Last.Time, Message: eventMessage(t.Last)}
+	repeat := Repeat{Namespace: p.Ref.Namespace, Name: t.Name, Count: t.Count, Last: t.Last.Time, Message: r.feature.eventMessage(t.Last)}
 	err := r.ask.do(ctx, func(ctx context.Context) error { return r.ask.cluster.RepeatEvent(ctx, repeat) })
 	switch {
 	case ctx.Err() != nil:
@@ -190,15 +191,15 @@ func (r *reporter) repeat(ctx context.Context, p *pod, t *telling) error {
 	case errors.Is(err, ErrNotFound): // expired, or was refused when it was to be made
 		return r.create(ctx, p, t, t.Last)
 	case err != nil:
-		r.ask.refuse("an Event isn't counted on", err, "pod", p.Ref, "reason", eventReason(t.Last))
+		r.ask.refuse("an Event isn't counted on", err, "pod", p.Ref, "reason", r.feature.eventReason(t.Last))
 	}
 	t.Told, t.At = t.Count, time.Now()
 	r.changed()
 	return nil
 }
 
-// condition sets the pod's condition to what it's now that e has happened. Its
-// error is that of ctx.
+// condition sets the pod's condition, if it's to have one, to what it's now that e
+// has happened. Its error is that of ctx.
 func (r *reporter) condition(ctx context.Context, p *pod, e happening.Event) error {
 	if len(p.Containers) >= maxContainers {
 		return nil
@@ -224,6 +225,9 @@ func (r *reporter) condition(ctx context.Context, p *pod, e happening.Event) err
 			return nil
 		}
 		p.Fields, p.Condition = found.Fields, found.Condition
+	}
+	if !r.feature.Condition {
+		return nil
 	}
 	next := judge(p.Containers)
 	if next.Status == p.Condition.Status && next.Reason == p.Condition.Reason && next.Message == p.Condition.Message {

@@ -43,6 +43,35 @@ func TestReport(t *testing.T) {
 	})
 }
 
+// What pods say of teleportd: Events that name it and the container, no condition.
+func TestReportOfTeleport(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bed) {
+		b.stop()
+		b.opts.Feature = kube.Teleport()
+		b.opts.Label, b.opts.OptOutLabel, b.opts.State = b.opts.Feature.Label, "", ""
+		b.run()
+		p := b.pod("web-0")
+		b.daemon.add(pulling(p), streamed(p, "main"), ordinary(p, "setup", "NoStreamingArtifact"))
+		b.wait(time.Second)
+		b.want(
+			`shop/web-0  Normal Pulling ×1 Pulling image "r.test/app:1" with Teleport`,
+			`shop/web-0 spec.containers{main} Normal Pulled ×1 Successfully pulled image "r.test/app:1" (teleported) in 412ms: 100 of 2000 bytes`,
+			`shop/web-0 spec.initContainers{setup} Warning NotTeleported ×1 Image "r.test/big:2" was not teleported: NoStreamingArtifact: there's nothing. Convert it: sluice artifact-streaming create IMAGE`,
+		)
+		for _, e := range b.memory.Events() {
+			if e.Event.Component != "teleportd" {
+				t.Errorf("an Event is from %q", e.Event.Component)
+			}
+		}
+		if c, n := b.condition(p); n != 0 {
+			t.Errorf("the pod has the condition %+v", c)
+		}
+		if labels := b.memory.Node(node); labels["kubernetes.azure.com/enable-acr-teleport-plugin"] != "true" {
+			t.Errorf("the node's labels are %v", labels)
+		}
+	})
+}
+
 // A pod's condition is that of its worst container, and changes when they do.
 func TestConditionOfSeveralContainers(t *testing.T) {
 	inBubble(t, func(t *testing.T, b *bed) {

@@ -13,7 +13,6 @@ import (
 
 // Defaults of Options.
 const (
-	DefaultLabel       = "kubernetes.azure.com/artifactstreaming-enabled"
 	DefaultOptOutLabel = "sluice.dev/artifact-streaming"
 	DefaultGrace       = time.Minute
 	DefaultRate        = 10
@@ -24,13 +23,15 @@ const (
 type Options struct {
 	Cluster Cluster
 	Daemon  Daemon
-	Node    string // its name in the cluster
+	Feature Feature // what the daemon does; required
+	Node    string  // its name in the cluster
 
 	// State is a file for what is remembered over a restart; "": nothing is, and
 	// it's told anew, mostly to the same effect.
 	State string
 
-	// Label is the node's label that is "true" while the node streams; "": none.
+	// Label is the node's label that is "true" while the daemon does that, in
+	// general the Feature's own; "": none.
 	Label string
 	// OptOutLabel is the node's label that, if it's "false", switches streaming
 	// off; "": none does.
@@ -78,7 +79,7 @@ func (r *Reporter) Run(ctx context.Context) error {
 	}
 	r.state.set(daemonState{since: time.Now()})
 	lines := make(chan line)
-	report := &reporter{ask: r.ask, node: r.opts.Node, file: r.opts.State, log: r.opts.Log, state: remembered}
+	report := &reporter{ask: r.ask, feature: r.opts.Feature, node: r.opts.Node, file: r.opts.State, log: r.opts.Log, state: remembered}
 	follow := &follower{daemon: r.opts.Daemon, cursor: remembered.cursor(), state: r.state, log: r.opts.Log}
 	stew := &steward{ask: r.ask, daemon: r.opts.Daemon, opts: r.opts, log: r.opts.Log, state: r.state, labels: r.labels}
 	group, gctx := errgroup.WithContext(ctx)

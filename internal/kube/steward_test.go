@@ -10,7 +10,7 @@ import (
 )
 
 // label returns the node's label: "" if it has none.
-func (b *bed) label() string { return b.memory.Node(node)[kube.DefaultLabel] }
+func (b *bed) label() string { return b.memory.Node(node)[kube.Streaming().Label] }
 
 // The node has its label while it streams.
 func TestNodeLabel(t *testing.T) {
@@ -39,7 +39,7 @@ func TestNodeLabel(t *testing.T) {
 		b.daemon.stop()
 		b.wait(2 * time.Minute)
 		want("the daemon is away for two minutes", "")
-		if _, ok := b.memory.Node(node)[kube.DefaultLabel]; ok {
+		if _, ok := b.memory.Node(node)[kube.Streaming().Label]; ok {
 			t.Error("the label is there, and empty")
 		}
 		b.daemon.start()

@@ -15,27 +15,26 @@ import (
 
 // Reasons of Events, and of a condition that is False.
 const (
-	reasonPulling     = "Pulling"
-	reasonPulled      = "Pulled"
-	reasonNotStreamed = "NotStreamed"
-	reasonStreamed    = "Streamed"
+	reasonPulling  = "Pulling"
+	reasonPulled   = "Pulled"
+	reasonStreamed = "Streamed"
 )
 
 // eventReason returns the reason of the Event that tells of e, "" if none does.
-func eventReason(e happening.Event) string {
+func (f Feature) eventReason(e happening.Event) string {
 	switch {
 	case e.Kind == happening.Pulling && e.Streamed:
 		return reasonPulling
 	case e.Kind == happening.Started && e.Streamed:
 		return reasonPulled
 	case e.Kind == happening.Started:
-		return reasonNotStreamed
+		return f.notReason
 	}
 	return ""
 }
 
 // eventMessage returns the message of the Event that tells of e.
-func eventMessage(e happening.Event) string {
+func (f Feature) eventMessage(e happening.Event) string {
 	image := `"` + e.Image + `"`
 	here := ""
 	if e.BytesTotal > 0 {
@@ -43,14 +42,14 @@ func eventMessage(e happening.Event) string {
 	}
 	switch {
 	case e.Kind == happening.Pulling:
-		return clip("Pulling image "+image+" with artifact streaming", MaxMessage)
+		return clip("Pulling image "+image+" with "+f.how, MaxMessage)
 	case !e.Streamed:
-		return whyNot("Image "+image+" was not streamed", e.Reason, e.Message, e.Remedy)
+		return whyNot("Image "+image+" was not "+f.done, e.Reason, e.Message, e.Remedy)
 	case e.Present || e.Duration <= 0:
-		return clip("Image "+image+" is on this node already (streamed)", MaxMessage-len(here)) + here
+		return clip("Image "+image+" is on this node already ("+f.done+")", MaxMessage-len(here)) + here
 	}
 	here = fmt.Sprintf(" in %v%s", e.Duration.Round(time.Millisecond), here)
-	return clip("Successfully pulled image "+image+" (streamed)", MaxMessage-len(here)) + here
+	return clip("Successfully pulled image "+image+" ("+f.done+")", MaxMessage-len(here)) + here
 }
 
 // whyNot returns a sentence of at most MaxMessage bytes: "WHAT: REASON: MESSAGE.

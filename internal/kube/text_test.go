@@ -22,7 +22,7 @@ func TestTextsFit(t *testing.T) {
 			{Kind: happening.Started, Streamed: true, Present: true, BytesTotal: 1 << 60}, {Kind: happening.Started},
 		} {
 			e.Image, e.Reason, e.Message, e.Remedy = s, s, s, s
-			got := eventMessage(e)
+			got := Streaming().eventMessage(e)
 			if len(got) > MaxMessage || got == "" || utf8.ValidString(s) && !utf8.ValidString(got) {
 				t.Errorf("%d bytes of %+.50v: %.100q", len(got), e, got)
 			}
@@ -52,8 +52,23 @@ func TestEventMessage(t *testing.T) {
 		`Image "a" was not streamed: Disabled: it asked (twice) ... on two lines.`: {Kind: happening.Started, Reason: "Disabled", Message: "it asked (twice) ...\n on two lines."},
 	} {
 		e.Image = "a"
-		if got := eventMessage(e); got != want {
+		if got := Streaming().eventMessage(e); got != want {
 			t.Errorf("message %s\nwant    %s", got, want)
+		}
+	}
+}
+
+// The same in the words of teleportd.
+func TestTeleportMessage(t *testing.T) {
+	for want, e := range map[string]happening.Event{
+		`Pulling: Pulling image "a" with Teleport`:                                              {Kind: happening.Pulling, Streamed: true},
+		`Pulled: Successfully pulled image "a" (teleported) in 1.5s: 5 of 10 bytes`:             {Kind: happening.Started, Streamed: true, Duration: 1500 * time.Millisecond, BytesHere: 5, BytesTotal: 10},
+		`Pulled: Image "a" is on this node already (teleported): 0 of 10 bytes`:                 {Kind: happening.Started, Streamed: true, Present: true, BytesTotal: 10},
+		`NotTeleported: Image "a" was not teleported: ConversionPending: it expands. Ask again`: {Kind: happening.Started, Reason: "ConversionPending", Message: "it expands", Remedy: "ask again"},
+	} {
+		e.Image = "a"
+		if got := Teleport().eventReason(e) + ": " + Teleport().eventMessage(e); got != want {
+			t.Errorf("%s\nwant %s", got, want)
 		}
 	}
 }

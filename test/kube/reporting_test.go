@@ -152,7 +152,7 @@ func (r *reporting) label(t *testing.T) string {
 		Metadata struct{ Labels map[string]string }
 	}
 	must(t, r.API.Do(t.Context(), http.MethodGet, "/api/v1/nodes/"+r.node, nil, &node))
-	return node.Metadata.Labels[kube.DefaultLabel]
+	return node.Metadata.Labels[kube.Streaming().Label]
 }
 
 // makePod makes a pod on the node, where nobody runs it, with an init, an
@@ -243,11 +243,11 @@ func (r *reporting) readEvent(t *testing.T, namespace, name string) (kube.Event,
 	}
 	must(t, r.API.Do(t.Context(), http.MethodGet, "/api/v1/namespaces/"+namespace+"/events/"+name, nil, &e))
 	o := e.InvolvedObject
-	if o.Kind != "Pod" || e.Source.Component != "sluice" {
+	if o.Kind != "Pod" {
 		t.Errorf("the event is %+v", e)
 	}
 	return kube.Event{
-			Name: name, Pod: kube.PodRef{Namespace: o.Namespace, Name: o.Name, UID: o.UID}, Field: o.FieldPath, Node: e.Source.Host,
+			Component: e.Source.Component, Name: name, Pod: kube.PodRef{Namespace: o.Namespace, Name: o.Name, UID: o.UID}, Field: o.FieldPath, Node: e.Source.Host,
 			Warning: e.Type == "Warning", Reason: e.Reason, Message: e.Message, Time: e.FirstTimestamp.UTC(),
 		}, kube.Repeat{
 			Namespace: namespace, Name: name, Count: e.Count, Last: e.LastTimestamp.UTC(), Message: e.Message,

@@ -14,9 +14,6 @@ import (
 	"sluice/internal/kube"
 )
 
-// component is who Events are from.
-const component = "sluice"
-
 // CreateEvent implements kube.Cluster.
 func (c *Cluster) CreateEvent(ctx context.Context, e kube.Event) error {
 	kind := corev1.EventTypeNormal
@@ -31,8 +28,8 @@ func (c *Cluster) CreateEvent(ctx context.Context, e kube.Event) error {
 			APIVersion: "v1", Kind: "Pod", Namespace: e.Pod.Namespace, Name: e.Pod.Name, UID: types.UID(e.Pod.UID), FieldPath: e.Field,
 		},
 		Reason: e.Reason, Message: e.Message, Type: kind,
-		Source:              corev1.EventSource{Component: component, Host: e.Node},
-		ReportingController: component, ReportingInstance: e.Node,
+		Source:              corev1.EventSource{Component: e.Component, Host: e.Node},
+		ReportingController: e.Component, ReportingInstance: e.Node,
 		FirstTimestamp: at, LastTimestamp: at, Count: 1,
 	}
 	return c.do(ctx, http.MethodPost, namespacePath(e.Pod.Namespace)+"/events", "application/json", object, nil)

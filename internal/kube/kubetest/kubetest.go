@@ -69,7 +69,7 @@ func wantNone(t *testing.T, err error) {
 func testEvent(t *testing.T, b Bench, name string) {
 	ctx := t.Context()
 	e := kube.Event{
-		Name: name, Pod: kube.PodRef{Namespace: "default", Name: "any", UID: "u-1"}, Field: "spec.initContainers{setup}", Node: b.Node,
+		Component: "sluice", Name: name, Pod: kube.PodRef{Namespace: "default", Name: "any", UID: "u-1"}, Field: "spec.initContainers{setup}", Node: b.Node,
 		Warning: true, Reason: "NotStreamed", Message: `Image "ü" …`, Time: noon(),
 	}
 	wantNone(t, b.Cluster.CreateEvent(ctx, e))
@@ -105,7 +105,7 @@ func testEvent(t *testing.T, b Bench, name string) {
 
 func testEventRefused(t *testing.T, b Bench, name string) {
 	e := kube.Event{
-		Name: name, Pod: kube.PodRef{Namespace: "default", Name: "any", UID: "u-1"}, Node: b.Node,
+		Component: "sluice", Name: name, Pod: kube.PodRef{Namespace: "default", Name: "any", UID: "u-1"}, Node: b.Node,
 		Reason: "Pulled", Message: strings.Repeat("x", kube.MaxMessage), Time: noon(),
 	}
 	wantNone(t, b.Cluster.CreateEvent(t.Context(), e))
