@@ -24,7 +24,8 @@ func (p Part) String() string {
 // Image is an image that this node can stream: everything that a mount of it
 // needs is on the local disk and has been verified.
 type Image struct {
-	// ID is the digest of the streaming artifact's manifest.
+	// ID is the digest of the streaming artifact's manifest; of a Layered image,
+	// of what its layers are made of.
 	ID oci.Digest
 
 	// Reference is how the image was asked for when it first came here.
@@ -37,4 +38,8 @@ type Image struct {
 	// DiffIDs are the layers' diff IDs as the artifact states them, lowest
 	// first. Whoever knows them from a trusted source must compare.
 	DiffIDs []oci.Digest
+
+	// Layered: there is nothing merged of it. The whole image is its layers' own
+	// mounts, stacked.
+	Layered bool
 }

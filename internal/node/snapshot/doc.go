@@ -17,7 +17,8 @@
 // A snapshot on top of an image's last layer gets one lower directory: the
 // image's merged EROFS mount, however many layers the image has. A snapshot on
 // top of some lower layer (another image that begins with the same layers)
-// stacks those layers' own mounts. Streamed and ordinary layers mix freely in
+// stacks those layers' own mounts; so does every one on an image that has only
+// those (mount.Image.Layered). Streamed and ordinary layers mix freely in
 // one chain, because the content of a chain ID is the same either way.
 //
 // # State

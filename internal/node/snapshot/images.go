@@ -47,20 +47,23 @@ type Images interface {
 // Labels with which the metadata store remembers that a committed snapshot is
 // streamed. A client can neither set nor change them.
 const (
-	labelImage  = "sluice.image"  // the streaming artifact's digest
-	labelLayer  = "sluice.layer"  // which of the image's layers, from 0
-	labelLayers = "sluice.layers" // how many layers the image has
+	labelImage   = "sluice.image"   // mount.Image.ID
+	labelLayer   = "sluice.layer"   // which of the image's layers, from 0
+	labelLayers  = "sluice.layers"  // how many layers the image has
+	labelLayered = "sluice.layered" // "true": the image has no merged mount
 )
 
 // remote says which layer of which image a streamed snapshot is.
 type remote struct {
-	image  oci.Digest
-	layer  int
-	layers int
+	image   oci.Digest
+	layer   int
+	layers  int
+	layered bool // mount.Image.Layered
 }
 
-// top reports whether the snapshot's chain is the whole image.
-func (r remote) top() bool { return r.layer == r.layers-1 }
+// top reports whether the image's merged mount is what the snapshot's chain shows:
+// it is the whole image, and there is such a mount.
+func (r remote) top() bool { return !r.layered && r.layer == r.layers-1 }
 
 // part is what of the image a snapshot on top of this one mounts for it.
 func (r remote) part() mount.Part {
@@ -72,11 +75,15 @@ func (r remote) part() mount.Part {
 
 // labels returns what remoteOf reads.
 func (r remote) labels() map[string]string {
-	return map[string]string{
+	labels := map[string]string{
 		labelImage:  r.image.String(),
 		labelLayer:  strconv.Itoa(r.layer),
 		labelLayers: strconv.Itoa(r.layers),
 	}
+	if r.layered {
+		labels[labelLayered] = "true"
+	}
+	return labels
 }
 
 // remoteOf reads a snapshot's labels; ok is false for an ordinary snapshot.
@@ -93,7 +100,7 @@ func remoteOf(labels map[string]string) (r remote, ok bool) {
 	if err != nil || layer < 0 || layer >= layers {
 		return remote{}, false
 	}
-	return remote{image: image, layer: layer, layers: layers}, true
+	return remote{image: image, layer: layer, layers: layers, layered: labels[labelLayered] == "true"}, true
 }
 
 // dropReserved removes the labels that only this package may set.
@@ -101,4 +108,5 @@ func dropReserved(labels map[string]string) {
 	delete(labels, labelImage)
 	delete(labels, labelLayer)
 	delete(labels, labelLayers)
+	delete(labels, labelLayered)
 }

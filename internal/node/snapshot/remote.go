@@ -59,7 +59,7 @@ func (s *Snapshotter) prepareRemote(ctx context.Context, key, parent, target str
 	if err != nil || exists {
 		return err
 	}
-	return s.commitRemote(ctx, key, parent, chain, labels, remote{image: image.ID, layer: layer, layers: len(chain)})
+	return s.commitRemote(ctx, key, parent, chain, labels, remote{image: image.ID, layer: layer, layers: len(chain), layered: image.Layered})
 }
 
 // chainIDs returns the chain IDs of layers with the given diff IDs: what names
@@ -294,7 +294,11 @@ func (s *Snapshotter) lowers(ctx context.Context, snap storage.Snapshot) ([]stri
 		if strings.ContainsAny(dir, ":,\\") {
 			return nil, fmt.Errorf("mount directory %q has characters that overlayfs gives a meaning: use another root directory", dir)
 		}
-		dirs = append(dirs, dir)
+		// A layer that is in the chain twice is one mount, and overlayfs wants no
+		// directory twice. The upper one covers all that the lower one has or hides.
+		if !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
 		if r.top() {
 			// The merged mount has everything beneath it too.
 			break
