@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sluice/internal/acr"
+	"sluice/internal/human"
 )
 
 func newAdminCommand() *cobra.Command {
@@ -48,7 +49,7 @@ what may belong to a push that is under way.`,
 				return err
 			}
 			return f.print(cmd.OutOrStdout(), r, func(w io.Writer) {
-				fmt.Fprintf(w, "removed %s of %s, and for good %s\n", plural(r.Blobs, "blob"), size(r.Bytes), plural(r.Purged, "deleted manifest"))
+				fmt.Fprintf(w, "removed %s of %s, and for good %s\n", plural(r.Blobs, "blob"), human.Bytes(r.Bytes), plural(r.Purged, "deleted manifest"))
 			})
 		},
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"sluice/internal/artifact"
+	"sluice/internal/human"
 	"sluice/oci"
 )
 
@@ -96,7 +97,7 @@ func printPlannedBoot(w io.Writer, all []plannedBoot) {
 		if i > 0 {
 			fmt.Fprintln(w)
 		}
-		fmt.Fprintf(w, "%s\t%s in %s, at most %s\n", p.Platform, size(p.Size), plural(p.Chunks, "chunk"), size(p.Limit))
+		fmt.Fprintf(w, "%s\t%s in %s, at most %s\n", p.Platform, human.Bytes(p.Size), plural(p.Chunks, "chunk"), human.Bytes(p.Limit))
 		if p.Full {
 			fmt.Fprintf(w, "\tit is full: what would be read last is left out\n")
 		}
@@ -109,7 +110,7 @@ func printPlannedBoot(w io.Writer, all []plannedBoot) {
 			if why == "" {
 				why = "the image's config"
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", f.Path, size(f.Size), ratio(f.Planned, f.Size), size(f.Added), f.Why, why)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", f.Path, human.Bytes(f.Size), ratio(f.Planned, f.Size), human.Bytes(f.Added), f.Why, why)
 		}
 	}
 }

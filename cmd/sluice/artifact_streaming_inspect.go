@@ -11,6 +11,7 @@ import (
 
 	"sluice/internal/artifact"
 	"sluice/internal/blob"
+	"sluice/internal/human"
 	"sluice/oci"
 )
 
@@ -96,12 +97,12 @@ func printInspected(w io.Writer, all []inspected) {
 			fmt.Fprintln(w)
 		}
 		fmt.Fprintf(w, "%s\tartifact\t%s\n\tof image\t%s\n", a.Platform, a.Artifact, a.Image)
-		fmt.Fprintf(w, "\tcontent\t%s in %s, %s\n", size(a.TarSize), plural(a.Layers, "layer"), plural(a.Chunks, "chunk"))
-		fmt.Fprintf(w, "\toriginal\t%s\n", size(a.OriginalSize))
-		fmt.Fprintf(w, "\tstreamed\t%s (%s of the original), metadata %s\n", size(a.LayersSize), ratio(a.LayersSize, a.OriginalSize), size(a.MetadataSize))
-		fmt.Fprintf(w, "\tto mount\t%s\n", size(a.Mount))
+		fmt.Fprintf(w, "\tcontent\t%s in %s, %s\n", human.Bytes(a.TarSize), plural(a.Layers, "layer"), plural(a.Chunks, "chunk"))
+		fmt.Fprintf(w, "\toriginal\t%s\n", human.Bytes(a.OriginalSize))
+		fmt.Fprintf(w, "\tstreamed\t%s (%s of the original), metadata %s\n", human.Bytes(a.LayersSize), ratio(a.LayersSize, a.OriginalSize), human.Bytes(a.MetadataSize))
+		fmt.Fprintf(w, "\tto mount\t%s\n", human.Bytes(a.Mount))
 		if b := a.BootPack; b != nil {
-			fmt.Fprintf(w, "\tboot pack\t%s: %s of content in %s\n", size(b.Size), size(b.Content), plural(b.Chunks, "chunk"))
+			fmt.Fprintf(w, "\tboot pack\t%s: %s of content in %s\n", human.Bytes(b.Size), human.Bytes(b.Content), plural(b.Chunks, "chunk"))
 		} else {
 			fmt.Fprintf(w, "\tboot pack\tnone\n")
 		}
@@ -114,8 +115,8 @@ func printInspected(w io.Writer, all []inspected) {
 					shared = fmt.Sprintf("%s and %d more", shared, k-3)
 				}
 			}
-			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", n+1, shortDigest(l.DiffID), size(l.OriginalSize), size(l.TarSize),
-				size(l.Size+l.SparseSize), ratio(l.Size+l.SparseSize, l.TarSize), l.Chunks, shared)
+			fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", n+1, shortDigest(l.DiffID), human.Bytes(l.OriginalSize), human.Bytes(l.TarSize),
+				human.Bytes(l.Size+l.SparseSize), ratio(l.Size+l.SparseSize, l.TarSize), l.Chunks, shared)
 		}
 	}
 }

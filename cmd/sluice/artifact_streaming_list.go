@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"sluice/internal/human"
 	"sluice/oci"
 )
 
@@ -94,10 +95,10 @@ func printListed(w io.Writer, all []listedImage) {
 		for _, a := range image.Artifacts {
 			streamedSize, metadata := "-", "-"
 			if a.MetadataSize > 0 {
-				streamedSize, metadata = size(a.LayersSize), size(a.MetadataSize)
+				streamedSize, metadata = human.Bytes(a.LayersSize), human.Bytes(a.MetadataSize)
 			}
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", image.Image, dash(a.Platform), dash(shortDigest(a.Artifact)), dash(a.Format),
-				a.Layers, size(a.OriginalSize), streamedSize, metadata)
+				a.Layers, human.Bytes(a.OriginalSize), streamedSize, metadata)
 		}
 	}
 }

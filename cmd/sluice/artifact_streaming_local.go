@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sluice/internal/convert"
+	"sluice/internal/human"
 	"sluice/oci"
 )
 
@@ -107,7 +108,7 @@ func printCreated(w io.Writer, made []createdArtifact, left []convert.Skipped) e
 			took = "existed"
 		}
 		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", a.Platform, shortDigest(a.Artifact), a.Layers,
-			size(a.OriginalSize), size(a.LayersSize), size(a.MetadataSize), took)
+			human.Bytes(a.OriginalSize), human.Bytes(a.LayersSize), human.Bytes(a.MetadataSize), took)
 	}
 	if err := t.Flush(); err != nil {
 		return err

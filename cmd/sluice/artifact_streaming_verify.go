@@ -13,6 +13,7 @@ import (
 
 	"sluice/internal/artifact"
 	"sluice/internal/blob"
+	"sluice/internal/human"
 	"sluice/oci"
 )
 
@@ -83,7 +84,7 @@ func printVerified(w io.Writer, all []verified) {
 		if a.Files > 0 {
 			files = fmt.Sprint(a.Files)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\t%v\t%s\n", a.Platform, shortDigest(a.Artifact), a.Layers, a.Chunks, size(a.Bytes), files,
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\t%v\t%s\n", a.Platform, shortDigest(a.Artifact), a.Layers, a.Chunks, human.Bytes(a.Bytes), files,
 			time.Duration(a.Seconds*float64(time.Second)).Round(100*time.Millisecond), result)
 	}
 }

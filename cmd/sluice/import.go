@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"sluice/internal/human"
 	"sluice/internal/remote"
 	"sluice/internal/transfer"
 	"sluice/oci"
@@ -231,7 +232,7 @@ func printImport(w io.Writer, target oci.Reference, r transfer.Result, dry bool)
 	if dry {
 		fmt.Fprintln(t, "BLOB\tSIZE\tWOULD BE")
 		for _, b := range r.Blobs {
-			fmt.Fprintf(t, "%s\t%s\t%s\n", shortDigest(b.Digest), size(b.Size), b.State)
+			fmt.Fprintf(t, "%s\t%s\t%s\n", shortDigest(b.Digest), human.Bytes(b.Size), b.State)
 		}
 		if err := t.Flush(); err != nil {
 			return err
@@ -246,12 +247,12 @@ func printImport(w io.Writer, target oci.Reference, r transfer.Result, dry bool)
 	if tags == "" {
 		tags = "none"
 	}
-	took, rate := r.Duration.Round(100_000_000).String(), size(rateOf(r))+"/s"
+	took, rate := r.Duration.Round(100_000_000).String(), human.Bytes(rateOf(r))+"/s"
 	if dry {
 		took, rate = "dry run", "-"
 	}
 	fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\t%s\n", target.String(), tags, shortDigest(r.Root.Digest), platformsText(r.Platforms),
-		r.Manifests, copied, skipped, mounted, size(bytes), took, rate)
+		r.Manifests, copied, skipped, mounted, human.Bytes(bytes), took, rate)
 	return t.Flush()
 }
 

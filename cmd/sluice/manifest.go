@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sluice/internal/acr"
+	"sluice/internal/human"
 	"sluice/oci"
 )
 
@@ -56,7 +57,7 @@ func newManifestListCommand() *cobra.Command {
 			return f.print(cmd.OutOrStdout(), list, func(w io.Writer) {
 				fmt.Fprintln(w, "DIGEST\tKIND\tSIZE\tUPDATED\tLOCKED\tTAGS")
 				for _, m := range list {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", shortDigest(m.Digest), kindOf(m), size(m.ImageSize), when(m.Updated), lockText(m.Attributes), dash(strings.Join(m.Tags, ",")))
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", shortDigest(m.Digest), kindOf(m), human.Bytes(m.ImageSize), when(m.Updated), lockText(m.Attributes), dash(strings.Join(m.Tags, ",")))
 				}
 			})
 		},
@@ -117,7 +118,7 @@ func (f *managementFlags) printManifest(w io.Writer, m acr.Manifest) error {
 		field("digest", m.Digest.String())
 		field("kind", kindOf(m))
 		field("tags", dash(strings.Join(m.Tags, ",")))
-		field("size", size(m.ImageSize))
+		field("size", human.Bytes(m.ImageSize))
 		field("pushed", when(m.Created))
 		field("pushed by", m.CreatedBy)
 		field("updated", when(m.Updated))
@@ -222,7 +223,7 @@ func newManifestListDeletedCommand() *cobra.Command {
 			return f.print(cmd.OutOrStdout(), list, func(w io.Writer) {
 				fmt.Fprintln(w, "DIGEST\tSIZE\tDELETED\tLOST AFTER\tTAGS")
 				for _, d := range list {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", d.Digest, size(d.ImageSize), when(d.Deleted), when(d.Purged), dash(strings.Join(d.Tags, ",")))
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", d.Digest, human.Bytes(d.ImageSize), when(d.Deleted), when(d.Purged), dash(strings.Join(d.Tags, ",")))
 				}
 			})
 		},

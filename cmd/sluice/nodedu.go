@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"sluice/internal/human"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
 )
@@ -51,7 +52,7 @@ func printDiskUsage(out io.Writer, du mount.DiskUsage, now time.Time) error {
 	}
 	for _, i := range du.Images {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
-			i.Reference, size(i.Size), size(i.Here), size(i.Shared), size(i.Own), lastUsed(i, now), diskState(i))
+			i.Reference, human.Bytes(i.Size), human.Bytes(i.Here), human.Bytes(i.Shared), human.Bytes(i.Own), lastUsed(i, now), diskState(i))
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -59,14 +60,14 @@ func printDiskUsage(out io.Writer, du mount.DiskUsage, now time.Time) error {
 	if len(du.Images) > 0 {
 		fmt.Fprintln(w)
 	}
-	fmt.Fprintf(w, "content\t%s in %s", size(du.Cache), plural(du.Layers, "layer"))
+	fmt.Fprintf(w, "content\t%s in %s", human.Bytes(du.Cache), plural(du.Layers, "layer"))
 	if du.Unneeded > 0 {
-		fmt.Fprintf(w, "; no image has %s of it, which sluice node prune would free", size(du.Unneeded))
+		fmt.Fprintf(w, "; no image has %s of it, which sluice node prune would free", human.Bytes(du.Unneeded))
 	}
 	if du.High > 0 {
-		fmt.Fprintf(w, "\nbounds\tlayers are evicted above %s, down to %s", size(du.High), size(du.Low))
+		fmt.Fprintf(w, "\nbounds\tlayers are evicted above %s, down to %s", human.Bytes(du.High), human.Bytes(du.Low))
 	}
-	fmt.Fprintf(w, "\ndisk\t%s free of %s\n", size(du.DiskFree), size(du.DiskSize))
+	fmt.Fprintf(w, "\ndisk\t%s free of %s\n", human.Bytes(du.DiskFree), human.Bytes(du.DiskSize))
 	return w.Flush()
 }
 

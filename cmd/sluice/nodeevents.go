@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"sluice/internal/human"
 	"sluice/internal/node/attribution"
 	"sluice/internal/node/cri"
 	"sluice/internal/node/happening"
@@ -188,7 +189,7 @@ func orDash(s string) string {
 
 // eventResult says in a line what an event means.
 func eventResult(e happening.Event) string {
-	here := fmt.Sprintf("%s of %s here", size(e.BytesHere), size(e.BytesTotal))
+	here := fmt.Sprintf("%s of %s here", human.Bytes(e.BytesHere), human.Bytes(e.BytesTotal))
 	switch {
 	case e.Kind == happening.Pulling:
 		return "is pulled, and streams"

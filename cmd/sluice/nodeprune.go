@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"sluice/internal/human"
 	"sluice/internal/node/cache"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
@@ -71,7 +72,7 @@ func printPruned(out io.Writer, p mount.Pruned) error {
 	}
 	printLayers(w, freed, p.Removed)
 	printLayers(w, "KEPT", p.Kept)
-	fmt.Fprintf(w, "%s %s in %s; %s in %s stay\n", did, size(p.Freed), plural(len(p.Removed), "layer"), size(p.Left), plural(len(p.Kept), "layer"))
+	fmt.Fprintf(w, "%s %s in %s; %s in %s stay\n", did, human.Bytes(p.Freed), plural(len(p.Removed), "layer"), human.Bytes(p.Left), plural(len(p.Kept), "layer"))
 	return w.Flush()
 }
 
@@ -105,7 +106,7 @@ func printLayers(w io.Writer, title string, layers []mount.PrunedLayer) {
 		if why == "" {
 			why = "nobody uses it"
 		}
-		fmt.Fprintf(w, "%s\t%d\t%s\t%s\n", size(bytes[g]), count[g], g.images, why)
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\n", human.Bytes(bytes[g]), count[g], g.images, why)
 	}
 	fmt.Fprintln(w)
 }

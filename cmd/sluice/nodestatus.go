@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"sluice/internal/human"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
 )
@@ -60,9 +61,9 @@ func printStatus(out io.Writer, s control.Status) error {
 	if s.Switch.Off {
 		fmt.Fprintf(w, "switch\tnew images don't stream: %s\n", cmp.Or(s.Switch.Why, "streaming was switched off"))
 	}
-	fmt.Fprintf(w, "cache\t%s in %s%s\n", size(s.Cache.Bytes), plural(s.Cache.Layers, "layer"), ofQuota(s.Cache.Quota))
+	fmt.Fprintf(w, "cache\t%s in %s%s\n", human.Bytes(s.Cache.Bytes), plural(s.Cache.Layers, "layer"), ofQuota(s.Cache.Quota))
 	fmt.Fprintf(w, "traffic\t%s in %d requests, %d failed; %d reads waited, %d chunks came damaged\n\n",
-		size(s.Traffic.Bytes), s.Traffic.Requests, s.Traffic.Failures, s.Cache.Faults, s.Cache.Corrupt)
+		human.Bytes(s.Traffic.Bytes), s.Traffic.Requests, s.Traffic.Failures, s.Cache.Faults, s.Cache.Corrupt)
 	if len(s.Images) > 0 {
 		fmt.Fprintln(w, "IMAGE\tLAYERS\tSIZE\tHERE\tMOUNTS\tPLANE\tSTATE")
 	}
@@ -71,7 +72,7 @@ func printStatus(out io.Writer, s control.Status) error {
 		if plane == "" {
 			plane = "-"
 		}
-		fmt.Fprintf(w, "%s\t%d\t%s\t%.0f%%\t%d\t%s\t%s\n", i.Reference, i.Layers, size(i.Size), i.Percent, len(i.Mounts), plane, i.State)
+		fmt.Fprintf(w, "%s\t%d\t%s\t%.0f%%\t%d\t%s\t%s\n", i.Reference, i.Layers, human.Bytes(i.Size), i.Percent, len(i.Mounts), plane, i.State)
 	}
 	if len(s.Claims) > 0 {
 		fmt.Fprintln(w, "\nMOUNTED\tIMAGE")
@@ -131,19 +132,5 @@ func ofQuota(q int64) string {
 	if q == 0 {
 		return ""
 	}
-	return " of at most " + size(q)
-}
-
-// size prints bytes in the unit that fits.
-func size(n int64) string {
-	const units = "kMGTPE"
-	if n < 1000 {
-		return fmt.Sprintf("%d B", n)
-	}
-	f, u := float64(n), -1
-	for f >= 999.95 && u < len(units)-1 {
-		f /= 1000
-		u++
-	}
-	return fmt.Sprintf("%.1f %cB", f, units[u])
+	return " of at most " + human.Bytes(q)
 }

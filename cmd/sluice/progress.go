@@ -11,6 +11,7 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 
 	"sluice/internal/convert"
+	"sluice/internal/human"
 )
 
 // progress shows how far some work is. show is called by one at a time. What is
@@ -109,7 +110,7 @@ func (l *lines) show(s step) {
 	}
 	if l.tally == nil {
 		l.tally, l.last = newTally(), time.Now()
-		fmt.Fprintf(l, "%s: %s %s, %s\n", s.name, s.verb, s.parts, size(s.size))
+		fmt.Fprintf(l, "%s: %s %s, %s\n", s.name, s.verb, s.parts, human.Bytes(s.size))
 	}
 	if s.label == "" {
 		return
@@ -117,7 +118,7 @@ func (l *lines) show(s step) {
 	l.tally.add(s)
 	if now := time.Now(); now.Sub(l.last) >= lineEvery {
 		l.last = now
-		fmt.Fprintf(l, "%s: %d of %s, %s of %s\n", s.name, l.tally.finished, s.parts, size(l.tally.bytes()), size(s.size))
+		fmt.Fprintf(l, "%s: %d of %s, %s of %s\n", s.name, l.tally.finished, s.parts, human.Bytes(l.tally.bytes()), human.Bytes(s.size))
 	}
 }
 
@@ -205,7 +206,7 @@ func barStyle() mpb.BarFillerBuilder {
 
 // counters shows how many bytes of how many there are.
 func counters(s decor.Statistics) string {
-	return fmt.Sprintf(" %s of %s", size(s.Current), size(s.Total))
+	return fmt.Sprintf(" %s of %s", human.Bytes(s.Current), human.Bytes(s.Total))
 }
 
 // timeLeft returns what shows the time that is left if all goes on as since

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sluice/internal/acr"
+	"sluice/internal/human"
 	"sluice/oci"
 )
 
@@ -184,7 +185,7 @@ together needs the admin user.`,
 					if name == "" {
 						name = "(the whole registry)"
 					}
-					fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\n", name, u.Manifests, u.Blobs, size(u.Size), size(u.Shared))
+					fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\n", name, u.Manifests, u.Blobs, human.Bytes(u.Size), human.Bytes(u.Shared))
 				}
 			})
 		},
