@@ -91,9 +91,10 @@ var homes = map[string][]string{
 	"go.opentelemetry.io/otel/exporters":     {"cmd"},
 	"github.com/BurntSushi/toml":             {"internal/config"},
 	"github.com/pelletier/go-toml":           {"internal/node/hosts", "internal/node/install"}, // containerd's: what it reads, we read alike
-	"github.com/sirupsen/logrus":             {"internal/node/hosts"},                          // what containerd's parser complains to
-	"go.yaml.in/yaml":                        {"internal/node/credentials"},                    // kubelet's configuration
-	"github.com/johannesboyne/gofakes3":      nil,                                              // tests only: S3 in this process
+	"github.com/cloudsoda/go-smb2":           {"internal/node/smb"},
+	"github.com/sirupsen/logrus":             {"internal/node/hosts"},       // what containerd's parser complains to
+	"go.yaml.in/yaml":                        {"internal/node/credentials"}, // kubelet's configuration
+	"github.com/johannesboyne/gofakes3":      nil,                           // tests only: S3 in this process
 	"github.com/opencontainers/runtime-spec": {"internal/node/run"},
 	"github.com/spf13/cobra":                 {"cmd"},
 	"github.com/vbauerster/mpb":              {"cmd"},
@@ -216,6 +217,33 @@ func TestLibrariesHaveOneHome(t *testing.T) {
 					t.Errorf("%s imports %s, whose home is %v: a library that lives in one place can be replaced in one place", s.name, p, rooms)
 				}
 			}
+		}
+	}
+}
+
+// TestSluiceLinksNoSMB holds what README.md says of licences.
+func TestSluiceLinksNoSMB(t *testing.T) {
+	uses := map[string][]string{} // packages of this module
+	for _, s := range sources(t) {
+		if s.test {
+			continue
+		}
+		for _, p := range imports(s) {
+			if pkg, ours := strings.CutPrefix(p, "sluice/"); ours {
+				uses[s.pkg] = append(uses[s.pkg], pkg)
+			}
+		}
+	}
+	for _, program := range []string{"cmd/sluice", "cmd/sluice-reporter"} {
+		reached := map[string]bool{}
+		for next := []string{program}; len(next) > 0; next = next[1:] {
+			if !reached[next[0]] {
+				reached[next[0]] = true
+				next = append(next, uses[next[0]]...)
+			}
+		}
+		if reached["internal/node/smb"] {
+			t.Errorf("%s reaches internal/node/smb: its library is under the LGPL, and only teleportd links it", program)
 		}
 	}
 }

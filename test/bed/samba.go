@@ -15,6 +15,8 @@ import (
 type Samba struct {
 	*Process
 	Host, Port string
+
+	dir, script string
 }
 
 // StartSamba starts a smbd with the configuration that config makes for a port and
@@ -25,7 +27,7 @@ func StartSamba(ctx context.Context, dir, accounts string, config func(port, sta
 	if err := Install(ctx, "samba", "smbclient", "libnss-extrausers"); err != nil {
 		return nil, err
 	}
-	address, host, port, err := freePort()
+	_, host, port, err := freePort()
 	if err != nil {
 		return nil, err
 	}
@@ -52,19 +54,33 @@ func StartSamba(ctx context.Context, dir, accounts string, config func(port, sta
 		}
 	}
 	script := fmt.Sprintf("mount --bind %s /etc/nsswitch.conf && mount --bind %s /var/lib/extrausers && exec smbd --foreground --no-process-group --configfile=%s", names, accounts, conf)
-	cmd := exec.Command("sh", "-c", script)
+	s := &Samba{Host: host, Port: port, dir: dir, script: script}
+	return s, s.Restart(ctx)
+}
+
+// Restart starts it again, after Crash.
+func (s *Samba) Restart(ctx context.Context) error {
+	cmd := exec.Command("sh", "-c", s.script)
 	cmd.Env = os.Environ()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS} // and what is mounted in it ends with it
-	p, err := start(dir, "smbd", cmd)
+	p, err := start(s.dir, "smbd", cmd)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	s := &Samba{Process: p, Host: host, Port: port}
-	if err := p.AwaitSocket(ctx, "tcp", address); err != nil {
-		p.Kill()
-		return nil, err
+	s.Process = p
+	if err := p.AwaitSocket(ctx, "tcp", s.Address()); err != nil {
+		s.Crash()
+		return err
 	}
-	return s, nil
+	return nil
+}
+
+// Crash ends it at once, with the processes that serve its clients.
+func (s *Samba) Crash() {
+	if !s.Ended() {
+		_ = syscall.Kill(-s.Pid(), syscall.SIGKILL) // it has a process group of its own
+		s.Kill()
+	}
 }
 
 // StartFileServer starts the smbd of a registry whose data lies, or will lie, in

@@ -82,7 +82,7 @@ func (c *Client) with(ctx context.Context, path string, do func(*session, *handl
 		if s, err = c.session(ctx); err != nil {
 			return err
 		}
-		if err = s.with(path, do); !errors.Is(err, ErrUnreachable) {
+		if err = s.with(ctx, path, do); !errors.Is(err, ErrUnreachable) {
 			return err
 		}
 		c.drop(s, err)

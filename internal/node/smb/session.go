@@ -1,6 +1,7 @@
 package smb
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,10 +10,14 @@ import (
 )
 
 const (
-	// maxHandles is how many files that nobody reads are kept open.
+	// maxHandles is how many files are kept open that nobody reads.
 	maxHandles = 64
 
-	// maxIdle is how long: a file that the server has removed takes its room until
+	// maxRequests is how many are under way at once. Those for which there is no room
+	// wait here, where their readers can give them up, and not at the server.
+	maxRequests = 16
+
+	// maxIdle is how long a file is that nobody reads: one that the server has removed takes its room until
 	// it's closed here.
 	maxIdle = time.Minute
 )
@@ -22,6 +27,7 @@ type session struct {
 	conn  Connection
 	start func(func()) error // Client.start
 	done  chan struct{}      // closed at the end
+	room  chan struct{}      // holds as many as there are requests
 
 	mu      sync.Mutex
 	handles map[string]*handle // by path; those forgotten aren't in it
@@ -44,11 +50,18 @@ type handle struct {
 }
 
 func newSession(conn Connection, start func(func()) error) *session {
-	return &session{conn: conn, start: start, done: make(chan struct{}), handles: make(map[string]*handle)}
+	return &session{conn: conn, start: start, done: make(chan struct{}), room: make(chan struct{}, maxRequests), handles: make(map[string]*handle)}
 }
 
-// with does something with an open file.
-func (s *session) with(path string, do func(*session, *handle) error) error {
+// with does something with an open file, as soon as there is room for a request.
+func (s *session) with(ctx context.Context, path string, do func(*session, *handle) error) error {
+	select {
+	case s.room <- struct{}{}:
+		defer func() { <-s.room }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-s.done: // found below
+	}
 	s.mu.Lock()
 	if s.ended != nil {
 		defer s.mu.Unlock()
@@ -225,12 +238,15 @@ func (c *Client) watch(s *session) {
 
 // read fills p with what begins at off.
 func (h *handle) read(p []byte, off int64) error {
-	n, err := h.file.ReadAt(p, off)
-	switch {
-	case n == len(p):
-		return nil
-	case err == nil || err == io.EOF:
-		return fmt.Errorf("%w: %s ended at byte %d; when it was opened, it had %d", io.ErrUnexpectedEOF, h.path, off+int64(n), h.file.Size())
+	for done := 0; done < len(p); {
+		n, err := h.file.ReadAt(p[done:min(len(p), done+partSize)], off+int64(done))
+		done += n
+		switch {
+		case err == io.EOF:
+			return fmt.Errorf("%w: %s ended at byte %d; when it was opened, it had %d", io.ErrUnexpectedEOF, h.path, off+int64(done), h.file.Size())
+		case err != nil:
+			return err
+		}
 	}
-	return err
+	return nil
 }

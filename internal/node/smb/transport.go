@@ -27,9 +27,10 @@ type File interface {
 	// Size is what it was when the file was opened, in bytes.
 	Size() int64
 
-	// ReadAt is io.ReaderAt's: less than len(p) bytes come with an error, which is
-	// io.EOF at the end of the file, ErrUnreachable if the connection is of no use any
-	// more. It can take as long as it takes: the connection's Close ends it.
+	// ReadAt is io.ReaderAt's, for at most partSize bytes: less than len(p) come with
+	// an error, which is io.EOF at the end of the file, ErrUnreachable if the
+	// connection is of no use any more. It can take as long as it takes: the
+	// connection's Close ends it.
 	ReadAt(p []byte, off int64) (int, error)
 
 	// Close closes the file.

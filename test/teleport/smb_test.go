@@ -1,0 +1,110 @@
+package teleport
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"sluice/internal/index"
+	"sluice/internal/node/smb"
+	"sluice/internal/node/smb/smbtest"
+	"sluice/internal/storage"
+	"sluice/internal/teleport"
+	"sluice/internal/teleport/samba"
+	"sluice/test/bed"
+)
+
+const repository = "team/app"
+
+// shareServer is a smbd, configured as the registry has it configured, with the share of
+// one repository.
+type shareServer struct {
+	t      *testing.T
+	samba  *bed.Samba
+	keeper *samba.Keeper
+	dir    string // of the repository
+	share  func(o smb.Options) smb.Share
+}
+
+func newShareServer(t *testing.T, lifetime time.Duration) *shareServer {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root for smbd")
+	}
+	disks := t.TempDir()
+	kept := filepath.Join(disks, "_samba")
+	s := &shareServer{t: t, dir: teleport.RepositoryDir(disks, repository), share: func(o smb.Options) smb.Share { return smb.NewClient(o) }}
+	check := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	db, err := index.Open(t.Context(), index.Options{URL: "sqlite::memory:"})
+	check(err)
+	t.Cleanup(func() { db.Close() })
+	s.keeper, err = samba.Open(t.Context(), new(storage.Memory), db, samba.Options{
+		Dir: kept, Disks: disks, Lifetime: lifetime, Log: slog.New(slog.DiscardHandler),
+		Enabled: func(context.Context) ([]string, error) { return []string{repository}, nil },
+	})
+	check(err)
+	check(os.MkdirAll(s.dir, 0o755))
+	check(s.keeper.Write(t.Context()))
+	s.samba, err = bed.StartSamba(t.Context(), t.TempDir(), kept, func(port, state string) (string, error) {
+		return samba.Global(samba.GlobalOptions{Dir: kept, Port: portNumber(port), State: state}), nil
+	})
+	check(err)
+	t.Cleanup(func() {
+		s.samba.Crash()
+		if t.Failed() {
+			log, _ := os.ReadFile(s.samba.Log)
+			t.Logf("smbd says:\n%s", log)
+		}
+	})
+	return s
+}
+
+func portNumber(port string) (n int) {
+	for _, digit := range port {
+		n = n*10 + int(digit-'0')
+	}
+	return n
+}
+
+func (s *shareServer) check(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *shareServer) Put(path string, content []byte) {
+	s.t.Helper()
+	name := filepath.Join(s.dir, filepath.FromSlash(path))
+	s.check(os.MkdirAll(filepath.Dir(name), 0o755))
+	s.check(os.WriteFile(name+".new", content, 0o644))
+	s.check(os.Rename(name+".new", name))
+}
+
+func (s *shareServer) Truncate(path string, size int64) {
+	s.t.Helper()
+	s.check(os.Truncate(filepath.Join(s.dir, filepath.FromSlash(path)), size))
+}
+
+func (s *shareServer) Login() smb.Login {
+	s.t.Helper()
+	c, err := s.keeper.Credential(s.t.Context(), repository)
+	s.check(err)
+	return smb.Login{Server: s.samba.Address(), Share: c.Share, Username: c.Username, Password: c.Password, Expires: c.Expires}
+}
+
+func (s *shareServer) Stop()                         { s.samba.Crash() }
+func (s *shareServer) Start()                        { s.t.Helper(); s.check(s.samba.Restart(s.t.Context())) }
+func (s *shareServer) Share(o smb.Options) smb.Share { return s.share(o) }
+
+func TestShare(t *testing.T) {
+	smbtest.Run(t, func(t *testing.T) smbtest.Server { return newShareServer(t, time.Hour) })
+}
