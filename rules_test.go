@@ -54,6 +54,7 @@ var levels = map[string]int{
 	"internal/node/hosts":         4,
 	"internal/node/credentials":   4,
 	"internal/node/cri":           4,
+	"internal/node/pulled":        4,
 	"internal/acr":                5,
 	"internal/node/attribution":   5,
 	"internal/node/mount/control": 5,

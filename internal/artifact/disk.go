@@ -51,6 +51,32 @@ func DiskMetadata(trees []*layer.Tree, diffID oci.Digest) ([]byte, error) {
 	return m.content, nil
 }
 
+// ImageMetadata returns the merged metadata that Build makes of an image, not
+// compressed, for those who have its layers' tars as files: a device for each
+// layer's tar, and one after it for what was written to layer.Options.Sparse if
+// that isn't nothing, in the order of the layers, the lowest first. A device's file
+// has to be padded with zeros to a multiple of 512 bytes.
+//
+// Of the layers, the trees and their devices' sizes and diff IDs count. The result
+// depends on these alone.
+//
+// Errors: those of layer.Merge.
+func ImageMetadata(layers []*Layer) ([]byte, error) {
+	trees := make([]*layer.Tree, len(layers))
+	for i, l := range layers {
+		trees[i] = l.Tree
+	}
+	merged, err := layer.Merge(trees)
+	if err != nil {
+		return nil, err
+	}
+	m, err := mergedMetadata(merged, layers)
+	if err != nil {
+		return nil, err
+	}
+	return m.content, nil
+}
+
 // linksBelow reports whether a tree has a file that another layer than number i
 // has.
 func linksBelow(n *layer.Node, i int) bool {

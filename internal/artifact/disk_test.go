@@ -109,3 +109,31 @@ func TestDiskNeedsItsLayerOnly(t *testing.T) {
 		t.Errorf("what contains itself depends on the layers below: %v", err)
 	}
 }
+
+// Who has the tars gets the file system that the artifact has.
+func TestImageMetadataIsTheArtifacts(t *testing.T) {
+	for seed := range uint64(8) {
+		tars := randomStack(t, seed)
+		var layers []*Layer
+		for _, content := range tars {
+			var sparse bytes.Buffer
+			tree, err := layer.Read(context.Background(), bytes.NewReader(content), layer.Options{Sparse: &sparse})
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := &Layer{Tree: tree, Tar: DeviceData{Size: tree.Size, DiffID: oci.DigestOf(content)}}
+			if sparse.Len() > 0 {
+				l.Sparse = &DeviceData{Size: tree.SparseSize, DiffID: oci.DigestOf(sparse.Bytes())}
+			}
+			layers = append(layers, l)
+		}
+		got, err := ImageMetadata(layers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := buildStack(t, tars, EncodeOptions{})
+		if want := b.Manifest.Metadata.Digest; oci.DigestOf(got) != want {
+			t.Errorf("seed %d: %s, the artifact has %s", seed, oci.DigestOf(got), want)
+		}
+	}
+}

@@ -102,9 +102,10 @@ func checkTar(ctx context.Context, tar io.Reader, diffID oci.Digest, use func(co
 
 // Image is an image manifest that can be converted.
 type Image struct {
-	Manifest oci.Descriptor
-	Platform oci.Platform
-	Layers   []LayerSource // the lowest first
+	Manifest      oci.Descriptor
+	Platform      oci.Platform
+	ConfigContent []byte        // the image's config, verified
+	Layers        []LayerSource // the lowest first
 }
 
 // Images returns what Convert would convert, for those who make something else of
@@ -119,7 +120,7 @@ func Images(ctx context.Context, reg oci.Registry, repo, reference string, opts 
 	}
 	var all []Image
 	for _, img := range p.images {
-		one := Image{Manifest: img.desc, Platform: img.platform}
+		one := Image{Manifest: img.desc, Platform: img.platform, ConfigContent: img.content}
 		for i := range img.layers {
 			one.Layers = append(one.Layers, c.layerSource(img, i))
 		}
