@@ -486,3 +486,25 @@ func BenchmarkCheck(b *testing.B) {
 		})
 	}
 }
+
+// What an image's beginning says of its size is what Open then takes.
+func TestImageSize(t *testing.T) {
+	image := write(t, Image{Root: &Inode{Mode: modeDir | 0o755}, Devices: []Device{{Size: 4096}}})
+	for _, head := range [][]byte{image[:HeadSize], image, append(slices.Clone(image), make([]byte, 8192)...)} {
+		size, err := ImageSize(head)
+		if err != nil || size != int64(len(image)) {
+			t.Fatalf("%d, %v; it has %d", size, err, len(image))
+		}
+		if len(head) < len(image) {
+			continue
+		}
+		if _, err := Open(bytes.NewReader(head), size); err != nil {
+			t.Error(err)
+		}
+	}
+	for what, head := range map[string][]byte{"nothing": nil, "less than a superblock": image[:HeadSize-1], "zeros": make([]byte, 4096)} {
+		if size, err := ImageSize(head); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: %d, %v", what, size, err)
+		}
+	}
+}

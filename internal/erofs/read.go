@@ -81,6 +81,22 @@ func Open(r io.ReaderAt, size int64) (*FS, error) {
 	return f, f.readDevices(int(le.Uint16(sb[sbDevices:])))
 }
 
+// HeadSize is how much of an image, from its beginning, ImageSize needs, in bytes.
+const HeadSize = superOff + superSize
+
+// ImageSize returns the size in bytes that an image, whose first HeadSize bytes or
+// more head is, says that it has: for files in which something else follows. Whether
+// it's right is for Open and Check to say.
+func ImageSize(head []byte) (int64, error) {
+	if len(head) < HeadSize {
+		return 0, corrupt("%d bytes are less than a superblock's", len(head))
+	}
+	if got := le.Uint32(head[superOff+sbMagic:]); got != magic {
+		return 0, corrupt("the magic number is %#x, not %#x", got, uint32(magic))
+	}
+	return int64(le.Uint32(head[superOff+sbBlocks:])) * BlockSize, nil
+}
+
 // parseSuper accepts exactly the superblocks that Write makes.
 func (f *FS) parseSuper(sb []byte) error {
 	f.inodes = le.Uint64(sb[sbInodes:])

@@ -44,7 +44,7 @@ func Users(root string) ([]string, error) {
 // shows reports whether a mount shows the content of the mount own.
 func shows(i, own *mountinfo.Info) bool {
 	if i.FSType == "overlay" {
-		return slices.Contains(lowers(i.VFSOptions), own.Mountpoint)
+		return slices.Contains(plane.Lowers(i.VFSOptions), own.Mountpoint)
 	}
 	return i.Major == own.Major && i.Minor == own.Minor
 }

@@ -3,14 +3,9 @@ package mount
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"time"
-
-	"github.com/moby/sys/mountinfo"
 
 	"sluice/internal/durable"
 	"sluice/internal/node/cache"
@@ -102,7 +97,7 @@ func (m *Manager) lingering(may idle) (layers []*cache.Layer) {
 	points := m.unowned(may)
 	m.mu.Unlock()
 	for p := range points {
-		if checkUnused(p.dir) != nil {
+		if plane.CheckUnused(p.dir) != nil {
 			continue
 		}
 		m.mu.Lock()
@@ -126,7 +121,7 @@ func (m *Manager) sweepPoint(ctx context.Context, img *image, p *point, may idle
 	if !free {
 		return
 	}
-	err := checkUnused(p.dir)
+	err := plane.CheckUnused(p.dir)
 	if err == nil {
 		err = m.detach(ctx, p)
 	}
@@ -139,51 +134,6 @@ func (m *Manager) sweepPoint(ctx context.Context, img *image, p *point, may idle
 	case err != nil:
 		m.log.WarnContext(ctx, "a mount that nobody owns stays", "image", img.id, "mount", p.dir, "error", err)
 	}
-}
-
-// checkUnused returns plane.ErrBusy while another mount shows the content of
-// the mount at dir: an overlayfs on top of it or a bind mount of it. The
-// kernel wouldn't mind unmounting it then, because those keep what they need,
-// but its content comes from here. What other mount namespaces have isn't seen.
-func checkUnused(dir string) error {
-	mounts, err := mountinfo.GetMounts(nil)
-	if err != nil {
-		return fmt.Errorf("read the mount table: %w", err)
-	}
-	own := slices.IndexFunc(mounts, func(i *mountinfo.Info) bool { return i.Mountpoint == dir })
-	if own < 0 {
-		return nil
-	}
-	for _, i := range mounts {
-		switch {
-		case i.Mountpoint == dir:
-		case i.FSType == "overlay" && isLower(dir, i.VFSOptions),
-			i.Major == mounts[own].Major && i.Minor == mounts[own].Minor:
-			return fmt.Errorf("%w, by %s", plane.ErrBusy, i.Mountpoint)
-		}
-	}
-	return nil
-}
-
-// isLower reports whether dir is a lower directory in the options of an
-// overlayfs. containerd may have shortened its path there, but not the last
-// element, which is unique below a root.
-func isLower(dir, options string) bool {
-	return slices.ContainsFunc(lowers(options), func(lower string) bool {
-		return lower == dir || !filepath.IsAbs(lower) && filepath.Base(lower) == filepath.Base(dir)
-	})
-}
-
-// lowers are the lower directories in the options of an overlayfs.
-func lowers(options string) []string {
-	var dirs []string
-	for option := range strings.SplitSeq(options, ",") {
-		name, value, _ := strings.Cut(option, "=")
-		if name == "lowerdir" || name == "lowerdir+" {
-			dirs = append(dirs, strings.Split(value, ":")...)
-		}
-	}
-	return dirs
 }
 
 // sweepImages removes the images that nobody needs.
