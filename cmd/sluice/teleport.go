@@ -140,7 +140,7 @@ func (c *expansionCheck) ask(ctx context.Context) (expansionState, error) {
 	if c.ref.Digest != "" {
 		state.Image = c.reg.Host() + "/" + c.ref.Repository + "@" + c.reference()
 	}
-	m, err := mountapi.Get(ctx, c.reg, c.ref.Repository, c.reference(), c.platform)
+	m, err := mountapi.Get(ctx, c.reg, mountapi.Query{Repository: c.ref.Repository, Reference: c.reference(), Platform: c.platform})
 	if err == nil {
 		state.Status, state.State, state.Mount = http.StatusOK, "ready", &m
 		if m.SMB != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -28,6 +29,9 @@ type APIRequest struct {
 	// Path is absolute; what is in it needs no escaping. Query may be nil.
 	Path  string
 	Query url.Values
+
+	// Header is sent, besides what all requests have; it may be nil.
+	Header http.Header
 
 	// Body is sent as JSON; nil for none.
 	Body []byte
@@ -58,6 +62,7 @@ func (r *Registry) Call(ctx context.Context, req APIRequest) (APIAnswer, error) 
 		header: http.Header{"Accept": {"application/json"}},
 		again:  req.Method == http.MethodGet,
 	}
+	maps.Copy(c.header, req.Header)
 	if req.Body != nil {
 		c.header.Set("Content-Type", "application/json")
 		c.size = int64(len(req.Body))

@@ -98,7 +98,7 @@ func (s *stage) expanded(repo string) mountapi.Mount {
 		}
 	}
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		m, err := mountapi.Get(s.t.Context(), s.client, repo, "v1", "")
+		m, err := mountapi.Get(s.t.Context(), s.client, mountapi.Query{Repository: repo, Reference: "v1"})
 		var coded *oci.Error
 		switch {
 		case err == nil:
@@ -235,7 +235,7 @@ func (s *stage) refusals(m, other mountapi.Mount) {
 func (s *stage) expiry() {
 	t, ctx := s.t, s.t.Context()
 	ask := func() mountapi.Mount {
-		m, err := mountapi.Get(ctx, s.client, "team/app", "v1", "")
+		m, err := mountapi.Get(ctx, s.client, mountapi.Query{Repository: "team/app", Reference: "v1"})
 		if err != nil {
 			t.Fatal(err)
 		}

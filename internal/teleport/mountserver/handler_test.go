@@ -282,7 +282,7 @@ func TestClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	code := func() string {
-		_, err := mountapi.Get(t.Context(), client, "team/app", "v1", "linux/amd64")
+		_, err := mountapi.Get(t.Context(), client, mountapi.Query{Repository: "team/app", Reference: "v1", Platform: "linux/amd64"})
 		var coded *oci.Error
 		if errors.As(err, &coded) {
 			return coded.Code
@@ -298,7 +298,12 @@ func TestClient(t *testing.T) {
 	}
 	b.work()
 	b.ended("/mount/v1/team/app/_manifests/v1")
-	if m, err := mountapi.Get(t.Context(), client, "team/app", "v1", ""); err != nil || m.SMB == nil || len(m.Layers) != 1 {
+	q := mountapi.Query{Repository: "team/app", Reference: "v1"}
+	if m, err := mountapi.Get(t.Context(), client, q); err != nil || m.SMB == nil || len(m.Layers) != 1 {
 		t.Errorf("%+v, %v", m, err)
+	}
+	q.Region = "elsewhere"
+	if m, err := mountapi.Get(t.Context(), client, q); err != nil || m.Format != mountapi.FormatBlob || len(m.Layers) != 1 {
+		t.Errorf("from another region: %+v, %v", m, err)
 	}
 }
