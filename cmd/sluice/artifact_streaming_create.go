@@ -203,7 +203,7 @@ func (c *createConfig) follow(ctx context.Context, p *place, ref oci.Reference, 
 	s.total = s.size
 	pause := pollFirst
 	for {
-		now, err := p.manage.StreamingOperation(ctx, ref.Repository, op.ID)
+		now, err := p.manage.ImageOperation(ctx, ref.Repository, op.ID)
 		if err != nil {
 			return op, err
 		}

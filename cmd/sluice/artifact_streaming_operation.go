@@ -9,34 +9,47 @@ import (
 	"github.com/spf13/cobra"
 
 	"sluice/internal/acr"
+	"sluice/oci"
 )
 
+// operationVerbs are the verbs of one kind of operations on images.
+type operationVerbs struct {
+	group, noun string // "artifact-streaming", "conversion"
+	name        string // of the operations, in the API
+	latest      func(c *acr.Client, ctx context.Context, repo string, digest oci.Digest) (acr.Operation, error)
+}
+
 func newArtifactStreamingOperationCommand() *cobra.Command {
+	return operationVerbs{"artifact-streaming", "conversion", acr.ConversionName, (*acr.Client).LatestStreaming}.command()
+}
+
+func (v operationVerbs) command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "operation",
-		Short: "Show or cancel a conversion that a registry does",
-		Long: `Show or cancel a conversion that a registry does: the one with an ID in a
-repository, or the last one of an image.`,
+		Short: "Show, list or cancel " + v.noun + "s that a registry does",
+		Long: fmt.Sprintf(`Show or cancel a %[1]s that a registry does: the one with an ID in a
+repository, or the last one of an image. List those of a repository.`, v.noun),
 		RunE: group,
 	}
 	cmd.AddCommand(
-		newOperationCommand("show", "Show how far a conversion is", (*acr.Client).StreamingOperation),
-		newOperationCommand("cancel", "Cancel a conversion", (*acr.Client).CancelStreaming),
+		v.newCommand("show", "Show how far a "+v.noun+" is", (*acr.Client).ImageOperation),
+		v.newCommand("cancel", "Cancel a "+v.noun, (*acr.Client).CancelImageOperation),
+		v.newListCommand(),
 	)
 	return cmd
 }
 
-func newOperationCommand(verb, short string, do func(c *acr.Client, ctx context.Context, repo, id string) (acr.Operation, error)) *cobra.Command {
+func (v operationVerbs) newCommand(verb, short string, do func(c *acr.Client, ctx context.Context, repo, id string) (acr.Operation, error)) *cobra.Command {
 	var f streamingFlags
 	var id string
 	cmd := &cobra.Command{
 		Use:   verb + " (--repository REPOSITORY --id ID | --image IMAGE)",
 		Short: short,
-		Example: "  sluice artifact-streaming operation " + verb + ` -r 127.0.0.1:5000 --image debian:12
-  sluice artifact-streaming operation ` + verb + " --repository registry.example.com/team/app --id 43d5…",
+		Example: "  sluice " + v.group + " operation " + verb + ` -r 127.0.0.1:5000 --image debian:12
+  sluice ` + v.group + " operation " + verb + " --repository registry.example.com/team/app --id 43d5…",
 		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			p, repo, id, err := f.operation(cmd, id)
+			p, repo, id, err := v.operation(cmd, &f, id)
 			if err != nil {
 				return err
 			}
@@ -53,8 +66,31 @@ func newOperationCommand(verb, short string, do func(c *acr.Client, ctx context.
 	return noFiles(cmd)
 }
 
+func (v operationVerbs) newListCommand() *cobra.Command {
+	var f streamingFlags
+	cmd := &cobra.Command{
+		Use:     "list REPOSITORY",
+		Short:   "List the last " + v.noun + "s of a repository's images",
+		Example: "  sluice " + v.group + " operation list registry.example.com/team/app",
+		Args:    arguments(0, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, repo, err := f.repository(cmd, args)
+			if err != nil {
+				return err
+			}
+			list, err := p.manage.ImageOperations(cmd.Context(), repo, v.name)
+			if err != nil {
+				return withCode(err)
+			}
+			return f.print(cmd.OutOrStdout(), list, func(w io.Writer) { printOperations(w, list) })
+		},
+	}
+	f.addRepository(cmd)
+	return noFiles(cmd)
+}
+
 // operation returns which operation the flags mean.
-func (f *streamingFlags) operation(cmd *cobra.Command, id string) (p *place, repo, operation string, err error) {
+func (v operationVerbs) operation(cmd *cobra.Command, f *streamingFlags, id string) (p *place, repo, operation string, err error) {
 	byID := f.repositoryFlag != "" && id != "" && f.imageFlag == ""
 	byImage := f.imageFlag != "" && f.repositoryFlag == "" && id == ""
 	switch {
@@ -72,9 +108,9 @@ func (f *streamingFlags) operation(cmd *cobra.Command, id string) (p *place, rep
 	if err != nil {
 		return nil, "", "", withCode(err)
 	}
-	op, err := p.manage.LatestStreaming(cmd.Context(), ref.Repository, subject)
+	op, err := v.latest(p.manage, cmd.Context(), ref.Repository, subject)
 	if errors.Is(err, acr.ErrOperationUnknown) {
-		err = fmt.Errorf("nothing has converted %s lately: %w", ref, err)
+		err = fmt.Errorf("there was no %s of %s lately: %w", v.noun, ref, err)
 	}
 	if err != nil {
 		return nil, "", "", withCode(err)
@@ -98,4 +134,11 @@ func printOperation(w io.Writer, op acr.Operation) {
 	field("progress", op.Progress)
 	field("error", op.ErrorCode)
 	field("details", op.Details)
+}
+
+func printOperations(w io.Writer, list []acr.Operation) {
+	fmt.Fprintln(w, "ID\tSTATUS\tPROGRESS\tSTARTED\tERROR\tIMAGE")
+	for _, op := range list {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", op.ID, op.Status, op.Progress, when(op.StartTime), dash(op.ErrorCode), op.Resource)
+	}
 }

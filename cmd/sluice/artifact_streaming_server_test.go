@@ -113,10 +113,10 @@ func TestOperations(t *testing.T) {
 	}
 	pushImage(t, reg, "team/app", "v2", "linux", "two")
 	for want, args := range map[string][]string{
-		"Give either":       {"-r", addr, "--id", op.ID},
-		"or --image":        {"-r", addr, "--id", op.ID, "--repository", "team/app", "--image", "team/app:v1"},
-		"OPERATION_UNKNOWN": {"-r", addr, "--id", "nonesuch", "--repository", "team/app"},
-		"nothing has":       {"-t", addr + "/team/app:v2"},
+		"Give either":             {"-r", addr, "--id", op.ID},
+		"or --image":              {"-r", addr, "--id", op.ID, "--repository", "team/app", "--image", "team/app:v1"},
+		"OPERATION_UNKNOWN":       {"-r", addr, "--id", "nonesuch", "--repository", "team/app"},
+		"there was no conversion": {"-t", addr + "/team/app:v2"},
 	} {
 		if _, _, err := streamingVerb(t, append([]string{"operation", "show"}, args...)...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: %v, want %q", args, err, want)

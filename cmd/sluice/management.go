@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"strconv"
 	"strings"
@@ -28,7 +29,8 @@ type managementFlags struct {
 	output             string
 	yes                bool
 
-	patience time.Duration // how long an answer may take; 0: as usual
+	patience  time.Duration     // how long an answer may take; 0: as usual
+	transport http.RoundTripper // nil: as usual
 }
 
 func (f *managementFlags) add(cmd *cobra.Command) {
@@ -79,7 +81,7 @@ func (f *managementFlags) clientOf(cmd *cobra.Command, host string) (*acr.Client
 // connection returns how to speak with the registry. It is to be called once:
 // it reads the password.
 func (f *managementFlags) connection(cmd *cobra.Command) (remote.Options, error) {
-	opts := remote.Options{WriteTimeout: f.patience}
+	opts := remote.Options{WriteTimeout: f.patience, Transport: f.transport}
 	if f.output != "table" && f.output != "json" {
 		return opts, fmt.Errorf("--output %q: table or json", f.output)
 	}

@@ -68,7 +68,7 @@ func askConversion(h *hosts.Hosts) func(ctx context.Context, host, repository st
 		}
 		c := mount.Conversion{Pending: !op.Status.Final(), State: string(op.Status)}
 		if op.Status == acr.StatusFailed {
-			if op, err := client.StreamingOperation(ctx, repository, op.ID); err == nil && op.Details != "" {
+			if op, err := client.ImageOperation(ctx, repository, op.ID); err == nil && op.Details != "" {
 				c.State += ": " + op.Details
 			}
 		}

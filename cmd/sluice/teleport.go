@@ -23,12 +23,58 @@ func newTeleportCommand() *cobra.Command {
 		Use:   "teleport",
 		Short: "Manage what a registry does for Project Teleport",
 		Long: `Manage what a registry does for Project Teleport, whose clients mount the expanded
-layers of images from a file server. The verbs are the original's scripts, and print
-what those did.`,
+layers of images from a file server. check-expansion, edit-attribute and
+find-repositories are the original's scripts, and print what those did.`,
 		RunE: group,
 	}
-	cmd.AddCommand(newCheckExpansionCommand(), newEditAttributeCommand(), newFindRepositoriesCommand())
+	cmd.AddCommand(
+		newCheckExpansionCommand(), newEditAttributeCommand(), newFindRepositoriesCommand(), newExpandCommand(),
+		operationVerbs{"teleport", "expansion", acr.ExpansionName, (*acr.Client).LatestExpansion}.command(),
+	)
 	return cmd
+}
+
+// watchedTransport remembers the status of the last answer, and tells of each request
+// if it is to.
+type watchedTransport struct {
+	http.RoundTripper
+	cmd   *cobra.Command // whose standard error it tells
+	debug bool
+
+	last int
+}
+
+// watch has a verb's requests watched, and adds the flag --debug.
+func (f *managementFlags) watch(cmd *cobra.Command) *watchedTransport {
+	w := &watchedTransport{RoundTripper: remote.NewTransport(), cmd: cmd}
+	cmd.Flags().BoolVar(&w.debug, "debug", false, "tell of each request on standard error")
+	f.transport = w
+	return w
+}
+
+// RoundTrip implements http.RoundTripper. Nothing that is secret is shown: no body,
+// and of the answer's headers those that say what to do next.
+func (t *watchedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	start := time.Now()
+	resp, err := t.RoundTripper.RoundTrip(r)
+	took := time.Since(start).Round(time.Millisecond)
+	if err != nil {
+		if t.debug {
+			fmt.Fprintf(t.cmd.ErrOrStderr(), "%s %s: %v, after %v\n", r.Method, r.URL, err, took)
+		}
+		return resp, err
+	}
+	t.last = resp.StatusCode
+	if !t.debug {
+		return resp, nil
+	}
+	fmt.Fprintf(t.cmd.ErrOrStderr(), "%s %s: %s in %v\n", r.Method, r.URL, resp.Status, took)
+	for _, name := range []string{"Www-Authenticate", "Retry-After", "Location"} {
+		for _, value := range resp.Header.Values(name) {
+			fmt.Fprintf(t.cmd.ErrOrStderr(), "  %s: %s\n", name, value)
+		}
+	}
+	return resp, nil
 }
 
 // checkInterval is how often check-expansion asks, as in the original.
@@ -47,6 +93,7 @@ func newCheckExpansionCommand() *cobra.Command {
 	var f managementFlags
 	var platform string
 	var noWait bool
+	var seen *watchedTransport
 	cmd := &cobra.Command{
 		Use:   "check-expansion IMAGE",
 		Short: "Wait until the layers of an image can be mounted",
@@ -61,11 +108,12 @@ all layers can be mounted.`,
 			if err != nil {
 				return err
 			}
-			c := &expansionCheck{f: &f, reg: reg, ref: ref, platform: platform, out: cmd.OutOrStdout()}
+			c := &expansionCheck{f: &f, reg: reg, seen: seen, ref: ref, platform: platform, out: cmd.OutOrStdout()}
 			return c.run(cmd.Context(), noWait)
 		},
 	}
 	f.add(cmd)
+	seen = f.watch(cmd)
 	cmd.Flags().StringVar(&platform, "platform", "", "of an index, the image for a `PLATFORM` (default linux/amd64)")
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "ask once")
 	return noFiles(cmd)
@@ -84,6 +132,7 @@ func (f *managementFlags) imageOf(cmd *cobra.Command, name string) (*remote.Regi
 type expansionCheck struct {
 	f        *managementFlags
 	reg      *remote.Registry
+	seen     *watchedTransport
 	ref      oci.Reference
 	platform string
 	out      io.Writer
@@ -105,9 +154,10 @@ func (c *expansionCheck) say(format string, args ...any) {
 func (c *expansionCheck) run(ctx context.Context, once bool) error {
 	c.say("Checking %s%s%s/_manifests/%s", c.reg.URL(), mountapi.Prefix, c.ref.Repository, c.reference())
 	for {
+		c.seen.last = 0
 		state, err := c.ask(ctx)
 		if state.Status == 0 {
-			return err // it isn't known
+			return err // nobody answered
 		}
 		c.say("Status: %d", state.Status)
 		switch state.State {
@@ -134,7 +184,7 @@ func (c *expansionCheck) run(ctx context.Context, once bool) error {
 	}
 }
 
-// ask asks once. The state has no status if the registry gave none of its own.
+// ask asks once. The state has no status if there was no answer.
 func (c *expansionCheck) ask(ctx context.Context) (expansionState, error) {
 	state := expansionState{Image: c.reg.Host() + "/" + c.ref.Repository + ":" + c.reference()}
 	if c.ref.Digest != "" {
@@ -148,6 +198,7 @@ func (c *expansionCheck) ask(ctx context.Context) (expansionState, error) {
 		}
 		return state, nil
 	}
+	state.Status, state.State, state.Reason = c.seen.last, "unknown", err.Error()
 	var coded *oci.Error
 	if !errors.As(err, &coded) {
 		return state, err
@@ -158,8 +209,6 @@ func (c *expansionCheck) ask(ctx context.Context) (expansionState, error) {
 		state.Status, state.State = http.StatusConflict, "expanding"
 	case mountapi.CodeNotEnabled, mountapi.CodeNotExpanded, "NOT_FOUND":
 		state.Status, state.State = http.StatusNotFound, "notEnabled"
-	case mountapi.CodeFailed:
-		state.Status, state.State = http.StatusUnprocessableEntity, "unknown"
 	}
 	return state, err
 }
@@ -199,6 +248,37 @@ func newEditAttributeCommand() *cobra.Command {
 		},
 	}
 	f.add(cmd)
+	f.watch(cmd)
+	return noFiles(cmd)
+}
+
+func newExpandCommand() *cobra.Command {
+	var f streamingFlags
+	cmd := &cobra.Command{
+		Use:   "expand IMAGE",
+		Short: "Have the layers of an image expanded, also after that has failed or was canceled",
+		Long: `Have the layers of an image expanded, also after that has failed or was canceled,
+and print the operation that does it. Images are expanded by themselves when they
+are pushed, and those that were there before when somebody wants to mount them.`,
+		Example: `  sluice teleport expand registry.example.com/team/app:v1`,
+		Args:    arguments(0, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, ref, err := f.image(cmd, args)
+			if err != nil {
+				return err
+			}
+			subject, err := p.digest(cmd.Context(), ref)
+			if err != nil {
+				return withCode(err)
+			}
+			op, err := p.manage.StartExpansion(cmd.Context(), ref.Repository, subject)
+			if err != nil {
+				return withCode(err)
+			}
+			return f.print(cmd.OutOrStdout(), op, func(w io.Writer) { printOperation(w, op) })
+		},
+	}
+	f.addImage(cmd)
 	return noFiles(cmd)
 }
 

@@ -2,6 +2,8 @@ package main
 
 import (
 	"encoding/json"
+	"net/http"
+	"net/http/httptest"
 	"regexp"
 	"strings"
 	"testing"
@@ -50,6 +52,77 @@ func TestTeleportCommands(t *testing.T) {
 		t.Errorf("too large: %q, %v", stdout, err)
 	}
 	refuses(t, "which one", "teleport", "check-expansion", addr+"/team/app")
+	teleportOperations(t, addr)
+}
+
+// teleportOperations looks at the operations of TestTeleportCommands: one that
+// succeeded and one that failed.
+func teleportOperations(t *testing.T, addr string) {
+	t.Helper()
+	stdout, _, err := runSluice(t, "teleport", "operation", "list", addr+"/team/app", "-o", "json")
+	var list []acr.Operation
+	if e := json.Unmarshal([]byte(stdout), &list); err != nil || e != nil || len(list) != 2 || list[0].ErrorCode != "EXPANSION_LIMIT_EXCEEDED" || list[1].Status != acr.StatusSucceeded {
+		t.Fatalf("%s, %v, %v", stdout, err, e)
+	}
+	stdout, _, err = runSluice(t, "teleport", "operation", "list", "-r", addr, "--repository", "team/app")
+	if lines := strings.Split(stdout, "\n"); err != nil || len(lines) != 4 || !strings.HasPrefix(lines[1], list[0].ID+"  Failed ") {
+		t.Errorf("%q, %v", stdout, err)
+	}
+	if stdout, _, err := runSluice(t, "artifact-streaming", "operation", "list", addr+"/team/app", "-o", "json"); err != nil || stdout != "[]\n" {
+		t.Errorf("conversions: %q, %v", stdout, err)
+	}
+	stdout, _, err = runSluice(t, "teleport", "operation", "show", "-r", addr, "--image", "team/app:large")
+	if err != nil || !strings.Contains(stdout, list[0].ID) || !strings.Contains(stdout, "TeleportExpansion") || !strings.Contains(stdout, "Failed") {
+		t.Errorf("%q, %v", stdout, err)
+	}
+	stdout, _, err = runSluice(t, "teleport", "expand", addr+"/team/app:large", "-o", "json")
+	var op acr.Operation
+	if e := json.Unmarshal([]byte(stdout), &op); err != nil || e != nil || op.ID == list[0].ID || op.Status == acr.StatusSucceeded {
+		t.Errorf("%s, %v, %v", stdout, err, e)
+	}
+	stdout, _, err = runSluice(t, "teleport", "operation", "cancel", "--repository", addr+"/team/app", "--id", op.ID)
+	if err != nil || !strings.Contains(stdout, op.ID) {
+		t.Errorf("%q, %v", stdout, err)
+	}
+	refuses(t, "teleportEnabled", "teleport", "expand", addr+"/tool:v1")
+	refuses(t, "no expansion", "teleport", "operation", "show", "--image", addr+"/tool:v1")
+	refuses(t, "OPERATION_UNKNOWN", "teleport", "operation", "cancel", "--repository", addr+"/tool", "--id", op.ID)
+}
+
+// What a registry answers besides is shown as it was in the original, and with
+// --debug which requests were made.
+func TestCheckExpansionOfStrangers(t *testing.T) {
+	status := http.StatusTeapot
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/v2/" {
+			w.Header().Set("Retry-After", "7")
+			w.WriteHeader(status)
+		}
+	}))
+	defer server.Close()
+	addr := strings.TrimPrefix(server.URL, "http://")
+	path := "/mount/v1/team/app/_manifests/v1"
+	stdout, stderr, err := runSluice(t, "teleport", "check-expansion", "--debug", addr+"/team/app:v1")
+	if err == nil || stdout != "Checking "+server.URL+path+"\nStatus: 418\nUnknown status 418\n" {
+		t.Errorf("%q, %v", stdout, err)
+	}
+	if !strings.Contains(stderr, "GET "+server.URL+path+": 418") || !strings.Contains(stderr, "  Retry-After: 7\n") {
+		t.Errorf("--debug says %q", stderr)
+	}
+	status = http.StatusForbidden
+	stdout, stderr, err = runSluice(t, "teleport", "check-expansion", "-o", "json", addr+"/team/app:v1")
+	var state expansionState
+	if e := json.Unmarshal([]byte(stdout), &state); err == nil || e != nil || state.Status != 403 || state.State != "unknown" || state.Reason == "" || strings.Contains(stderr, "GET ") {
+		t.Errorf("%q, %q, %v, %v", stdout, stderr, err, e)
+	}
+	status = http.StatusNotFound
+	if stdout, _, err = runSluice(t, "teleport", "check-expansion", addr+"/team/app:v1"); err == nil || !strings.Contains(stdout, "Status: 404\n") {
+		t.Errorf("a registry without the API: %q, %v", stdout, err)
+	}
+	server.Close()
+	if stdout, _, err = runSluice(t, "teleport", "check-expansion", addr+"/team/app:v1"); err == nil || strings.Contains(stdout, "Status") {
+		t.Errorf("a registry that is gone: %q, %v", stdout, err)
+	}
 }
 
 // What a file server needs to be told once.

@@ -14,6 +14,7 @@ import (
 	"sluice/internal/convert"
 	"sluice/internal/index"
 	"sluice/internal/registry"
+	"sluice/internal/teleport"
 	"sluice/oci"
 )
 
@@ -35,7 +36,7 @@ var (
 // 0.
 func statusOf(code string) int {
 	switch code {
-	case ErrTagUnknown.Code, ErrOperationUnknown.Code, convert.ErrResourceNotFound.Code, ErrTokenUnknown.Code, ErrScopeMapUnknown.Code, errNotFound.Code:
+	case ErrTagUnknown.Code, ErrOperationUnknown.Code, convert.ErrResourceNotFound.Code, teleport.ErrNotEnabled.Code, ErrTokenUnknown.Code, ErrScopeMapUnknown.Code, errNotFound.Code:
 		return http.StatusNotFound
 	case ErrConflict.Code:
 		return http.StatusConflict

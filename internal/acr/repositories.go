@@ -84,7 +84,8 @@ func (h *Handler) changeRepository(w http.ResponseWriter, r *http.Request, req R
 	case h.opts.Teleport != nil:
 		change = h.opts.Teleport.Change // which heeds how many may have teleportEnabled
 	case c.TeleportEnabled != nil && *c.TeleportEnabled:
-		return oci.ErrUnsupported.Withf("this registry doesn't expand layers for Teleport: set teleport.enabled in its configuration")
+		_, err := h.expander()
+		return err
 	}
 	_, err := change(r.Context(), req.Repository, func(a *index.Attributes) error {
 		c.apply(a)

@@ -185,8 +185,12 @@ func (r *Request) parseRepository(s []string) {
 			"PATCH":  {(*Handler).updateRepository, writesMetadata},
 			"DELETE": {(*Handler).deleteRepository, deletes},
 		}
-	case rest[0] == "_streaming" || rest[0] == "_operations":
+	case rest[0] == "_streaming":
 		r.parseStreaming(rest)
+	case rest[0] == "_teleport":
+		r.parseTeleport(rest)
+	case rest[0] == "_operations":
+		r.parseImageOperations(rest)
 	case len(rest) == 1:
 		r.kind = "acr_repository" + rest[0]
 		r.endpoints = map[string]endpoints{

@@ -2,9 +2,7 @@ package acr
 
 import (
 	"context"
-	"fmt"
 	"net/http"
-	"time"
 
 	"sluice/internal/artifact"
 	"sluice/internal/auth"
@@ -21,8 +19,6 @@ const (
 	// formatOverlaybd is what clients of Azure Container Registry ask for. They
 	// get ours, and the answer says so.
 	formatOverlaybd = "overlaybd"
-
-	conversionName = "ArtifactStreamingConversion"
 )
 
 func pulls(req Request) []auth.Access { return access(req.Repository, auth.ActionPull) }
@@ -33,15 +29,13 @@ func pushes(req Request) []auth.Access { return access(req.Repository, auth.Acti
 
 // parseStreaming recognises what of a repository has to do with conversion.
 func (r *Request) parseStreaming(rest []string) {
-	switch {
-	case len(rest) == 1 && rest[0] == "_streaming":
+	switch len(rest) {
+	case 1:
 		r.kind = "acr_streaming"
 		r.endpoints = endpoints{"GET": {(*Handler).getStreaming, pulls}, "POST": {(*Handler).updateStreaming, pushes}}
-	case len(rest) == 2 && rest[0] == "_streaming":
+	case 2:
 		r.kind, r.Digest = "acr_streaming_image", oci.Digest(rest[1])
 		r.endpoints = endpoints{"GET": {(*Handler).latestConversion, pulls}, "POST": {(*Handler).startConversion, pushes}}
-	case len(rest) == 2 && rest[0] == "_operations":
-		r.parseOperation(rest[1], endpoints{"POST": {(*Handler).cancelConversion, pushes}}, endpoints{"GET": {(*Handler).getConversion, pulls}})
 	}
 }
 
@@ -97,7 +91,7 @@ func (h *Handler) updateStreaming(w http.ResponseWriter, r *http.Request, req Re
 	locate(w, op)
 	registry.WriteJSON(w, r, http.StatusAccepted, streamingAnswer{
 		Streaming: Streaming{*body.ConvertPushedImages}, Format: artifact.Format, Version: artifact.Version,
-		conversionAnswer: conversionAnswer{op.ID, Status(op.Status)},
+		operationAnswer: operationAnswer{op.ID, Status(op.Status)},
 	})
 	return nil
 }
@@ -119,7 +113,7 @@ func (h *Handler) startConversion(w http.ResponseWriter, r *http.Request, req Re
 		return err
 	}
 	locate(w, op)
-	registry.WriteJSON(w, r, http.StatusAccepted, conversionAnswer{op.ID, Status(op.Status)})
+	registry.WriteJSON(w, r, http.StatusAccepted, operationAnswer{op.ID, Status(op.Status)})
 	return nil
 }
 
@@ -128,51 +122,7 @@ func (h *Handler) latestConversion(w http.ResponseWriter, r *http.Request, req R
 	if err != nil {
 		return err
 	}
-	op, err := service.Latest(r.Context(), req.Repository, req.Digest)
-	if err != nil {
-		return err
-	}
-	locate(w, op)
-	registry.WriteJSON(w, r, http.StatusOK, conversionAnswer{op.ID, Status(op.Status)})
-	return nil
-}
-
-func (h *Handler) getConversion(w http.ResponseWriter, r *http.Request, req Request) error {
-	return h.answerConversion(w, r, req, "", (*streaming.Service).Operation)
-}
-
-func (h *Handler) cancelConversion(w http.ResponseWriter, r *http.Request, req Request) error {
-	return h.answerConversion(w, r, req, "Cancel: ", (*streaming.Service).Cancel)
-}
-
-func (h *Handler) answerConversion(w http.ResponseWriter, r *http.Request, req Request, prefix string,
-	ask func(*streaming.Service, context.Context, string, string) (streaming.Operation, error)) error {
-	service, err := h.converter()
-	if err != nil {
-		return err
-	}
-	op, err := ask(service, r.Context(), req.Repository, req.Name)
-	if err != nil {
-		return err
-	}
-	answer := Operation{
-		ID: op.ID, Name: prefix + conversionName, Resource: op.Repo, Status: Status(op.Status),
-		StartTime: op.Started.Truncate(time.Second), Updated: op.Updated.Truncate(time.Second),
-		Progress: fmt.Sprintf("%d%%", op.Progress), Details: op.Details, ErrorCode: op.ErrorCode,
-	}
-	if op.Subject != "" {
-		answer.Resource += "@" + op.Subject.String()
-	}
-	registry.WriteJSON(w, r, http.StatusOK, answer)
-	return nil
-}
-
-// locate says where to ask for an operation.
-func locate(w http.ResponseWriter, op streaming.Operation) {
-	location := prefix + op.Repo + "/_operations/" + op.ID
-	w.Header().Set("Location", location)
-	w.Header().Set("Operation-Location", location)
-	w.Header().Set("Operation-Id", op.ID)
+	return answerLatest(service, w, r, req)
 }
 
 // Streaming returns whether a repository's images are converted when they are
@@ -219,25 +169,5 @@ func (c *Client) LatestStreaming(ctx context.Context, repo string, digest oci.Di
 }
 
 func (c *Client) conversion(ctx context.Context, req remote.APIRequest, repo string, digest oci.Digest, body any) (Operation, error) {
-	var answer conversionAnswer
-	req.Path = repo + "/_streaming/" + digest.String()
-	_, err := c.call(ctx, req, body, &answer)
-	return Operation{ID: answer.ID, Status: answer.Status, Resource: repo + "@" + digest.String()}, err
-}
-
-// StreamingOperation returns what became of a conversion. Errors:
-// ErrOperationUnknown.
-func (c *Client) StreamingOperation(ctx context.Context, repo, id string) (op Operation, err error) {
-	_, err = c.call(ctx, remote.APIRequest{What: "operation " + id + " of " + repo, Path: repo + "/_operations/" + id, Scopes: scope(repo, auth.ActionPull)}, nil, &op)
-	return op, err
-}
-
-// CancelStreaming ends a conversion that hasn't ended yet. Errors:
-// ErrOperationUnknown.
-func (c *Client) CancelStreaming(ctx context.Context, repo, id string) (op Operation, err error) {
-	_, err = c.call(ctx, remote.APIRequest{
-		What: "canceling operation " + id + " of " + repo, Method: http.MethodPost, Path: repo + "/_operations/" + id + ":cancel",
-		Scopes: scope(repo, auth.ActionPull, auth.ActionPush),
-	}, nil, &op)
-	return op, err
+	return c.imageOperation(ctx, req, repo, "_streaming", digest, body)
 }

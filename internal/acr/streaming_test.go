@@ -185,7 +185,10 @@ func TestStreamingRefuses(t *testing.T) {
 		{"admin", "POST", streams + "/" + notRunnable, `{}`, 400, "NO_SUPPORTED_PLATFORM_FOUND"},
 		{"admin", "PUT", streams, `{}`, 405, "UNSUPPORTED"},
 		{"admin", "GET", operations + "x:cancel", "", 405, "UNSUPPORTED"},
-		{"admin", "GET", "/acr/v1/repo/_operations", "", 404, "NOT_FOUND"},
+		{"pusher", "GET", "/acr/v1/repo/_operations", "", 403, "DENIED"},
+		{"admin", "GET", "/acr/v1/repo/_operations?n=x", "", 400, "PAGINATION_NUMBER_INVALID"},
+		{"admin", "GET", "/acr/v1/none/_operations", "", 404, "NAME_UNKNOWN"},
+		{"admin", "GET", operations + "x/y", "", 404, "NOT_FOUND"},
 		{"admin", "GET", streams + "/" + digest + "/x", "", 404, "NOT_FOUND"},
 	} {
 		resp, body := b.send(c.user, passwords[c.user], c.method, c.path, c.body)
@@ -230,7 +233,7 @@ func TestClientStreams(t *testing.T) {
 	if err != nil || op.ID == "" || op.Status != acr.StatusNotStarted {
 		t.Fatalf("%+v, %v", op, err)
 	}
-	if got, err := admin.CancelStreaming(ctx, "team/app", op.ID); err != nil || got.Status != acr.StatusCanceled || got.ID != op.ID {
+	if got, err := admin.CancelImageOperation(ctx, "team/app", op.ID); err != nil || got.Status != acr.StatusCanceled || got.ID != op.ID {
 		t.Errorf("%+v, %v", got, err)
 	}
 	b.convertImages()
@@ -239,7 +242,7 @@ func TestClientStreams(t *testing.T) {
 	}
 	for deadline := time.Now().Add(time.Minute); op.Status != acr.StatusSucceeded || op.Resource == "team/app"; time.Sleep(10 * time.Millisecond) {
 		if latest, err := admin.LatestStreaming(ctx, "team/app", digest); err == nil {
-			op, err = admin.StreamingOperation(ctx, "team/app", latest.ID)
+			op, err = admin.ImageOperation(ctx, "team/app", latest.ID)
 			if err != nil {
 				t.Fatal(err)
 			}

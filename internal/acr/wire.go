@@ -339,9 +339,8 @@ type streamingRequest struct {
 	Backfill bool `json:"backfill,omitempty"`
 }
 
-// conversionAnswer is an operation where a conversion is begun, or asked for by
-// its subject.
-type conversionAnswer struct {
+// operationAnswer is an operation where one is begun, or asked for by its subject.
+type operationAnswer struct {
 	ID     string `json:"id"`
 	Status Status `json:"status"`
 }
@@ -350,7 +349,12 @@ type streamingAnswer struct {
 	Streaming
 	Format  string `json:"conversionFormat"` // what is made, whatever was asked for
 	Version string `json:"conversionVersion"`
-	conversionAnswer
+	operationAnswer
+}
+
+// operationsDocument is the answer of GET /acr/v1/{repo}/_operations.
+type operationsDocument struct {
+	Operations []Operation `json:"operations"`
 }
 
 // Status is an operation's state.

@@ -31,7 +31,7 @@ type LayerSource struct {
 	// network or the storage fails, or a program that decodes it. What use has
 	// read can be believed when Read returns nil: then the tar had the blob's
 	// digest and the diff ID. Errors of use that aren't about the content must
-	// be StorageErrors, or made by Refuse.
+	// be made by Refuse.
 	Read func(ctx context.Context, use func(context.Context, io.Reader) error) error
 
 	// Convert converts the layer into blobs of Repo.
@@ -136,15 +136,6 @@ func Refuse(err error) error { return refusedError{err} }
 type refusedError struct{ error }
 
 func (e refusedError) Unwrap() error { return e.error }
-
-// StorageError marks an error of storing what was made of a layer, so that
-// LayerSource.Read doesn't take it for one of the layer's content.
-func StorageError(err error) error {
-	if err == nil {
-		return nil
-	}
-	return &transportError{err}
-}
 
 // Checked is what Check found out about an image.
 type Checked struct {

@@ -76,15 +76,16 @@ func (db *DB) Needed(ctx context.Context, repo string, digest oci.Digest) (bool,
 	return needed, nil
 }
 
-// NeededByManifest is Needed without soft-deleted manifests.
-func (db *DB) NeededByManifest(ctx context.Context, repo string, digest oci.Digest) (bool, error) {
-	needed, err := one(ctx, db, "SELECT EXISTS (SELECT 1 FROM needs WHERE repo = $1 AND digest = $2 AND deleted = $3)", func(scan scan) (b bool, err error) {
-		return b, scan(&b)
+// NeededBy returns the manifests of repo that need the blob or manifest with the
+// digest, in no order; soft-deleted ones aren't among them.
+func (db *DB) NeededBy(ctx context.Context, repo string, digest oci.Digest) ([]oci.Digest, error) {
+	owners, err := all(ctx, db, "SELECT owner FROM needs WHERE repo = $1 AND digest = $2 AND deleted = $3", func(scan scan) (d oci.Digest, err error) {
+		return d, scan(&d)
 	}, repo, digest.String(), neededByManifest)
 	if err != nil {
-		return true, fmt.Errorf("index: which manifest needs %s@%s: %w", repo, digest, err)
+		return nil, fmt.Errorf("index: which manifests need %s@%s: %w", repo, digest, err)
 	}
-	return needed, nil
+	return owners, nil
 }
 
 const deletedColumns = "repo, digest, media_type, tags, deleted, deleted_by, blobs, children, size, image_size"

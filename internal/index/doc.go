@@ -13,12 +13,12 @@
 //	manifests      manifests, by digest or by time; referrers     Manifests, Manifest, Referrers
 //	tags           tags, by name or by time, or of one digest     Tags, Tag
 //	blobs          which repository has a blob; space taken       FindBlob, Usage, TotalUsage
-//	needs          which manifest (also a deleted one) needs a    Needed, Garbage
+//	needs          which manifest (also a deleted one) needs a    Needed, NeededBy, Garbage
 //	               blob or a manifest of its repository
 //	deleted        soft-deleted manifests                         DeletedManifests
 //	intents        which repositories were being changed when     Stale
 //	               a process ended
-//	jobs           the durable queue                              Lease, Job, LatestJob
+//	jobs           the durable queue                              Lease, Job, LatestJob, Jobs
 //	version        which migrations have run                      Open
 //
 // # Changing tree and index

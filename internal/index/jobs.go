@@ -147,3 +147,12 @@ func (db *DB) LatestJob(ctx context.Context, queue, key string) (Job, error) {
 	}
 	return j, nil
 }
+
+// Jobs returns the last n jobs of a queue that have a key, the newest first.
+func (db *DB) Jobs(ctx context.Context, queue string, n int) ([]Job, error) {
+	jobs, err := all(ctx, db, "SELECT "+jobColumns+" FROM jobs WHERE queue = $1 AND key <> '' ORDER BY seq DESC LIMIT $2", scanJob, queue, max(n, 0))
+	if err != nil {
+		return nil, fmt.Errorf("index: jobs of %s: %w", queue, err)
+	}
+	return jobs, nil
+}

@@ -56,8 +56,8 @@ type Operation struct {
 	ErrorCode        string // if it failed
 }
 
-// Active reports whether a job waits or is being done.
-func Active(job index.Job) bool { return job.State == index.Queued || job.State == index.Running }
+// active reports whether a job waits or is being done.
+func active(job index.Job) bool { return job.State == index.Queued || job.State == index.Running }
 
 // progress is what a worker tells of a job under way.
 type progress struct {

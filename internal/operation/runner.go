@@ -2,6 +2,7 @@ package operation
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"strings"
@@ -36,6 +37,10 @@ type Options struct {
 
 	// Gone reports whether what a job is about was deleted.
 	Gone func(ctx context.Context, repo string, subject oci.Digest) bool
+
+	// Ended, which may be nil, is called when an operation on an image has failed for
+	// good or was canceled while it was being done.
+	Ended func(ctx context.Context, repo string)
 
 	// Describe may change how a job is described.
 	Describe func(*Operation, index.Job)
@@ -121,17 +126,61 @@ func (r *Runner) Wake() {
 	}
 }
 
+// Start begins an operation on an image or index, whose job gets the payload, and
+// returns it; if one is under way, that. It begins behind one that is just being
+// canceled.
+func (r *Runner) Start(ctx context.Context, repo string, subject oci.Digest, payload any) (Operation, error) {
+	doc, err := json.Marshal(payload)
+	if err != nil {
+		return Operation{}, err
+	}
+	job, err := r.latestJob(ctx, repo, subject)
+	if err != nil && !errors.Is(err, ErrUnknown) {
+		return Operation{}, err
+	}
+	enqueue := (*index.Tx).EnqueueOnce
+	if err == nil && active(job) {
+		if !job.Canceling {
+			return r.describe(repo, job), nil
+		}
+		enqueue = func(tx *index.Tx, queue, key string, payload []byte) { tx.Enqueue(queue, key, payload) }
+	}
+	err = r.db.Update(ctx, func(tx *index.Tx) error {
+		enqueue(tx, r.Queue(repo), subject.String(), doc)
+		return nil
+	})
+	if err != nil {
+		return Operation{}, err
+	}
+	r.Wake()
+	return r.Latest(ctx, repo, subject)
+}
+
 // Latest returns the last operation about an image or index, by its digest.
 // Errors: ErrUnknown.
 func (r *Runner) Latest(ctx context.Context, repo string, subject oci.Digest) (Operation, error) {
-	job, err := r.LatestJob(ctx, repo, subject)
+	job, err := r.latestJob(ctx, repo, subject)
 	return r.describe(repo, job), err
 }
 
-// LatestJob is Latest for the job behind it.
-func (r *Runner) LatestJob(ctx context.Context, repo string, subject oci.Digest) (index.Job, error) {
+// latestJob is Latest for the job behind it.
+func (r *Runner) latestJob(ctx context.Context, repo string, subject oci.Digest) (index.Job, error) {
 	job, err := r.db.LatestJob(ctx, r.Queue(repo), subject.String())
 	return job, unknown(err, "there was no %s of %s@%s lately", strings.ToLower(r.opts.Noun), repo, subject)
+}
+
+// Operations returns the last n operations on images of a repository, the newest
+// first.
+func (r *Runner) Operations(ctx context.Context, repo string, n int) ([]Operation, error) {
+	jobs, err := r.db.Jobs(ctx, r.Queue(repo), n)
+	if err != nil {
+		return nil, err
+	}
+	var all []Operation
+	for _, job := range jobs {
+		all = append(all, r.describe(repo, job))
+	}
+	return all, nil
 }
 
 // Operation returns an operation of a repository. Errors: ErrUnknown.
@@ -164,7 +213,7 @@ func (r *Runner) Cancel(ctx context.Context, repo, id string) (Operation, error)
 	if err != nil {
 		return Operation{}, err
 	}
-	if Active(job) {
+	if active(job) {
 		job, err = r.db.CancelJob(ctx, id)
 		if err != nil {
 			return Operation{}, unknown(err, "operation %.60s of %s ended long ago", id, repo)

@@ -127,6 +127,9 @@ func (w *Work) finish(ctx context.Context, state string, result outcome) error {
 		err = w.r.db.Finish(ctx, w.Job, state, doc)
 	}
 	if err == nil && w.Job.Key != "" {
+		if state != index.Succeeded && w.r.opts.Ended != nil {
+			w.r.opts.Ended(ctx, w.Repo)
+		}
 		c := &w.r.Counts
 		map[string]interface{ Add(int64) int64 }{index.Succeeded: &c.Succeeded, index.Failed: &c.Failed, index.Canceled: &c.Canceled}[state].Add(1)
 	}

@@ -97,34 +97,19 @@ func (s *Service) Start(ctx context.Context, repo, reference string) (Operation,
 	if err != nil {
 		return Operation{}, err
 	}
-	digest := checked.Subject.Digest
-	job, err := s.ops.LatestJob(ctx, repo, digest)
-	if err != nil && !errors.Is(err, ErrOperationUnknown) {
-		return Operation{}, err
-	}
-	if err == nil && operation.Active(job) && !job.Canceling {
-		return s.Latest(ctx, repo, digest)
-	}
-	err = s.db.Update(ctx, func(tx *index.Tx) error {
-		c := stored.Conversion{Actor: oci.ActorOf(ctx)}
-		if err == nil && operation.Active(job) { // behind the one that is being canceled
-			payload, err := json.Marshal(c)
-			tx.Enqueue(stored.ConvertQueue(repo), digest.String(), payload)
-			return err
-		}
-		return stored.EnqueueConversion(tx, repo, digest, c)
-	})
-	if err != nil {
-		return Operation{}, err
-	}
-	s.ops.Wake()
-	return s.Latest(ctx, repo, digest)
+	return s.ops.Start(ctx, repo, checked.Subject.Digest, stored.Conversion{Actor: oci.ActorOf(ctx)})
 }
 
 // Latest returns the last operation on an image or index, by its digest. Errors:
 // ErrOperationUnknown.
 func (s *Service) Latest(ctx context.Context, repo string, subject oci.Digest) (Operation, error) {
 	return s.ops.Latest(ctx, repo, subject)
+}
+
+// Operations returns the last n operations on images of a repository, the newest
+// first.
+func (s *Service) Operations(ctx context.Context, repo string, n int) ([]Operation, error) {
+	return s.ops.Operations(ctx, repo, n)
 }
 
 // Operation returns an operation of a repository. Errors: ErrOperationUnknown.

@@ -50,10 +50,10 @@ func (s *Service) read(ctx context.Context, src convert.LayerSource, limit int64
 	err = src.Read(ctx, func(ctx context.Context, tar io.Reader) error {
 		for _, f := range []*durable.File{p.tar, p.sparse} { // of an attempt that failed
 			if _, err := f.Seek(0, io.SeekStart); err != nil {
-				return convert.StorageError(err)
+				return convert.Refuse(err)
 			}
 			if err := f.Truncate(0); err != nil {
-				return convert.StorageError(err)
+				return convert.Refuse(err)
 			}
 		}
 		left := limit
@@ -78,7 +78,10 @@ func (b *bounded) Write(p []byte) (int, error) {
 		return 0, convert.Refuse(ErrTooLarge)
 	}
 	n, err := b.file.Write(p)
-	return n, convert.StorageError(err)
+	if err != nil {
+		err = convert.Refuse(err) // which isn't about the layer; the operation is tried again
+	}
+	return n, err
 }
 
 // treeOf reads a layer for its tree only.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"syscall"
 
 	"sluice/internal/blob"
 	"sluice/internal/convert"
@@ -40,13 +41,21 @@ func (s *Service) do(ctx context.Context, w *operation.Work) (message string, er
 		n, err := s.expand(ctx, w.Repo, img)
 		made += n
 		if err != nil {
-			return "", fmt.Errorf("for %s: %w", img.Platform.Architecture, err)
+			return "", fmt.Errorf("for %s: %w", img.Platform.Architecture, s.explain(err))
 		}
 	}
 	if made == 0 {
 		message = "its layers were expanded before"
 	}
 	return message, nil
+}
+
+// explain says what to do about an error of the share, if it is a common one.
+func (s *Service) explain(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: the share is full: make room in %s (teleport.directory), or give it a larger file system", err, s.share.dir)
+	}
+	return err
 }
 
 // meter returns the Progress of an expansion.
@@ -115,6 +124,9 @@ func (s *Service) expand(ctx context.Context, repo string, img convert.Image) (m
 		}
 		left -= d.Size
 	}
+	if all, err := s.disks(repo, img); err != nil || len(all) == 0 {
+		return made, errors.Join(err, errors.New("somebody has removed disks while others were made"))
+	}
 	return made, nil
 }
 
@@ -128,6 +140,11 @@ func (e *expansion) layer(ctx context.Context, i int, limit int64) (d Disk, isNe
 		return Disk{}, false, err
 	}
 	defer unlock()
+	// If it was deleted, what is made from here on may be made after everything was
+	// removed that nothing needs.
+	if _, err := e.s.registry.Manifest(ctx, e.repo, e.image.Manifest.Digest); err != nil {
+		return Disk{}, false, err
+	}
 	// A manifest may name blobs that its repository doesn't have.
 	if _, err := e.s.registry.ResolveBlob(ctx, e.repo, src.Blob.Digest); err != nil {
 		return Disk{}, false, err

@@ -85,22 +85,22 @@ func newService(reg *stored.Registry, db *index.DB, opts Options, timing operati
 	}
 	s.ops = operation.New(db, operation.Options{
 		Queues: stored.ExpandQueues, Noun: "Expansion", Workers: s.opts.Workers,
-		Do: s.do, Permanent: permanent, Gone: s.gone, Timing: timing, Log: s.opts.Log,
+		Do: s.do, Permanent: permanent, Gone: s.gone, Ended: s.ended, Timing: timing, Log: s.opts.Log,
 	})
 	return s, nil
 }
 
-// gone reports whether an image was deleted. What was expanded for it since is
-// removed.
+// gone reports whether an image was deleted.
 func (s *Service) gone(ctx context.Context, repo string, subject oci.Digest) bool {
 	_, err := s.registry.Manifest(ctx, repo, subject)
-	if !errors.Is(err, oci.ErrManifestUnknown) && !errors.Is(err, oci.ErrNameUnknown) {
-		return false
+	return errors.Is(err, oci.ErrManifestUnknown) || errors.Is(err, oci.ErrNameUnknown)
+}
+
+// ended has removed what an expansion has made that came to nothing.
+func (s *Service) ended(ctx context.Context, repo string) {
+	if err := s.enqueue(ctx, repo, ""); err != nil {
+		s.opts.Log.Warn("the disks of an expansion that came to nothing are removed later", "repository", repo, "error", err)
 	}
-	if err := s.sweep(ctx, repo); err != nil {
-		s.opts.Log.Warn("what was expanded of an image that was deleted is removed later", "repository", repo, "error", err)
-	}
-	return true
 }
 
 // Run expands what is in the queues until ctx ends, and returns when the
@@ -197,7 +197,7 @@ const (
 	Ready     = "ready"     // all its layers have disks
 	Expanding = "expanding" // it is waiting to be expanded, or that is under way
 	Failed    = "failed"    // it can't be expanded
-	Absent    = "absent"    // it was pushed before its repository took part, or its expansion was canceled: see Start
+	Absent    = "absent"    // it was pushed before its repository took part, or its expansion has ended without: see Start
 )
 
 // State is what has become of an image's layers.
@@ -215,6 +215,10 @@ type State struct {
 // ErrNotEnabled is the error for repositories that don't take part.
 var ErrNotEnabled = &oci.Error{Code: "TELEPORT_NOT_ENABLED", Message: "Teleport is not enabled"}
 
+func notEnabled(repo string) error {
+	return ErrNotEnabled.Withf("Teleport is not enabled for %s: set its teleportEnabled to true with PATCH /acr/v1/%s, then push the image again", repo, repo)
+}
+
 // Find returns what has become of the image that a digest or tag names; of an
 // index, of the image for the platform.
 //
@@ -229,7 +233,7 @@ func (s *Service) Find(ctx context.Context, repo, reference string, platform oci
 		if state, joins := s.joining(ctx, repo, reference, platform); joins {
 			return state, nil
 		}
-		return State{}, ErrNotEnabled.Withf("Teleport is not enabled for %s: set its teleportEnabled to true with PATCH /acr/v1/%s, then push the image again", repo, repo)
+		return State{}, notEnabled(repo)
 	}
 	img, err := s.image(ctx, repo, reference, platform)
 	if err != nil {
@@ -252,10 +256,18 @@ func (s *Service) Find(ctx context.Context, repo, reference string, platform oci
 		case operation.StatusNotStarted, operation.StatusRunning:
 			state.Status = Expanding
 		case operation.StatusFailed:
-			state.Status = Failed
+			if !passed(state.Operation) {
+				state.Status = Failed
+			}
 		}
 	}
 	return state, nil
+}
+
+// passed reports whether the reason why an operation has failed may have passed, such
+// as a share that was full.
+func passed(op operation.Operation) bool {
+	return op.ErrorCode == operation.CodeUnknown && time.Since(op.Updated) > 10*time.Minute
 }
 
 // joining reports whether a repository may take part as soon as an image of it is
@@ -303,12 +315,37 @@ func (s *Service) image(ctx context.Context, repo, reference string, platform oc
 	return images[0], nil
 }
 
-// Start has an image expanded that Find found, unless that is going on already.
-func (s *Service) Start(ctx context.Context, repo string, image convert.Image) (operation.Operation, error) {
-	if err := s.enqueue(ctx, repo, image.Manifest.Digest); err != nil {
+// Start has an image or index expanded that a digest or tag names, also one whose
+// expansion has failed or was canceled, and returns the operation; if one is under way,
+// that.
+//
+// Errors: ErrNotEnabled, and those of package convert for what is no image that could
+// be expanded.
+func (s *Service) Start(ctx context.Context, repo, reference string) (operation.Operation, error) {
+	checked, err := convert.Check(ctx, s.registry, repo, reference, convert.Options{})
+	if err != nil {
 		return operation.Operation{}, err
 	}
-	return s.ops.Latest(ctx, repo, image.Manifest.Digest)
+	row, err := s.registry.Repository(ctx, repo)
+	if err == nil && !row.TeleportEnabled && !s.opts.Auto {
+		err = notEnabled(repo)
+	}
+	if err != nil {
+		return operation.Operation{}, err
+	}
+	return s.ops.Start(ctx, repo, checked.Subject.Digest, stored.Expansion{Actor: oci.ActorOf(ctx)})
+}
+
+// Latest returns the last operation on an image or index, by its digest. Errors:
+// operation.ErrUnknown.
+func (s *Service) Latest(ctx context.Context, repo string, subject oci.Digest) (operation.Operation, error) {
+	return s.ops.Latest(ctx, repo, subject)
+}
+
+// Operations returns the last n operations on images of a repository, the newest
+// first.
+func (s *Service) Operations(ctx context.Context, repo string, n int) ([]operation.Operation, error) {
+	return s.ops.Operations(ctx, repo, n)
 }
 
 // Operation returns an operation of a repository. Errors: operation.ErrUnknown.
@@ -316,9 +353,14 @@ func (s *Service) Operation(ctx context.Context, repo, id string) (operation.Ope
 	return s.ops.Operation(ctx, repo, id)
 }
 
-// Cancel cancels an operation, unless it has ended. Errors: operation.ErrUnknown.
+// Cancel cancels an operation, unless it has ended; the disks that it has made are
+// removed, as far as nothing else needs them. Errors: operation.ErrUnknown.
 func (s *Service) Cancel(ctx context.Context, repo, id string) (operation.Operation, error) {
-	return s.ops.Cancel(ctx, repo, id)
+	op, err := s.ops.Cancel(ctx, repo, id)
+	if err == nil && op.Status == operation.StatusCanceled {
+		s.ended(ctx, repo)
+	}
+	return op, err
 }
 
 // Export tells of the service by numbers that are asked for when they are wanted.

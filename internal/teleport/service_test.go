@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -257,85 +256,6 @@ func TestAutoEnable(t *testing.T) {
 	}
 }
 
-// Disks go with the last image that needs them, whichever repositories these are
-// in; soft-deleted images need none.
-func TestDisksGoWithTheLastImage(t *testing.T) {
-	b := newBench(t, stored.Options{SoftDelete: 24 * time.Hour})
-	s := b.service(Options{})
-	start(t, s)
-	shared, own := layerTar("a", "shared"), layerTar("b", "own")
-	b.enable(s, repo)
-	b.enable(s, "other")
-	one := b.push(repo, "one", "amd64", shared, own)
-	b.push(repo, "two", "amd64", shared)
-	b.push("other", "three", "amd64", shared)
-	b.ready(s, repo, "one")
-	b.ready(s, repo, "two")
-	b.ready(s, "other", "three")
-	if n := b.files(""); n != 3*(2+3) {
-		t.Errorf("%d files in the share", n)
-	}
-	if err := b.reg.DeleteManifest(t.Context(), repo, one.Digest); err != nil {
-		t.Fatal(err)
-	}
-	waitFor(t, "the image's own disk", func() bool { return b.files("") == 3*(1+2) })
-	b.ready(s, repo, "two")
-	if _, err := b.reg.Restore(t.Context(), repo, one.Digest, ""); err != nil {
-		t.Fatal(err)
-	}
-	b.ready(s, repo, "one")
-	if err := b.reg.DeleteRepository(t.Context(), repo); err != nil {
-		t.Fatal(err)
-	}
-	waitFor(t, "the repository's disks", func() bool { return b.files(reposDir) == 3 })
-	if err := s.Tidy(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	b.ready(s, "other", "three")
-	waitFor(t, "the removal of the repository's directory, by whoever began it", func() bool {
-		_, err := os.Stat(RepositoryDir(b.dir, repo))
-		return errors.Is(err, os.ErrNotExist)
-	})
-}
-
-// What a crash leaves is cleared away, and damaged disks are made again.
-func TestTidy(t *testing.T) {
-	b := newBench(t, stored.Options{})
-	s := b.service(Options{})
-	start(t, s)
-	b.enable(s, repo)
-	b.push(repo, "v1", "amd64", layerTar("a", "a"))
-	d := b.ready(s, repo, "v1")[0]
-	name := b.file(repo, d)
-	old := filepath.Join(s.share.pool(), ".tmp-old")
-	stray := diskName(oci.DigestOf([]byte("stray")), "")
-	for _, f := range []string{old, filepath.Join(s.share.pool(), stray+".json"), filepath.Join(filepath.Dir(name), stray+".sums")} {
-		if err := os.WriteFile(f, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.Chtimes(old, time.Time{}, time.Now().Add(-48*time.Hour)); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Tidy(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if n := b.files(""); n != 6 {
-		t.Errorf("%d files are left", n)
-	}
-	if err := os.Remove(name); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(name, []byte("short"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if state := b.state(s, repo, "v1"); state.Status != Absent {
-		t.Errorf("with a disk that was truncated: %+v", state)
-	}
-	b.push(repo, "v1", "amd64", layerTar("a", "a"))
-	b.check(repo, b.ready(s, repo, "v1")[0])
-}
-
 // Without hard links, disks are copied.
 func TestNoHardLinks(t *testing.T) {
 	for _, err := range []error{unix.EPERM, unix.EOPNOTSUPP, unix.EMLINK} {
@@ -352,6 +272,48 @@ func TestNoHardLinks(t *testing.T) {
 	}
 	if got, err := os.ReadFile(to); err != nil || string(got) != "content" {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// One that was canceled leaves nothing either, and can be started again.
+func TestStart(t *testing.T) {
+	b := newBench(t, stored.Options{})
+	s := b.service(Options{MaxLayer: 1 << 20})
+	if _, err := s.Start(t.Context(), repo, "v1"); !errors.Is(err, convert.ErrResourceNotFound) {
+		t.Errorf("what doesn't exist: %v", err)
+	}
+	desc := b.push(repo, "v1", "amd64", layerTar("a", "a"), layerTar("b", noise(1, 2<<20)))
+	if _, err := s.Start(t.Context(), repo, "v1"); !errors.Is(err, ErrNotEnabled) {
+		t.Errorf("in a repository that doesn't take part: %v", err)
+	}
+	b.enable(s, repo)
+	op, err := s.Start(t.Context(), repo, "v1")
+	if err != nil || op.Status != operation.StatusNotStarted {
+		t.Fatalf("%+v, %v", op, err)
+	}
+	if again, err := s.Start(t.Context(), repo, desc.Digest.String()); err != nil || again.ID != op.ID {
+		t.Errorf("started twice: %+v, %v", again, err)
+	}
+	if op, err := s.Cancel(t.Context(), repo, op.ID); err != nil || op.Status != operation.StatusCanceled {
+		t.Errorf("%+v, %v", op, err)
+	}
+	stop := start(t, s)
+	if op, err = s.Start(t.Context(), repo, "v1"); err != nil {
+		t.Fatal(err)
+	}
+	if state := b.state(s, repo, "v1"); state.Status != Failed || state.Operation.ID != op.ID {
+		t.Errorf("%+v", state)
+	}
+	stop()
+	s = b.service(Options{})
+	start(t, s)
+	if _, err := s.Start(t.Context(), repo, "v1"); err != nil {
+		t.Fatal(err)
+	}
+	b.ready(s, repo, "v1")
+	all, err := s.Operations(t.Context(), repo, 9)
+	if err != nil || len(all) != 3 || all[0].Status != operation.StatusSucceeded || all[1].ID != op.ID || all[2].Status != operation.StatusCanceled {
+		t.Errorf("%+v, %v", all, err)
 	}
 }
 
@@ -417,7 +379,7 @@ func TestDisksOfAnotherVersion(t *testing.T) {
 	if err != nil || state.Status != Absent {
 		t.Fatalf("%+v, %v", state, err)
 	}
-	if _, err := s.Start(t.Context(), repo, state.Image); err != nil {
+	if _, err := s.Start(t.Context(), repo, "v1"); err != nil {
 		t.Fatal(err)
 	}
 	again := b.ready(s, repo, "v1")[0]

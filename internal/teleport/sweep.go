@@ -14,6 +14,7 @@ import (
 
 	"sluice/internal/durable"
 	"sluice/internal/index"
+	"sluice/internal/operation"
 	"sluice/oci"
 )
 
@@ -54,7 +55,7 @@ func (s *Service) sweepDisk(ctx context.Context, repo, name string, layer oci.Di
 	}
 	defer unlock()
 	if !all {
-		needed, err := s.db.NeededByManifest(ctx, repo, layer)
+		needed, err := s.needed(ctx, repo, layer)
 		if err != nil || needed {
 			return err
 		}
@@ -63,6 +64,37 @@ func (s *Service) sweepDisk(ctx context.Context, repo, name string, layer oci.Di
 		return err
 	}
 	return s.sweepPool(name)
+}
+
+// needed reports whether an image of a repository needs the disk of a layer: one that
+// has all its disks, or may get them yet.
+func (s *Service) needed(ctx context.Context, repo string, layer oci.Digest) (bool, error) {
+	images, err := s.db.NeededBy(ctx, repo, layer)
+	if err != nil {
+		return true, err
+	}
+	for _, digest := range images {
+		op, err := s.ops.Latest(ctx, repo, digest)
+		if err != nil && !errors.Is(err, operation.ErrUnknown) {
+			return true, err
+		}
+		if op.Status != operation.StatusFailed && op.Status != operation.StatusCanceled {
+			return true, nil
+		}
+		img, err := s.image(ctx, repo, digest.String(), oci.Platform{})
+		switch {
+		case errors.Is(err, oci.ErrDenied):
+			return true, nil // nobody may read it for now
+		case errors.Is(err, oci.ErrManifestUnknown), permanent(err) != "":
+			continue
+		case err != nil:
+			return true, err
+		}
+		if all, err := s.disks(repo, img); err != nil || len(all) > 0 {
+			return true, err
+		}
+	}
+	return false, nil
 }
 
 // sweepPool removes a disk of the pool that no repository has. The caller has the

@@ -181,16 +181,18 @@ func (r *repository) needed(digest oci.Digest) bool {
 			return true
 		}
 	}
-	return r.neededByManifest(digest)
+	return len(r.neededBy(digest)) > 0
 }
 
-func (r *repository) neededByManifest(digest oci.Digest) bool {
+// neededBy returns the manifests that need the digest, in order.
+func (r *repository) neededBy(digest oci.Digest) (owners []oci.Digest) {
 	for _, m := range r.manifests {
 		if needs(digest, m.Blobs, m.Children) {
-			return true
+			owners = append(owners, m.Digest)
 		}
 	}
-	return false
+	slices.Sort(owners)
+	return owners
 }
 
 func needs(digest oci.Digest, blobs []oci.Descriptor, children []oci.Digest) bool {
@@ -202,8 +204,9 @@ func (c comparison) blobs(ctx context.Context, r *repository) {
 	for _, digest := range digests() {
 		got, err := c.db.Needed(ctx, r.Name, digest)
 		same(c, "Needed", got, err, r.needed(digest))
-		got, err = c.db.NeededByManifest(ctx, r.Name, digest)
-		same(c, "NeededByManifest", got, err, r.neededByManifest(digest))
+		owners, err := c.db.NeededBy(ctx, r.Name, digest)
+		slices.Sort(owners)
+		same(c, "NeededBy", owners, err, r.neededBy(digest))
 
 		repo, size, err := c.db.FindBlob(ctx, digest)
 		want, there := "", false

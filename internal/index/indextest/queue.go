@@ -24,6 +24,7 @@ func queue() map[string]func(*testing.T, *index.DB) {
 		"Once":          testOnce,
 		"Anew":          testAnew,
 		"Prune":         testPrune,
+		"Jobs":          testJobs,
 		"Queues":        testQueues,
 		"Consumers":     func(t *testing.T, db *index.DB) { Consumers(t, db) },
 	}
@@ -342,6 +343,23 @@ func testAnew(t *testing.T, db *index.DB) {
 	must(t, db.Finish(ctx, second[0], index.Succeeded, nil))
 	anew("k", "3")
 	lease(t, db, 2, time.Hour, "3")
+}
+
+func testJobs(t *testing.T, db *index.DB) {
+	enqueue(t, db, "a", "1", "2")
+	enqueue(t, db, "", "without a key")
+	enqueue(t, db, "b", "3")
+	for n, want := range map[int][]string{-1: nil, 0: nil, 2: {"3", "2"}, 9: {"3", "2", "1"}} {
+		jobs, err := db.Jobs(soon(t), "q", n)
+		must(t, err)
+		var got []string
+		for _, j := range jobs {
+			got = append(got, string(j.Payload))
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("the last %d are %q, want %q", n, got, want)
+		}
+	}
 }
 
 func testQueues(t *testing.T, db *index.DB) {

@@ -120,7 +120,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 	// An image that nobody has had expanded is expanded for the first who wants to
 	// mount it.
 	if capable && state.Status == teleport.Absent && state.Operation.Status != operation.StatusCanceled {
-		if state.Operation, err = h.opts.Teleport.Start(r.Context(), repo, state.Image); err != nil {
+		if state.Operation, err = h.opts.Teleport.Start(r.Context(), repo, state.Image.Manifest.Digest.String()); err != nil {
 			return err
 		}
 		state.Status = teleport.Expanding
@@ -249,7 +249,7 @@ func notReady(repo string, state teleport.State) error {
 	return &registry.StatusError{
 		Status: http.StatusNotFound,
 		Err: &oci.Error{Code: mountapi.CodeNotExpanded, Message: fmt.Sprintf(
-			"the layers of %s@%s aren't expanded: the expansion was canceled: push the image again", repo, digest)},
+			"the layers of %s@%s aren't expanded: the expansion was canceled: push the image again, or have it expanded with POST /acr/v1/%s/_teleport/%s", repo, digest, repo, digest)},
 	}
 }
 
