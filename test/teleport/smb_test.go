@@ -108,3 +108,20 @@ func (s *shareServer) Share(o smb.Options) smb.Share { return s.share(o) }
 func TestShare(t *testing.T) {
 	smbtest.Run(t, func(t *testing.T) smbtest.Server { return newShareServer(t, time.Hour) })
 }
+
+// always returns a Login function that has the credentials of the time.
+func always(s *shareServer) func(context.Context, string) (smb.Login, error) {
+	return func(context.Context, string) (smb.Login, error) { return s.Login(), nil }
+}
+
+func TestKernelShare(t *testing.T) {
+	if err := smb.KernelSupported(); err != nil {
+		t.Skipf("NOT TESTED here, the kernel's CIFS: %v", err)
+	}
+	smbtest.Run(t, func(t *testing.T) smbtest.Server {
+		s := newShareServer(t, time.Hour)
+		dir := t.TempDir()
+		s.share = func(o smb.Options) smb.Share { return smb.NewKernel(dir, o) }
+		return s
+	})
+}

@@ -121,10 +121,15 @@ func (s *session) why(err error) error {
 // forget has a file opened anew by its next reader.
 func (s *session) forget(path string) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if h := s.handles[path]; h != nil {
+	h := s.handles[path]
+	if h != nil {
 		delete(s.handles, path)
-		h.closed = true
+		h.closed = true // by its last reader
+	}
+	unused := h != nil && h.refs == 0
+	s.mu.Unlock()
+	if unused {
+		s.close([]*handle{h})
 	}
 }
 
@@ -177,13 +182,13 @@ func (s *session) takeIdle(now time.Time) []*handle {
 	return idle
 }
 
-// close closes files that nobody can reach any more. It waits for nobody.
+// close closes files that nobody can reach any more, and waits for no server.
 func (s *session) close(handles []*handle) {
 	for _, h := range handles {
 		if h.file == nil {
 			continue
 		}
-		_ = s.start(func() { // if the client is closed, so is the file
+		f := func() {
 			s.mu.Lock()
 			s.ask()
 			s.mu.Unlock()
@@ -192,7 +197,10 @@ func (s *session) close(handles []*handle) {
 			s.pending--
 			s.heard = time.Now()
 			s.mu.Unlock()
-		})
+		}
+		if s.start(f) != nil { // the client is closed, and so is the connection
+			f()
+		}
 	}
 }
 
@@ -211,10 +219,19 @@ func (s *session) end(why error) error {
 		return nil
 	}
 	s.ended = why
-	s.handles = make(map[string]*handle)
+	var unused []*handle
+	for _, h := range s.handles {
+		h.closed = true
+		if h.refs == 0 {
+			unused = append(unused, h)
+		}
+	}
+	clear(s.handles)
 	s.mu.Unlock()
 	close(s.done)
-	return s.conn.Close()
+	err := s.conn.Close()
+	s.close(unused)
+	return err
 }
 
 // watch gives a connection up over which nothing comes, and closes files that nobody

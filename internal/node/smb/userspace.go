@@ -38,10 +38,7 @@ type userspace struct{}
 const credits = maxRequests*partSize>>16 + 64
 
 func (userspace) Connect(ctx context.Context, l Login) (Connection, error) {
-	host, port, err := net.SplitHostPort(l.Server)
-	if err != nil {
-		host, port = strings.Trim(l.Server, "[]"), "445"
-	}
+	host, port := serverOf(l)
 	if l.Share == "" || strings.ContainsAny(l.Share, `/\`) {
 		return nil, fmt.Errorf("%w: %q is no name of a share", ErrUnreachable, l.Share)
 	}
@@ -65,16 +62,31 @@ func (userspace) Connect(ctx context.Context, l Login) (Connection, error) {
 	return c, nil
 }
 
+// serverOf returns where the server is.
+func serverOf(l Login) (host, port string) {
+	host, port, err := net.SplitHostPort(l.Server)
+	if err != nil {
+		return strings.Trim(l.Server, "[]"), "445"
+	}
+	return host, port
+}
+
+// userOf returns who signs in, DOMAIN\USER or USER.
+func userOf(l Login) (domain, user string) {
+	domain, user, ok := strings.Cut(l.Username, `\`)
+	if !ok {
+		return "", l.Username
+	}
+	return domain, user
+}
+
 // signIn connects to a share.
 func signIn(life context.Context, g *guard, host string, l Login) (*smb2.Share, error) {
-	who := &smb2.NTLMInitiator{User: l.Username, Password: l.Password}
-	if domain, user, ok := strings.Cut(l.Username, `\`); ok {
-		who.Domain, who.User = domain, user
-	}
+	domain, user := userOf(l)
 	d := smb2.Dialer{
 		MaxCreditBalance: credits,
 		Negotiator:       smb2.Negotiator{RequireMessageSigning: true, SpecifiedDialect: dialect},
-		Initiator:        who,
+		Initiator:        &smb2.NTLMInitiator{Domain: domain, User: user, Password: l.Password},
 	}
 	session, err := d.DialConn(life, g, host)
 	if err != nil {
