@@ -59,6 +59,7 @@ var levels = map[string]int{
 	"internal/node/attribution":   5,
 	"internal/node/mount/control": 5,
 	"internal/node/snapshot":      5,
+	"internal/node/disks":         5,
 	"internal/node/run":           5,
 	"internal/node/report":        5,
 	"internal/kube":               5,

@@ -100,7 +100,7 @@ func newClaim(req Request) (*claim, error) {
 		return nil, err
 	}
 	if req.PID != 0 {
-		started, err := processStart(req.PID)
+		started, err := ProcessStart(req.PID)
 		if err != nil {
 			return nil, fmt.Errorf("process %d: %w", req.PID, err)
 		}
@@ -346,7 +346,7 @@ func (c *claim) gone() bool {
 	if c.PID == 0 {
 		return false
 	}
-	started, err := processStart(c.PID)
+	started, err := ProcessStart(c.PID)
 	return err != nil || started != c.Started
 }
 

@@ -7,10 +7,10 @@ import (
 	"strings"
 )
 
-// processStart returns when a process started, in clock ticks since boot,
+// ProcessStart returns when a process started, in clock ticks since boot,
 // which together with its ID names a process for as long as the machine is up
 // (proc_pid_stat(5), field 22).
-func processStart(pid int) (uint64, error) {
+func ProcessStart(pid int) (uint64, error) {
 	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err

@@ -17,9 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sluice/internal/artifact"
-	"sluice/internal/config"
 	"sluice/internal/convert"
 	"sluice/internal/durable"
+	"sluice/internal/human"
 	"sluice/internal/layer"
 	"sluice/oci"
 )
@@ -232,7 +232,7 @@ func (f *file) Write(p []byte) (int, error) {
 		}
 		if free < f.keep {
 			return 0, convert.Refuse(fmt.Errorf("%w: the file system of %s has %s left, of which %s are to stay free: remove images or other files",
-				ErrNoSpace, f.Name(), config.Size(free), config.Size(f.keep)))
+				ErrNoSpace, f.Name(), human.Bytes(free), human.Bytes(f.keep)))
 		}
 	}
 	if f.sum != nil {
