@@ -31,14 +31,15 @@ const adminPassword = "the admin's password"
 
 // bench is a registry with the API, nobody at work yet.
 type bench struct {
-	t         *testing.T
+	t         testing.TB
 	reg       *stored.Registry
 	authority *auth.Authority
 	teleport  *teleport.Service
+	handler   http.Handler // of the API, without the server's mux
 	host      string
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t testing.TB) *bench {
 	t.Helper()
 	check := func(err error) {
 		t.Helper()
@@ -58,10 +59,12 @@ func newBench(t *testing.T) *bench {
 	keeper, err := samba.Open(t.Context(), store, db, samba.Options{Dir: t.TempDir(), Disks: "/disks", Lifetime: time.Hour, Enabled: b.teleport.Enabled})
 	check(err)
 	mux := http.NewServeMux()
-	mux.Handle(mountapi.Prefix, mountserver.New(mountserver.Options{
+	api := mountserver.New(mountserver.Options{
 		Teleport: b.teleport, Credential: keeper.Credential, Server: "files.example.com", Region: "westeurope", Authorizer: b.authority,
-	}))
+	})
+	mux.Handle(mountapi.Prefix, api)
 	mux.Handle("/oauth2/", b.authority)
+	b.handler = registry.Wrap(api, registry.FrontOptions{Authorizer: b.authority})
 	server := httptest.NewServer(registry.Wrap(mux, registry.FrontOptions{Authorizer: b.authority}))
 	t.Cleanup(server.Close)
 	b.host = strings.TrimPrefix(server.URL, "http://")
@@ -84,8 +87,10 @@ func (b *bench) enable(repo string) {
 	}
 }
 
-// push pushes an image with one layer of a file of n bytes.
-func (b *bench) push(repo, tag string, n int) oci.Digest {
+// push pushes an image with one layer of a file of n bytes, for linux/amd64.
+func (b *bench) push(repo, tag string, n int) oci.Digest { return b.pushFor(repo, tag, "amd64", n) }
+
+func (b *bench) pushFor(repo, tag, arch string, n int) oci.Digest {
 	b.t.Helper()
 	var content bytes.Buffer
 	w := tar.NewWriter(&content)
@@ -100,7 +105,7 @@ func (b *bench) push(repo, tag string, n int) oci.Digest {
 		return desc
 	}
 	var config oci.ImageConfig
-	config.OS, config.Architecture = "linux", "amd64"
+	config.OS, config.Architecture = "linux", arch
 	config.RootFS.DiffIDs = []oci.Digest{oci.DigestOf(content.Bytes())}
 	doc, _ := json.Marshal(config)
 	manifest, _ := json.Marshal(oci.ImageManifest{
@@ -207,6 +212,77 @@ func TestStates(t *testing.T) {
 	}
 	if resp, _ := b.do("POST", path+"v1", "user", "admin"); resp.StatusCode != http.StatusMethodNotAllowed {
 		t.Errorf("POST: %s", resp.Status)
+	}
+}
+
+// Of an index the image is meant that is for the client's platform.
+func TestPlatforms(t *testing.T) {
+	b := newBench(t)
+	images := map[string]oci.Digest{"": b.push("team/app", "amd", 1000), "linux/arm64": b.pushFor("team/app", "arm", "arm64", 2000)}
+	b.enable("team/app")
+	index := oci.Index{Versioned: oci.Versioned{SchemaVersion: 2}, MediaType: oci.MediaTypeIndex}
+	for _, tag := range []string{"amd", "arm"} {
+		desc, err := b.reg.ResolveManifest(t.Context(), "team/app", tag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		index.Manifests = append(index.Manifests, desc)
+	}
+	doc, err := json.Marshal(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	desc, err := b.reg.PushManifest(t.Context(), "team/app", "all", oci.MediaTypeIndex, doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.work()
+	for platform, want := range images {
+		for _, reference := range []string{"all", desc.Digest.String()} {
+			path := "/mount/v1/team/app/_manifests/" + reference + "?platform=" + platform
+			resp, body := b.ended(path)
+			var m mountapi.Mount
+			if err := json.Unmarshal([]byte(body), &m); err != nil || resp.StatusCode != http.StatusOK || m.Digest != want {
+				t.Errorf("%s: %s %s, want %s", path, resp.Status, body, want)
+			}
+			head, none := b.do("HEAD", path, "user", "admin")
+			if head.StatusCode != http.StatusOK || none != "" || head.ContentLength != int64(len(body)) {
+				t.Errorf("HEAD %s: %s, %d bytes", path, head.Status, head.ContentLength)
+			}
+		}
+	}
+	if resp, body := b.get("/mount/v1/team/app/_manifests/all?platform=linux/s390x"); resp.StatusCode != http.StatusUnprocessableEntity || !strings.Contains(body, "NO_SUPPORTED_PLATFORM_FOUND") {
+		t.Errorf("a platform that it doesn't have: %s %s", resp.Status, body)
+	}
+}
+
+// What was canceled waits for somebody who wants it.
+func TestCanceled(t *testing.T) {
+	b := newBench(t)
+	digest := b.push("team/app", "v1", 1000)
+	b.enable("team/app")
+	path := "/mount/v1/team/app/_manifests/v1"
+	if resp, body := b.get(path); resp.StatusCode != http.StatusConflict {
+		t.Fatalf("%s %s", resp.Status, body)
+	}
+	op, err := b.teleport.Latest(t.Context(), "team/app", digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.teleport.Cancel(t.Context(), "team/app", op.ID); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if resp, body := b.get(path); resp.StatusCode != http.StatusNotFound || !strings.Contains(body, mountapi.CodeNotExpanded) {
+			t.Errorf("%s %s", resp.Status, body)
+		}
+	}
+	if _, err := b.teleport.Start(t.Context(), "team/app", "v1"); err != nil {
+		t.Fatal(err)
+	}
+	b.work()
+	if resp, body := b.ended(path); resp.StatusCode != http.StatusOK {
+		t.Errorf("%s %s", resp.Status, body)
 	}
 }
 
