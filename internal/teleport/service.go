@@ -216,7 +216,7 @@ type State struct {
 var ErrNotEnabled = &oci.Error{Code: "TELEPORT_NOT_ENABLED", Message: "Teleport is not enabled"}
 
 func notEnabled(repo string) error {
-	return ErrNotEnabled.Withf("Teleport is not enabled for %s: set its teleportEnabled to true with PATCH /acr/v1/%s, then push the image again", repo, repo)
+	return ErrNotEnabled.Withf("Teleport is not enabled for %s: set its teleportEnabled to true with PATCH /acr/v1/%s, and its images are expanded", repo, repo)
 }
 
 // Find returns what has become of the image that a digest or tag names; of an
