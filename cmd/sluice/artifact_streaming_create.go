@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"sluice/cmd/internal/progress"
 	"sluice/internal/acr"
 	"sluice/internal/convert"
 	"sluice/oci"
@@ -191,16 +192,16 @@ const (
 
 // follow shows an operation's progress until it has ended.
 func (c *createConfig) follow(ctx context.Context, p *place, ref oci.Reference, subject oci.Digest, op acr.Operation, stderr io.Writer) (acr.Operation, error) {
-	show := newProgress(stderr)
-	defer show.close()
-	s := step{name: ref.String(), verb: "converting", ended: "converted", parts: "in the registry", label: "image", single: true}
+	show := progress.New(stderr)
+	defer show.Close()
+	s := progress.Step{Name: ref.String(), Verb: "converting", Ended: "converted", Parts: "in the registry", Label: "image", Single: true}
 	if _, list, err := images(ctx, p.images, ref.Repository, subject.String()); err == nil {
 		for _, image := range list {
-			s.size += image.originalSize()
+			s.Size += image.originalSize()
 		}
-		s.parts = plural(len(list), "image")
+		s.Parts = plural(len(list), "image")
 	}
-	s.total = s.size
+	s.Total = s.Size
 	pause := pollFirst
 	for {
 		now, err := p.manage.ImageOperation(ctx, ref.Repository, op.ID)
@@ -212,9 +213,9 @@ func (c *createConfig) follow(ctx context.Context, p *place, ref oci.Reference, 
 		}
 		op = now
 		percent, _ := strconv.ParseInt(strings.TrimSuffix(op.Progress, "%"), 10, 64) // 0 before there is any
-		s.done = s.size / 100 * min(max(percent, 0), 100)
-		s.complete = op.Status == acr.StatusSucceeded
-		show.show(s)
+		s.Done = s.Size / 100 * min(max(percent, 0), 100)
+		s.Complete = op.Status == acr.StatusSucceeded
+		show.Show(s)
 		if op.Status.Final() {
 			return op, nil
 		}

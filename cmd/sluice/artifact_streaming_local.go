@@ -9,6 +9,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"sluice/cmd/internal/progress"
 	"sluice/internal/convert"
 	"sluice/internal/human"
 	"sluice/oci"
@@ -21,12 +22,12 @@ func (c *createConfig) convertHere(ctx context.Context, p *place, ref oci.Refere
 	if err != nil {
 		return err
 	}
-	show := newProgress(stderr)
+	show := progress.New(stderr)
 	result, err := convert.Convert(ctx, p.images, ref.Repository, ref.Target(), convert.Options{
-		Platforms: platforms, Layers: c.layers, Workers: c.workers, Ask: ask, Progress: func(p convert.Progress) { show.show(convertStep(p)) },
+		Platforms: platforms, Layers: c.layers, Workers: c.workers, Ask: ask, Progress: func(p convert.Progress) { show.Show(convertStep(p)) },
 		Log: slog.New(slog.NewTextHandler(show, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
-	show.close()
+	show.Close()
 	if err != nil && ctx.Err() != nil {
 		return &codedError{fmt.Errorf("interrupted: %s has no streaming artifact yet", ref), interrupted}
 	}
@@ -119,4 +120,16 @@ func printCreated(w io.Writer, made []createdArtifact, left []convert.Skipped) e
 		}
 	}
 	return nil
+}
+
+// convertStep is the progress of a conversion as a step.
+func convertStep(p convert.Progress) progress.Step {
+	s := progress.Step{
+		Name: platformName(p.Platform), Verb: "converting", Ended: "published", Parts: plural(p.Layers, "layer"), Size: p.Size,
+		Complete: p.Stage == convert.StageDone,
+	}
+	if p.Stage == convert.StageLayer {
+		s.Label, s.Part, s.Done, s.Total, s.Finished = fmt.Sprintf("layer %d", p.Layer+1), p.Layer, p.Done, p.Total, p.Finished
+	}
+	return s
 }

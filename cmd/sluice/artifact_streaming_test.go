@@ -6,12 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http/httptest"
-	"os"
 	"strings"
 	"testing"
 
 	"sluice/internal/artifact"
-	"sluice/internal/convert"
 	"sluice/internal/registry"
 	"sluice/oci"
 	"sluice/oci/ocimem"
@@ -139,47 +137,5 @@ func TestArtifactStreamingCreateSaysWhatIsWrong(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: got %v, want %q", args, err, want)
 		}
-	}
-}
-
-// However many layers an image has, a log gets a few lines.
-func TestProgressLinesAreFew(t *testing.T) {
-	var out bytes.Buffer
-	l := &lines{Writer: &out}
-	p := convert.Progress{Stage: convert.StageLayer, Platform: oci.Platform{OS: "linux", Architecture: "arm64"}, Layers: 100, Size: 100_000_000, Total: 1_000_000}
-	for p.Layer = range p.Layers {
-		if p.Layer == 50 {
-			l.last = l.last.Add(-lineEvery) // ten seconds pass
-		}
-		for _, p.Done = range []int64{500_000, 1_000_000} {
-			p.Finished = p.Done == p.Total
-			l.show(convertStep(p))
-		}
-	}
-	for _, p.Stage = range []convert.Stage{convert.StageBuild, convert.StagePublish, convert.StageDone} {
-		l.show(convertStep(p))
-	}
-	want := "linux/arm64: converting 100 layers, 100.0 MB\n" +
-		"linux/arm64: 50 of 100 layers, 50.5 MB of 100.0 MB\n" +
-		"linux/arm64: published\n"
-	if out.String() != want {
-		t.Errorf("got %q, want %q", &out, want)
-	}
-	p.Existed = true
-	l.show(convertStep(p))
-	if out.String() != want {
-		t.Errorf("of what existed it said %q", strings.TrimPrefix(out.String(), want))
-	}
-}
-
-// Bars are for terminals; anywhere else they would be garbage.
-func TestProgressOfAFileIsLines(t *testing.T) {
-	f, err := os.CreateTemp(t.TempDir(), "log")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if _, ok := newProgress(f).(*lines); !ok {
-		t.Error("a file got bars")
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"sluice/cmd/internal/progress"
 	"sluice/internal/artifact"
 	"sluice/internal/blob"
 	"sluice/internal/human"
@@ -178,8 +179,8 @@ func readBlob(ctx context.Context, reg oci.Reader, repo string, desc oci.Descrip
 // verifyProgress shows how much of an artifact has been read.
 type verifyProgress struct {
 	mu   sync.Mutex // guards all below
-	show progress
-	step step
+	show progress.Progress
+	step progress.Step
 	last time.Time
 }
 
@@ -188,9 +189,9 @@ func newVerifyProgress(s *streamed, stderr io.Writer) *verifyProgress {
 	if s.parsed.BootPack != nil {
 		metadata += s.parsed.BootPack.Size
 	}
-	p := &verifyProgress{show: newProgress(stderr), step: step{
-		name: platformName(s.platform), verb: "verifying", ended: "verified", parts: plural(len(s.parsed.Layers), "layer"), size: layers + metadata,
-		label: "artifact", single: true, total: layers + metadata,
+	p := &verifyProgress{show: progress.New(stderr), step: progress.Step{
+		Name: platformName(s.platform), Verb: "verifying", Ended: "verified", Parts: plural(len(s.parsed.Layers), "layer"), Size: layers + metadata,
+		Label: "artifact", Single: true, Total: layers + metadata,
 	}}
 	return p
 }
@@ -199,10 +200,10 @@ func newVerifyProgress(s *streamed, stderr io.Writer) *verifyProgress {
 func (p *verifyProgress) count(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.step.done = min(p.step.done+int64(n), p.step.total)
+	p.step.Done = min(p.step.Done+int64(n), p.step.Total)
 	if now := time.Now(); now.Sub(p.last) > 100*time.Millisecond {
 		p.last = now
-		p.show.show(p.step)
+		p.show.Show(p.step)
 	}
 }
 
@@ -211,11 +212,11 @@ func (p *verifyProgress) end() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.step
-	s.complete = true
-	p.show.show(s)
+	s.Complete = true
+	p.show.Show(s)
 }
 
-func (p *verifyProgress) close() { p.show.close() }
+func (p *verifyProgress) close() { p.show.Close() }
 
 // watchedSource counts the bytes that pass.
 type watchedSource struct {

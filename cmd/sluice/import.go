@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"sluice/cmd/internal/progress"
 	"sluice/internal/human"
 	"sluice/internal/remote"
 	"sluice/internal/transfer"
@@ -100,17 +101,17 @@ func (c importConfig) run(ctx context.Context, from, to string, stdin io.Reader,
 	if err != nil {
 		return err
 	}
-	show := newProgress(stderr)
+	show := progress.New(stderr)
 	opts := transfer.Options{
 		Platforms: platforms, Referrers: c.referrers, Streaming: c.streaming, SameRegistry: source.same, Jobs: c.jobs,
 		StateDir: stateDir(), DryRun: c.dryRun,
 		Log: slog.New(slog.NewTextHandler(show, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 	if !c.dryRun {
-		opts.Progress = (&importProgress{name: target.Repository, show: show.show}).update
+		opts.Progress = (&importProgress{name: target.Repository, show: show.Show}).update
 	}
 	result, err := transfer.Copy(ctx, dst, source.Source, opts)
-	show.close()
+	show.Close()
 	if err != nil && ctx.Err() != nil {
 		return fmt.Errorf("interrupted: %s is not complete in the target, and none of its tags has been set; run the same command again to go on", from)
 	}
@@ -187,30 +188,30 @@ func (c importConfig) target(ref oci.Reference, source *importSource) (transfer.
 // be copied counts as no bytes, so that rate and time left are of the rest.
 type importProgress struct {
 	name    string
-	show    func(step)
+	show    func(progress.Step)
 	skipped int64
 }
 
 func (i *importProgress) update(p transfer.Progress) {
-	s := step{name: i.name, verb: "copying", ended: "copied", parts: plural(p.Blobs, "blob")}
+	s := progress.Step{Name: i.name, Verb: "copying", Ended: "copied", Parts: plural(p.Blobs, "blob")}
 	switch p.Stage {
 	case transfer.StageBlobs:
 		if p.Number < 0 {
 			break
 		}
-		s.label, s.part, s.done, s.total = shortDigest(p.Blob.Digest), p.Number, p.Done, p.Blob.Size
+		s.Label, s.Part, s.Done, s.Total = shortDigest(p.Blob.Digest), p.Number, p.Done, p.Blob.Size
 		switch p.State {
 		case transfer.Skipped, transfer.Mounted:
 			i.skipped += p.Blob.Size
-			s.done, s.total = 0, 0
+			s.Done, s.Total = 0, 0
 			fallthrough
 		case transfer.Copied:
-			s.finished = true
+			s.Finished = true
 		}
 	case transfer.StageDone:
-		s.complete = true
+		s.Complete = true
 	}
-	s.size = p.Size - i.skipped
+	s.Size = p.Size - i.skipped
 	i.show(s)
 }
 

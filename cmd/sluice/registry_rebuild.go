@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"sluice/cmd/internal/progress"
 	"sluice/internal/config"
 	"sluice/internal/index"
 )
@@ -52,13 +53,13 @@ func rebuildIndex(ctx context.Context, c *config.Registry, stdout, stderr io.Wri
 		return err
 	}
 	defer db.Close()
-	show := newProgress(stderr)
+	show := progress.New(stderr)
 	repositories := 0
 	err = newStored(c, opened, db, log).Rebuild(ctx, func(repo string, done int) {
 		repositories = done
-		show.show(step{name: "index", verb: "indexing", ended: "indexed", parts: countRepositories(done), label: repo, part: done, finished: true})
+		show.Show(progress.Step{Name: "index", Verb: "indexing", Ended: "indexed", Parts: countRepositories(done), Label: repo, Part: done, Finished: true})
 	})
-	show.close()
+	show.Close()
 	if err != nil {
 		return fmt.Errorf("the index is not complete: %w", err)
 	}

@@ -65,6 +65,10 @@ type Options struct {
 	// killed; default 10 s.
 	Patience time.Duration
 
+	// Starting, if not nil, is called when the container is made, before its
+	// process is started.
+	Starting func()
+
 	// Log receives what went wrong in clearing up. Nil discards it.
 	Log *slog.Logger
 }
@@ -75,6 +79,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Patience <= 0 {
 		o.Patience = 10 * time.Second
+	}
+	if o.Starting == nil {
+		o.Starting = func() {}
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -126,6 +133,7 @@ func Run(ctx context.Context, c Container, opts Options) (code int, err error) {
 	if err := os.WriteFile(filepath.Join(b.dir, "config.json"), content, 0o600); err != nil {
 		return 0, err
 	}
+	opts.Starting()
 	return b.run(ctx, c, opts)
 }
 

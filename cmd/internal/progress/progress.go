@@ -1,4 +1,6 @@
-package main
+// Package progress shows people how far some work is: bars on a terminal, and a few
+// lines anywhere else.
+package progress
 
 import (
 	"fmt"
@@ -10,54 +12,40 @@ import (
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
 
-	"sluice/internal/convert"
 	"sluice/internal/human"
 )
 
-// progress shows how far some work is. show is called by one at a time. What is
-// written to it appears as lines among what it shows.
-type progress interface {
+// Progress shows how far some work is. Show is called by one at a time. What is
+// written to it appears as lines among what it shows. Close leaves the last picture.
+type Progress interface {
 	io.Writer
-	show(step)
-	close()
+	Show(Step)
+	Close()
 }
 
-// newProgress returns what shows progress on w: bars on a terminal, otherwise
-// lines.
-func newProgress(w io.Writer) progress {
+// New returns what shows progress on w: bars on a terminal, otherwise lines.
+func New(w io.Writer) Progress {
 	if f, ok := w.(*os.File); ok && isatty.IsTerminal(f.Fd()) {
 		return newBars(f)
 	}
 	return &lines{Writer: w}
 }
 
-// step says how far a piece of work is that consists of parts, and one of them.
-type step struct {
-	name        string // of the work: "linux/amd64"
-	verb, ended string // what is being done to it, and what has been: "converting", "published"
-	parts       string // that it has: "3 layers"
-	size        int64  // bytes of all parts
-	complete    bool   // nothing more comes of this work
+// Step says how far a piece of work is that consists of parts, and one of them.
+type Step struct {
+	Name        string // of the work: "linux/amd64"
+	Verb, Ended string // what is being done to it, and what has been: "converting", "published"
+	Parts       string // that it has: "3 layers"
+	Size        int64  // bytes of all parts
+	Complete    bool   // nothing more comes of this work
 
-	// One part, unless its label is empty. A single one is the whole, and gets no
+	// One part, unless its Label is empty. A single one is the whole, and gets no
 	// bar of its own.
-	label       string
-	single      bool
-	part        int
-	done, total int64 // bytes
-	finished    bool
-}
-
-// convertStep is the progress of a conversion as a step.
-func convertStep(p convert.Progress) step {
-	s := step{
-		name: platformName(p.Platform), verb: "converting", ended: "published", parts: plural(p.Layers, "layer"), size: p.Size,
-		complete: p.Stage == convert.StageDone,
-	}
-	if p.Stage == convert.StageLayer {
-		s.label, s.part, s.done, s.total, s.finished = fmt.Sprintf("layer %d", p.Layer+1), p.Layer, p.Done, p.Total, p.Finished
-	}
-	return s
+	Label       string
+	Single      bool
+	Part        int
+	Done, Total int64 // bytes
+	Finished    bool
 }
 
 // tally adds up the progress of a work's parts.
@@ -70,14 +58,14 @@ type tally struct {
 func newTally() *tally { return &tally{running: make(map[int]int64)} }
 
 // add counts the progress of a part.
-func (t *tally) add(s step) {
-	if s.finished {
+func (t *tally) add(s Step) {
+	if s.Finished {
 		t.finished++
-		t.done += s.total
-		delete(t.running, s.part)
+		t.done += s.Total
+		delete(t.running, s.Part)
 		return
 	}
-	t.running[s.part] = s.done
+	t.running[s.Part] = s.Done
 }
 
 // bytes returns how many bytes of all parts have been done.
@@ -100,37 +88,29 @@ type lines struct {
 	last  time.Time
 }
 
-func (l *lines) show(s step) {
-	if s.complete {
+func (l *lines) Show(s Step) {
+	if s.Complete {
 		if l.tally != nil {
-			fmt.Fprintf(l, "%s: %s\n", s.name, s.ended)
+			fmt.Fprintf(l, "%s: %s\n", s.Name, s.Ended)
 		}
 		l.tally = nil
 		return
 	}
 	if l.tally == nil {
 		l.tally, l.last = newTally(), time.Now()
-		fmt.Fprintf(l, "%s: %s %s, %s\n", s.name, s.verb, s.parts, human.Bytes(s.size))
+		fmt.Fprintf(l, "%s: %s %s, %s\n", s.Name, s.Verb, s.Parts, human.Bytes(s.Size))
 	}
-	if s.label == "" {
+	if s.Label == "" {
 		return
 	}
 	l.tally.add(s)
 	if now := time.Now(); now.Sub(l.last) >= lineEvery {
 		l.last = now
-		fmt.Fprintf(l, "%s: %d of %s, %s of %s\n", s.name, l.tally.finished, s.parts, human.Bytes(l.tally.bytes()), human.Bytes(s.size))
+		fmt.Fprintf(l, "%s: %d of %s, %s of %s\n", s.Name, l.tally.finished, s.Parts, human.Bytes(l.tally.bytes()), human.Bytes(s.Size))
 	}
 }
 
-func (l *lines) close() {}
-
-// plural returns "1 layer" or "2 layers".
-func plural(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
-}
+func (l *lines) Close() {}
 
 // barWidth is how wide a bar without its texts is at most. It gives way to
 // them on narrow terminals.
@@ -149,53 +129,53 @@ func newBars(w io.Writer) *bars {
 	return &bars{Progress: mpb.New(mpb.WithOutput(w), mpb.WithAutoRefresh()), parts: make(map[int]*mpb.Bar)}
 }
 
-func (b *bars) show(s step) {
-	if s.complete {
+func (b *bars) Show(s Step) {
+	if s.Complete {
 		b.end(s)
 		return
 	}
 	if b.total == nil {
 		b.begin(s)
 	}
-	if s.label == "" {
+	if s.Label == "" {
 		return
 	}
 	b.tally.add(s)
-	b.total.SetTotal(max(s.size, 1), false)
+	b.total.SetTotal(max(s.Size, 1), false)
 	b.total.SetCurrent(b.tally.bytes())
-	if s.single {
+	if s.Single {
 		return
 	}
-	bar := b.parts[s.part]
+	bar := b.parts[s.Part]
 	switch {
-	case s.finished && bar != nil:
-		bar.SetCurrent(max(s.total, 1))
-		delete(b.parts, s.part)
-	case s.finished:
+	case s.Finished && bar != nil:
+		bar.SetCurrent(max(s.Total, 1))
+		delete(b.parts, s.Part)
+	case s.Finished:
 	case bar == nil:
 		bar = b.add(s)
-		b.parts[s.part] = bar
+		b.parts[s.Part] = bar
 		fallthrough
 	default:
 		// The last byte read isn't the last byte stored.
-		bar.SetCurrent(min(s.done, s.total-1))
+		bar.SetCurrent(min(s.Done, s.Total-1))
 	}
 }
 
 // begin shows the bar of the whole. Its total may change; it is complete when
 // end says so.
-func (b *bars) begin(s step) {
+func (b *bars) begin(s Step) {
 	b.tally = newTally()
 	b.total = b.New(0, barStyle(), mpb.BarPriority(-1), mpb.BarWidth(barWidth),
-		mpb.PrependDecorators(decor.Name(fmt.Sprintf("%s, %s", s.name, s.parts), decor.WCSyncSpaceR)),
+		mpb.PrependDecorators(decor.Name(fmt.Sprintf("%s, %s", s.Name, s.Parts), decor.WCSyncSpaceR)),
 		mpb.AppendDecorators(decor.Any(counters), decor.AverageSpeed(decor.SizeB1000(0), ", % .0f"), decor.Any(timeLeft(time.Now()))))
-	b.total.SetTotal(max(s.size, 1), false)
+	b.total.SetTotal(max(s.Size, 1), false)
 }
 
 // add shows the bar of a part.
-func (b *bars) add(s step) *mpb.Bar {
-	return b.New(max(s.total, 1), barStyle(), mpb.BarRemoveOnComplete(), mpb.BarWidth(barWidth),
-		mpb.PrependDecorators(decor.Name("  "+s.label, decor.WCSyncSpaceR)),
+func (b *bars) add(s Step) *mpb.Bar {
+	return b.New(max(s.Total, 1), barStyle(), mpb.BarRemoveOnComplete(), mpb.BarWidth(barWidth),
+		mpb.PrependDecorators(decor.Name("  "+s.Label, decor.WCSyncSpaceR)),
 		mpb.AppendDecorators(decor.Any(counters)))
 }
 
@@ -223,16 +203,16 @@ func timeLeft(start time.Time) func(decor.Statistics) string {
 }
 
 // end completes the bar of the whole.
-func (b *bars) end(s step) {
+func (b *bars) end(s Step) {
 	if b.total == nil {
 		return // there was nothing to do
 	}
-	b.total.SetTotal(max(s.size, 1), true)
+	b.total.SetTotal(max(s.Size, 1), true)
 	b.total, b.tally = nil, nil
 }
 
-// close removes the bars of what was given up and waits for the last picture.
-func (b *bars) close() {
+// Close implements Progress: it removes the bars of what was given up and waits for the last picture.
+func (b *bars) Close() {
 	for _, bar := range b.parts {
 		bar.Abort(true)
 	}
