@@ -133,6 +133,7 @@ func (m *Manager) prepare(ctx context.Context, d *disk, fetch func(context.Conte
 	if d.attached {
 		return nil
 	}
+	began := time.Now()
 	if d.device != nil {
 		if err := d.open(ctx); err != nil && (ctx.Err() != nil || passing(err)) {
 			return err
@@ -149,7 +150,11 @@ func (m *Manager) prepare(ctx context.Context, d *disk, fetch func(context.Conte
 			return err
 		}
 	}
-	return m.mount(ctx, d)
+	if err := m.mount(ctx, d); err != nil {
+		return err
+	}
+	m.noteAttach(time.Since(began))
+	return nil
 }
 
 // passing reports whether an error of reading files says nothing about them.

@@ -104,19 +104,20 @@ type Manager struct {
 
 	// mu guards what follows, and the fields of image and disk that say so. Nothing
 	// is waited for under it. See the package comment for the order of locks.
-	mu      sync.Mutex
-	closed  bool
-	settled bool
-	images  map[oci.Digest]*image
-	disks   map[content]*disk
-	repos   map[repoName]*repo
-	known   map[subject]oci.Digest // what earlier pulls found
-	calls   map[subject]*call
-	recent  []mount.Outcome // the last pulls, oldest first
-	pulls   map[mount.Reason]mount.PullCount
-	optOuts map[string]*optOut // by reference
-	offers  map[string]bool    // registries that have disks of images
-	present map[string]presence
+	mu       sync.Mutex
+	closed   bool
+	settled  bool
+	images   map[oci.Digest]*image
+	disks    map[content]*disk
+	repos    map[repoName]*repo
+	known    map[subject]oci.Digest // what earlier pulls found
+	calls    map[subject]*call
+	recent   []mount.Outcome // the last pulls, oldest first
+	pulls    map[mount.Reason]mount.PullCount
+	attaches Attaches
+	optOuts  map[string]*optOut // by reference
+	offers   map[string]bool    // registries that have disks of images
+	present  map[string]presence
 }
 
 // Open opens the state in o.Root, adopts the mounts that an earlier process left, and

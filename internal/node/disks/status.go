@@ -20,10 +20,11 @@ type Status struct {
 	Disks  []DiskStatus  `json:"disks"`  // of all images, each once, by digest
 	Shares []ShareStatus `json:"shares"` // by registry and repository
 
-	Pulls   []mount.Outcome   `json:"pulls"`  // the last ones, oldest first
-	Counts  []mount.PullCount `json:"counts"` // of all pulls since the start, by reason
-	Traffic mount.Traffic     `json:"traffic"`
-	Cache   mount.CacheStatus `json:"cache"`
+	Pulls    []mount.Outcome   `json:"pulls"`  // the last ones, oldest first
+	Counts   []mount.PullCount `json:"counts"` // of all pulls since the start, by reason
+	Attaches Attaches          `json:"attaches"`
+	Traffic  mount.Traffic     `json:"traffic"`
+	Cache    mount.CacheStatus `json:"cache"`
 }
 
 // ImageStatus is the status of one image.
@@ -78,6 +79,8 @@ func (m *Manager) Status(context.Context) Status {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	s.Attaches = m.attaches
+	s.Attaches.Latency = slices.Clone(s.Attaches.Latency)
 	s.Pulls = append([]mount.Outcome{}, m.recent...)
 	s.Counts = append([]mount.PullCount{}, slices.Collect(maps.Values(m.pulls))...)
 	for _, img := range m.images {
