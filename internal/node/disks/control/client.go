@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"net/url"
 	"syscall"
+
+	"sluice/internal/node/happening/feed"
 )
 
 // ErrNoDaemon: nobody answers on the socket.
@@ -87,6 +89,14 @@ func (c *Client) Remove(ctx context.Context, name string) error {
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var s Status
 	return s, c.do(ctx, http.MethodGet, "/v1/status", &s)
+}
+
+// Events calls fn for each event after a cursor, as feed.Follow does.
+func (c *Client) Events(ctx context.Context, after string, follow bool, fn func(feed.Line) error) error {
+	get := func(ctx context.Context, path string) (*http.Response, error) {
+		return c.send(ctx, http.MethodGet, path, nil)
+	}
+	return feed.Follow(ctx, get, after, follow, fn)
 }
 
 func (c *Client) do(ctx context.Context, method, path string, answer any) error {

@@ -172,13 +172,20 @@ type Info struct {
 	Standalone bool `json:"standalone,omitempty"`
 	// Snapshotter is the socket that containerd uses, if there's one.
 	Snapshotter string `json:"snapshotter,omitempty"`
+	// Unusable says why disks can't be mounted on this machine, so that images are
+	// pulled the ordinary way. Empty: they can.
+	Unusable []string `json:"unusable,omitempty"`
 }
 
 // Status is the answer to GET /v1/status.
 type Status struct {
 	Daemon Info    `json:"daemon"`
 	Claims []Claim `json:"claims"`
-	Images []Kept  `json:"images"`
+	Images []Kept  `json:"images"` // that orca pulled
+
+	// Node is how Teleport fares on this machine, as the daemon says it to its own
+	// verbs (Options.Node).
+	Node json.RawMessage `json:"node,omitempty"`
 }
 
 // Error is the answer to what failed, and a client's error.

@@ -39,7 +39,16 @@ func (s *Server) Handler() http.Handler {
 		s.answer(w, s.Remove(r.Context(), r.URL.Query().Get("name")))
 	})
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
-		reply(w, http.StatusOK, Status{Daemon: s.opts.Info, Claims: s.Claims(), Images: s.Images(r.Context())}, s.log)
+		st := Status{Daemon: s.opts.Info, Claims: s.Claims(), Images: s.Images(r.Context())}
+		if s.opts.Node != nil {
+			node, err := json.Marshal(s.opts.Node(r.Context()))
+			if err != nil {
+				s.answer(w, err)
+				return
+			}
+			st.Node = node
+		}
+		reply(w, http.StatusOK, st, s.log)
 	})
 	mux.Handle("GET /v1/events", feed.Handler(s.opts.Events, s.log))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

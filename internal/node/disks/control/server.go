@@ -31,6 +31,10 @@ type Options struct {
 	// Info is told to clients. The PID is added.
 	Info Info
 
+	// Node returns what clients are told of the machine, a value that is JSON.
+	// Nil: nothing is.
+	Node func(ctx context.Context) any
+
 	// Events is what GET /v1/events tells. Nil: nothing is told.
 	Events *happening.Log
 
