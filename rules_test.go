@@ -64,9 +64,10 @@ var levels = map[string]int{
 	"internal/node/report":        5,
 	"internal/kube":               5,
 	"internal/node/install":       5,
-	"cmd":                         6,
+	"cmd":                         7,
 
 	"internal/teleport/mountserver": 5,
+	"internal/node/report/teleport": 6,
 }
 
 // homes pins heavy or delicate libraries to the packages that may import them.

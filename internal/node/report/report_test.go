@@ -118,9 +118,9 @@ func TestGuideListsMetrics(t *testing.T) {
 	}
 	table, _, _ = strings.Cut(table, "\n\n")
 	var want strings.Builder
-	kinds := map[prometheus.ValueType]string{prometheus.GaugeValue: "gauge", prometheus.CounterValue: "counter", histogram: "histogram"}
+	kinds := map[prometheus.ValueType]string{prometheus.GaugeValue: "gauge", prometheus.CounterValue: "counter", Histogram: "histogram"}
 	for _, m := range all() {
-		want.WriteString("| `" + m.name + "` | " + kinds[m.kind] + " | " + strings.Join(m.labels, ", ") + " | " + m.help + " |\n")
+		want.WriteString("| `" + m.Name + "` | " + kinds[m.Kind] + " | " + strings.Join(m.Labels, ", ") + " | " + m.Help + " |\n")
 	}
 	if got := strings.TrimSpace(table); got != strings.TrimSpace(want.String()) {
 		t.Errorf("the guide's table:\n%s\nthe program's:\n%s", got, want.String())
