@@ -38,6 +38,12 @@ type stage struct {
 
 func newStage(t *testing.T) *stage {
 	t.Helper()
+	return newStageWith(t, lifetime)
+}
+
+// newStageWith is newStage with another lifetime of credentials.
+func newStageWith(t *testing.T, lifetime time.Duration) *stage {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root for smbd and to mount")
 	}
@@ -60,7 +66,7 @@ func newStage(t *testing.T) *stage {
 	dir := t.TempDir()
 	s.samba, err = bed.StartFileServer(ctx, s.sluice, dir) // first: it finds the shares that come later
 	check(err)
-	t.Cleanup(s.samba.Stop)
+	t.Cleanup(func() { s.samba.Crash() }) // the one that runs then
 	t.Cleanup(func() {
 		if t.Failed() {
 			log, _ := os.ReadFile(s.samba.Log)

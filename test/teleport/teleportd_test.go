@@ -1,0 +1,359 @@
+package teleport
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"sluice/test/bed"
+)
+
+// nodeStage is a stage with nodes: real containerds with teleportd.
+type nodeStage struct {
+	*stage
+	tools     bed.Tools
+	teleportd string
+}
+
+// nodeLifetime is that of credentials, short, but of use to a node.
+const nodeLifetime = 40 * time.Second
+
+func newNodeStage(t *testing.T) *nodeStage {
+	t.Helper()
+	s := &nodeStage{stage: newStageWith(t, nodeLifetime)}
+	src, err := filepath.Abs("../..")
+	must(t, err)
+	s.tools, err = bed.BuildTools(t.Context(), src, func(what string) { t.Log(what) })
+	must(t, err)
+	s.teleportd, err = bed.BuildTeleportd(t.Context(), src, t.TempDir())
+	must(t, err)
+	return s
+}
+
+// node starts a node that the end of the test takes down.
+func (s *nodeStage) node(flags ...string) *bed.Node {
+	s.t.Helper()
+	dir, err := os.MkdirTemp("", "teleport-") // short: overlayfs's options have little room
+	must(s.t, err)
+	n, err := bed.NewTeleportNode(s.tools, s.teleportd, dir, flags...)
+	must(s.t, err)
+	s.t.Cleanup(func() {
+		if err := n.Stop(); err != nil {
+			s.t.Error(err)
+		}
+		if s.t.Failed() {
+			for _, log := range []string{"teleportd.log", "containerd.log"} {
+				b, _ := os.ReadFile(filepath.Join(dir, log))
+				s.t.Logf("%s:\n%s", log, b[max(0, len(b)-6000):])
+			}
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			s.t.Error(err)
+		}
+	})
+	must(s.t, n.StartTeleportd(s.t.Context()))
+	must(s.t, n.StartContainerd(s.t.Context()))
+	return n
+}
+
+// push pushes an image that is expanded, and returns how a node calls it.
+func (s *nodeStage) push(box bed.Toolbox, name string) string {
+	s.t.Helper()
+	s.pushPlain(box, name)
+	must(s.t, s.registry.Expand(s.t.Context(), name))
+	return s.registry.Addr + "/" + name
+}
+
+// pushPlain pushes an image.
+func (s *nodeStage) pushPlain(box bed.Toolbox, name string) string {
+	s.t.Helper()
+	if _, err := s.run("import", "oci:"+box.Layout, s.registry.Addr+"/"+name); err != nil {
+		s.t.Fatal(err)
+	}
+	return s.registry.Addr + "/" + name
+}
+
+// listing prints every file's attributes and content, but of what the runtime puts
+// into a container.
+const listing = `cd /; for f in $(ls -a bin data etc); do for d in bin data etc; do [ -e $d/$f ] && [ ! -d $d/$f ] && case $d/$f in etc/hosts|etc/resolv.conf) ;; *) stat -c '%n %F %a %u:%g %s %Y' $d/$f; sha256sum $d/$f;; esac; done; done; stat -c '%n %a %u:%g' bin data etc`
+
+// sh runs a shell command in a new container of an image that was pulled.
+func (s *nodeStage) sh(n *bed.Node, snapshotter, ref, script string) string {
+	s.t.Helper()
+	r, err := n.Run(s.t.Context(), snapshotter, ref, fmt.Sprintf("c%d", time.Now().UnixNano()), "/bin/sh", "-c", script)
+	must(s.t, err)
+	return r.Output
+}
+
+// erofs lists where a node has EROFS mounted.
+func erofs(t *testing.T, n *bed.Node) (all []string) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	must(t, err)
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); strings.HasPrefix(f[4], n.Dir+"/") && slices.Contains(f, "erofs") {
+			all = append(all, f[4])
+		}
+	}
+	return all
+}
+
+// awaitErofs waits until a node has n mounts of EROFS.
+func awaitErofs(t *testing.T, n *bed.Node, want int) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); len(erofs(t, n)) != want; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("EROFS is mounted at %q, want %d mounts", erofs(t, n), want)
+		}
+	}
+}
+
+// Images are what they are when they are pulled the ordinary way, one mount a
+// layer, which images share; containers write apart; containerd's removal takes the
+// mounts away.
+func TestTeleportd(t *testing.T) {
+	s := newNodeStage(t)
+	second, err := bed.NewToolbox(t.Context(), filepath.Join(t.TempDir(), "second"), 7, 3<<20, 1<<20)
+	must(t, err)
+	n := s.node()
+	a, b := s.push(s.box, "team/app:v1"), s.push(second, "team/app:v2")
+	for _, ref := range []string{a, b} {
+		must(t, n.Pull(t.Context(), bed.Overlayfs, ref))
+		must(t, n.Pull(t.Context(), bed.Teleportd, ref))
+		want := s.sh(n, bed.Overlayfs, ref, listing)
+		if got := s.sh(n, bed.Teleportd, ref, listing); got != want || strings.Count(want, "\n") < 20 {
+			t.Errorf("%s has\n%s\nwant\n%s", ref, got, want)
+		}
+	}
+	for i, ref := range []string{a, b} {
+		id := fmt.Sprintf("holder-%d", i)
+		_, err := n.Ctr(t.Context(), "run", "-d", "--net-host", "--snapshotter", bed.Teleportd, ref, id, "/bin/sleep", "1000")
+		must(t, err)
+	}
+	if all := erofs(t, n); len(all) != 4 {
+		t.Errorf("4 layers of two images are mounted at %q", all)
+	}
+	if out := s.sh(n, bed.Teleportd, a, "echo mine >> /etc/passwd; rm /data/0; grep mine /etc/passwd; ls /data"); out != "mine\n" {
+		t.Errorf("a container that writes sees %q", out)
+	}
+	if out := s.sh(n, bed.Teleportd, a, "grep mine /etc/passwd; ls /data"); out != "0\n" {
+		t.Errorf("the next one sees %q", out)
+	}
+	for i := range 2 {
+		_, err := n.Ctr(t.Context(), "tasks", "rm", "--force", fmt.Sprintf("holder-%d", i))
+		must(t, err)
+		_, err = n.Ctr(t.Context(), "containers", "rm", fmt.Sprintf("holder-%d", i))
+		must(t, err)
+	}
+	_, err = n.Ctr(t.Context(), "images", "rm", "--sync", a, b)
+	must(t, err)
+	awaitErofs(t, n, 0)
+}
+
+// reader is a container that reads its files again and again.
+func (s *nodeStage) reader(n *bed.Node, ref, id string) {
+	s.t.Helper()
+	_, err := n.Ctr(s.t.Context(), "run", "-d", "--net-host", "--snapshotter", bed.Teleportd, ref, id, "/bin/sleep", "100000")
+	must(s.t, err)
+}
+
+// sum returns the SHA-256 of a file as a running container reads it, past the page
+// cache of what was read before only if that was dropped.
+func sum(ctx context.Context, n *bed.Node, id, file string) (string, error) {
+	out, err := n.Ctr(ctx, "tasks", "exec", "--exec-id", fmt.Sprintf("e%d", time.Now().UnixNano()), id, "/bin/sha256sum", file)
+	if err != nil {
+		return "", err
+	}
+	sum, _, _ := strings.Cut(out, " ")
+	return sum, nil
+}
+
+// disturbed reads a running container's file again and again, with nothing in the
+// kernel's memory, while disturb is called n times. No read may fail, or be wrong.
+func (s *nodeStage) disturbed(n *bed.Node, id string, times int, disturb func()) {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(s.t.Context())
+	var reads atomic.Int64
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			got, err := sum(s.t.Context(), n, id, "/data/0")
+			if err != nil || got != s.box.Sums["/data/0"] {
+				s.t.Errorf("a read while it was disturbed: %q, %v", got, err)
+				return
+			}
+			reads.Add(1)
+			if err := bed.DropCaches(); err != nil {
+				s.t.Error(err)
+				return
+			}
+		}
+	})
+	for range times {
+		before := reads.Load()
+		disturb()
+		for deadline := time.Now().Add(time.Minute); reads.Load() < before+2 && time.Now().Before(deadline); {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	cancel()
+	wg.Wait()
+	s.t.Logf("%d reads, %d disturbances", reads.Load(), times)
+}
+
+// Readers don't notice that teleportd is killed, restarted, or stopped for a while;
+// nor does a machine need the registry to go on.
+func TestTeleportdRestarts(t *testing.T) {
+	s := newNodeStage(t)
+	n := s.node()
+	ref := s.push(s.box, "team/app:v1")
+	must(t, n.Pull(t.Context(), bed.Teleportd, ref))
+	s.reader(n, ref, "reader")
+	before := erofs(t, n)
+	s.registry.Stop()
+	s.disturbed(n, "reader", 5, func() {
+		n.Teleportd.Kill()
+		must(t, n.StartTeleportd(t.Context()))
+	})
+	n.Teleportd.Stop()
+	if all := erofs(t, n); !slices.Equal(all, before) {
+		t.Errorf("without teleportd, EROFS is mounted at %q, before at %q", all, before)
+	}
+	must(t, n.StartTeleportd(t.Context()))
+	if out := s.sh(n, bed.Teleportd, ref, "sha256sum /data/0"); !strings.HasPrefix(out, s.box.Sums["/data/0"]) {
+		t.Errorf("a container without the registry prints %q", out)
+	}
+	if all := erofs(t, n); len(all) != 3 {
+		t.Errorf("3 layers are mounted at %q", all)
+	}
+}
+
+// status asks the daemon how it is.
+func (s *nodeStage) status(n *bed.Node, into any) string {
+	s.t.Helper()
+	out, err := exec.CommandContext(s.t.Context(), s.teleportd, "status", "--run", filepath.Join(n.Dir, "run"), "--output", "json").Output()
+	if err != nil {
+		s.t.Fatalf("teleportd status: %v\n%s", err, out)
+	}
+	must(s.t, json.Unmarshal(out, into))
+	return string(out)
+}
+
+// What Teleport can't have is pulled the ordinary way, and why is told.
+func TestTeleportdPullsTheOrdinaryWay(t *testing.T) {
+	s := newNodeStage(t)
+	var expanding atomic.Bool // what the front says instead of the registry
+	back := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: s.registry.Addr})
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if expanding.Load() && strings.HasPrefix(r.URL.Path, "/mount/v1/") {
+			w.Header().Set("Retry-After", "1")
+			w.WriteHeader(http.StatusConflict)
+			fmt.Fprint(w, `{"errors":[{"code":"TELEPORT_EXPANDING","message":"the layers are being expanded","detail":{"status":"Running","progress":50}}]}`)
+			return
+		}
+		back.ServeHTTP(w, r)
+	}))
+	defer front.Close()
+	n := s.node()
+	pulled := func(what, ref, reason string) {
+		t.Helper()
+		must(t, n.Pull(t.Context(), bed.Teleportd, ref))
+		if out := s.sh(n, bed.Teleportd, ref, "sha256sum /data/0"); !strings.HasPrefix(out, s.box.Sums["/data/0"]) {
+			t.Errorf("%s: it prints %q", what, out)
+		}
+		if all := erofs(t, n); len(all) != 0 {
+			t.Errorf("%s: EROFS is mounted at %q", what, all)
+		}
+		var st struct {
+			Node struct {
+				NotTeleported []struct{ Reference, Reason, Message, Remedy string }
+			}
+		}
+		text := s.status(n, &st)
+		for _, i := range st.Node.NotTeleported {
+			if i.Reference == ref && i.Reason == reason && i.Message != "" && i.Remedy != "" {
+				_, err := n.Ctr(t.Context(), "images", "rm", "--sync", ref)
+				must(t, err)
+				return
+			}
+		}
+		t.Errorf("%s: the status doesn't say that %s is pulled because of %s:\n%s", what, ref, reason, text)
+	}
+	pulled("not enabled", s.pushPlain(s.box, "other/app:v1"), "NoStreamingArtifact")
+	s.push(s.box, "team/app:v1")
+	expanding.Store(true)
+	there := strings.TrimPrefix(front.URL, "http://")
+	pulled("expanding", there+"/team/app:v1", "ConversionPending")
+	s.samba.Crash()
+	pulled("no file server", s.registry.Addr+"/team/app:v1", "RegistryUnavailable")
+}
+
+// A file server that is away costs the reads that need it an error, no sooner than
+// they may wait; when it's back they work.
+func TestTeleportdWithoutFileServer(t *testing.T) {
+	const patience = 3 * time.Second
+	s := newNodeStage(t)
+	large, err := bed.NewToolbox(t.Context(), filepath.Join(t.TempDir(), "large"), 8, 64<<20)
+	must(t, err)
+	n := s.node("--read-timeout", patience.String())
+	ref := s.push(large, "team/app:v1")
+	must(t, n.Pull(t.Context(), bed.Teleportd, ref))
+	s.reader(n, ref, "reader")
+	s.samba.Crash()
+	began := time.Now()
+	got, err := sum(t.Context(), n, "reader", "/data/0")
+	if took := time.Since(began); err == nil || !strings.Contains(err.Error(), "I/O error") || took < patience/2 || took > patience+20*time.Second {
+		t.Errorf("a read without the file server: %q, %v after %v", got, err, took)
+	}
+	must(t, s.samba.Restart(t.Context()))
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		if got, err = sum(t.Context(), n, "reader", "/data/0"); err == nil || time.Now().After(deadline) {
+			break
+		}
+	}
+	if err != nil || got != large.Sums["/data/0"] {
+		t.Errorf("a read when it's back: %q, %v", got, err)
+	}
+}
+
+// A file server that restarts is waited for.
+func TestTeleportdFileServerRestarts(t *testing.T) {
+	s := newNodeStage(t)
+	n := s.node()
+	// Each round has content that nobody has read.
+	for round := range 3 {
+		box, err := bed.NewToolbox(t.Context(), filepath.Join(t.TempDir(), "image"), uint64(100+round), 48<<20)
+		must(t, err)
+		ref := s.push(box, fmt.Sprintf("team/app:v%d", round))
+		must(t, n.Pull(t.Context(), bed.Teleportd, ref))
+		id := fmt.Sprintf("reader-%d", round)
+		s.reader(n, ref, id)
+		read := make(chan error, 1)
+		go func() {
+			got, err := sum(t.Context(), n, id, "/data/0")
+			if err == nil && got != box.Sums["/data/0"] {
+				err = errors.New("wrong content: " + got)
+			}
+			read <- err
+		}()
+		s.samba.Crash()
+		must(t, s.samba.Restart(t.Context()))
+		if err := <-read; err != nil {
+			t.Errorf("a read while the file server restarts: %v", err)
+		}
+	}
+}
