@@ -57,7 +57,7 @@ func (s *Service) read(ctx context.Context, src convert.LayerSource, limit int64
 			}
 		}
 		left := limit
-		p.tree, err = layer.Read(ctx, io.TeeReader(tar, &bounded{p.tar, &left}), layer.Options{Sparse: &bounded{p.sparse, &left}})
+		p.tree, err = layer.Read(ctx, io.TeeReader(tar, s.bounded(p.tar, &left)), layer.Options{Sparse: s.bounded(p.sparse, &left)})
 		return err
 	})
 	if err != nil {
@@ -67,15 +67,28 @@ func (s *Service) read(ctx context.Context, src convert.LayerSource, limit int64
 	return p, nil
 }
 
-// bounded writes to a file until nothing is left of what may be written.
+// bounded writes to a file until nothing is left of what may be written, or of what
+// the share has room for.
 type bounded struct {
-	file *durable.File
-	left *int64
+	file  *durable.File
+	left  *int64
+	room  func(n int64) error
+	until int64 // it is asked again; bytes
+}
+
+func (s *Service) bounded(f *durable.File, left *int64) *bounded {
+	return &bounded{file: f, left: left, room: s.share.room}
 }
 
 func (b *bounded) Write(p []byte) (int, error) {
 	if *b.left -= int64(len(p)); *b.left < 0 {
 		return 0, convert.Refuse(ErrTooLarge)
+	}
+	if b.until -= int64(len(p)); b.until <= 0 {
+		b.until = 1 << 20
+		if err := b.room(int64(len(p))); err != nil {
+			return 0, convert.Refuse(err)
+		}
 	}
 	n, err := b.file.Write(p)
 	if err != nil {
@@ -100,13 +113,16 @@ func (s *Service) write(src convert.LayerSource, p *spool, trees []*layer.Tree, 
 	if err != nil {
 		return Disk{}, ErrLayer.Withf("layer %s can't be a disk of its own: %v: the image can be pulled the ordinary way", src.Blob.Digest, err)
 	}
+	size := int64(len(meta)) + roundUp(p.tree.Size) + roundUp(p.tree.SparseSize)
+	if err := s.share.room(size); err != nil {
+		return Disk{}, fmt.Errorf("disk of layer %s: %w", src.Blob.Digest, err)
+	}
 	out, err := durable.Create(s.share.pool(), 0o644)
 	if err != nil {
 		return Disk{}, err
 	}
 	defer out.Discard()
 	w := &summer{w: out, whole: sha256.New(), block: sha256.New()}
-	size := int64(len(meta)) + roundUp(p.tree.Size) + roundUp(p.tree.SparseSize)
 	footer := vhd.Footer{Size: vhd.Capacity(size), ID: vhd.ID(src.Blob.Digest)}
 	sector, err := footer.Encode()
 	if err != nil {

@@ -1,6 +1,7 @@
 package teleport
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -108,6 +109,30 @@ func TestShareStaysFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.ready(s, repo, "v1")
+}
+
+// Something is left for those who keep the file server's passwords there.
+func TestReserve(t *testing.T) {
+	b := newBench(t, stored.Options{})
+	filler := small(b, 1<<20)
+	s := share{b.dir}
+	for n, full := range map[int64]bool{0: false, 6 << 20: false, 7<<20 - 1<<18: true, 1 << 40: true} {
+		if err := s.room(n); errors.Is(err, unix.ENOSPC) != full {
+			t.Errorf("%d bytes: %v", n, err)
+		}
+	}
+	if err := s.copyFile(filler, filler+"2"); err != nil {
+		t.Error(err)
+	}
+	if err := os.Truncate(filler, 1<<30); err != nil { // it takes no space
+		t.Fatal(err)
+	}
+	if err := s.copyFile(filler, filler+"3"); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("more than there is room for: %v", err)
+	}
+	if err := (share{filepath.Join(b.dir, "none")}).room(0); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("of a directory that isn't there: %v", err)
+	}
 }
 
 // That there is no room says where to make some.

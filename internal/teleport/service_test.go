@@ -267,7 +267,7 @@ func TestNoHardLinks(t *testing.T) {
 	if err := os.WriteFile(from, []byte("content"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := copyFile(from, to); err != nil {
+	if err := (share{filepath.Dir(to)}).copyFile(from, to); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := os.ReadFile(to); err != nil || string(got) != "content" {
@@ -311,6 +311,10 @@ func TestStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.ready(s, repo, "v1")
+	waitFor(t, "the operation", func() bool {
+		op, err := s.Latest(t.Context(), repo, desc.Digest)
+		return err == nil && op.Status == operation.StatusSucceeded
+	})
 	all, err := s.Operations(t.Context(), repo, 9)
 	if err != nil || len(all) != 3 || all[0].Status != operation.StatusSucceeded || all[1].ID != op.ID || all[2].Status != operation.StatusCanceled {
 		t.Errorf("%+v, %v", all, err)

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"sluice/internal/durable"
 	"sluice/oci"
 )
@@ -57,6 +59,24 @@ func suffixes() []string { return []string{".json", sumsSuffix, diskSuffix} }
 type share struct{ dir string }
 
 func (s share) pool() string { return filepath.Join(s.dir, poolDir) }
+
+// reserve is how many bytes expansions leave free on the share, or a sixteenth of it if
+// that is less. The file server's passwords are there as well, as a rule, and where
+// they can't be changed nobody is let in any more, nor are containers that run.
+const reserve = 64 << 20
+
+// room returns an error if n more bytes don't leave as much free as they should.
+func (s share) room(n int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.dir, &st); err != nil || st.Blocks == 0 {
+		return err // some say nothing about their size
+	}
+	block := float64(st.Bsize)
+	if float64(st.Bavail)*block-float64(n) < min(reserve, float64(st.Blocks)*block/16) {
+		return &fs.PathError{Op: "write", Path: s.dir, Err: unix.ENOSPC}
+	}
+	return nil
+}
 
 // RepositoryDir returns the directory of a repository below that of the share,
 // which is what its clients see.
@@ -127,7 +147,7 @@ func (s share) give(name, repo string) error {
 		from, to := filepath.Join(s.pool(), name+suffix), filepath.Join(dir, name+suffix)
 		err := durable.Link(from, to)
 		if noLinks(err) {
-			err = copyFile(from, to)
+			err = s.copyFile(from, to)
 		}
 		if err != nil {
 			return fmt.Errorf("give %s the disk %s: %w", repo, name, err)
@@ -147,12 +167,19 @@ func noLinks(err error) bool {
 	return false
 }
 
-func copyFile(from, to string) error {
+func (s share) copyFile(from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
+	info, err := in.Stat()
+	if err == nil {
+		err = s.room(info.Size())
+	}
+	if err != nil {
+		return err
+	}
 	out, err := durable.Create(filepath.Dir(to), 0o644)
 	if err != nil {
 		return err

@@ -95,18 +95,28 @@ func secret(ctx context.Context, store storage.Store, db *index.DB) ([]byte, err
 }
 
 // Credential returns a credential for a repository that takes part. When it
-// returns, smbd's files have it.
+// returns, smbd's files have it. They have the next period's before that begins, so a
+// disk that is full or a database that is away is no matter at once.
 func (k *Keeper) Credential(ctx context.Context, repo string) (Credential, error) {
 	now := k.now()
 	k.mu.Lock()
 	known := k.period == k.accounts.period(now) && slices.Contains(k.repos, repo)
 	k.mu.Unlock()
 	if !known {
-		if err := k.Write(ctx); err != nil {
+		if err := k.Write(ctx); err != nil && !k.written(repo, now) {
 			return Credential{}, err
 		}
 	}
 	return k.accounts.Credential(repo, now), nil
+}
+
+// written reports whether smbd's files have a repository's credential of a time,
+// though they may be those of the period before.
+func (k *Keeper) written(repo string, at time.Time) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	ahead := k.accounts.period(at) - k.period
+	return k.period >= 0 && ahead >= 0 && ahead <= 1 && slices.Contains(k.repos, repo)
 }
 
 // Write writes smbd's files as they are to be now.

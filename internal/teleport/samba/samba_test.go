@@ -3,6 +3,7 @@ package samba
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -116,11 +117,12 @@ func TestKeeper(t *testing.T) {
 	t.Cleanup(func() { db.Close() })
 	store := new(storage.Memory)
 	repos := []string{"one"}
+	var away error // why the files can't be written
 	dir := filepath.Join(t.TempDir(), "samba")
 	open := func() *Keeper {
 		k, err := Open(t.Context(), store, db, Options{
 			Dir: dir, Disks: "/disks", Lifetime: time.Hour, Log: slog.New(slog.DiscardHandler),
-			Enabled: func(context.Context) ([]string, error) { return repos, nil },
+			Enabled: func(context.Context) ([]string, error) { return repos, away },
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -152,6 +154,18 @@ func TestKeeper(t *testing.T) {
 	if accepts(read(PasswordsFile), first) {
 		t.Error("what has expired is accepted")
 	}
+	away = errors.New("the database is away")
+	now = now.Add(time.Hour)
+	credential("one")
+	if c, err := k.Credential(t.Context(), "three"); !errors.Is(err, away) {
+		t.Errorf("of a repository that smbd doesn't know: %+v, %v", c, err)
+	}
+	now = now.Add(time.Hour)
+	if c, err := k.Credential(t.Context(), "one"); !errors.Is(err, away) {
+		t.Errorf("that smbd doesn't know: %+v, %v", c, err)
+	}
+	away = nil
+	credential("one")
 	if info, err := os.Stat(filepath.Join(dir, PasswordsFile)); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("everybody may read passwords: %v, %v", info.Mode(), err)
 	}
