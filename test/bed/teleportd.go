@@ -56,3 +56,8 @@ func ColdTeleport(ctx context.Context, t Tools, teleportd, work string, link *Li
 	}
 	return n.coldOnce(ctx, link, Teleportd, ref, command)
 }
+
+// BuildOrca builds orca into dir and returns its path.
+func BuildOrca(ctx context.Context, src, dir string) (string, error) {
+	return buildCommand(ctx, src, dir, "orca")
+}
