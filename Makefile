@@ -5,18 +5,24 @@
 RATE ?= 200
 RTT  ?= 10ms
 
-.PHONY: all help build demo test quick lint manifests clean
+# What both demonstrations run.
+DEMO = go run -C test ./demo --src $(CURDIR) --rate $(RATE) --rtt $(RTT) $(if $(IMAGE),--image "$(abspath $(IMAGE))") $(if $(CMD),--cmd '$(subst ','\'',$(CMD))')
+
+.PHONY: all help build demo demo-flows test quick lint manifests clean
 
 all: build
 
 help: ## this
-	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' Makefile
 
 build: ## bin/sluice
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/...
 
 demo: build ## pull and stream a real image side by side (IMAGE=, CMD=, RATE=, RTT=)
-	go run -C test ./demo --src $(CURDIR) --rate $(RATE) --rtt $(RTT) $(if $(IMAGE),--image "$(abspath $(IMAGE))") $(if $(CMD),--cmd '$(subst ','\'',$(CMD))')
+	$(DEMO)
+
+demo-flows: build ## the same, with Project Teleport beside them
+	$(DEMO) --teleport
 
 test: ## everything that this machine can run; says what it skipped
 	go run -C test ./runner --src $(CURDIR)

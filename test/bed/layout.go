@@ -118,8 +118,8 @@ func jsonBlob(blobs, mediaType string, v any) (oci.Descriptor, error) {
 		os.WriteFile(filepath.Join(blobs, d.Encoded()), b, 0o644)
 }
 
-// layerFiles returns the blobs of the layers of a layout's only image.
-func layerFiles(layout string) ([]string, error) {
+// LayerFiles returns the blobs of the layers of a layout's only image.
+func LayerFiles(layout string) ([]string, error) {
 	blob := func(d oci.Digest) string { return filepath.Join(layout, "blobs", d.Algorithm().String(), d.Encoded()) }
 	var index oci.Index
 	if err := readJSON(filepath.Join(layout, "index.json"), &index); err != nil {

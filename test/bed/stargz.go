@@ -63,7 +63,7 @@ func filesRead(ctx context.Context, work, layout string, command []string) ([]st
 	if err := Install(ctx, "strace"); err != nil {
 		return nil, err
 	}
-	layers, err := layerFiles(layout)
+	layers, err := LayerFiles(layout)
 	if err != nil {
 		return nil, err
 	}

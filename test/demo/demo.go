@@ -2,18 +2,15 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
-	"text/tabwriter"
 	"time"
 
 	"sluice/test/bed"
+	"sluice/test/flows"
 )
 
 // options are the flags.
@@ -22,40 +19,24 @@ type options struct {
 	rate                float64 // Mbit/s
 	rtt                 time.Duration
 	rounds              int
+	teleport            bool
 	json                bool
 }
 
-// subject is an image under measurement.
-type subject struct {
-	Name    string // shown
-	repo    string // pushed as, with tag
-	path    string // OCI layout or tar
-	command []string
+// ways are the ways to start a container that are compared, the traditional one
+// first and streaming last.
+func (o options) ways() []flows.Way {
+	if o.teleport {
+		return []flows.Way{flows.Traditional, flows.Teleport, flows.Streamed}
+	}
+	return []flows.Way{flows.Traditional, flows.Streamed}
 }
 
-// row is a line of the table: one image, one way to start it.
-type row struct {
-	Image        string
-	Way          string
-	TotalSeconds float64
-	PullSeconds  float64
-	RunSeconds   float64
-	Bytes        int64
-	Connections  int64
-	Mounts       int
-	samples      []bed.ColdStart
-}
-
-// ways are the ways to start a container that are compared.
-var ways = [...]struct{ name, snapshotter string }{
-	{"traditional", bed.Overlayfs},
-	{"streamed", bed.Sluice},
-}
-
-func say(s string) { fmt.Println("·", s) }
+// say tells a person what takes long; standard output is for the figures.
+func say(s string) { fmt.Fprintln(os.Stderr, "·", s) }
 
 // demo prepares everything, measures and prints.
-func demo(ctx context.Context, o options) error {
+func demo(ctx context.Context, o options) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("mounting images and running containers needs root: sudo make demo")
 	}
@@ -64,11 +45,7 @@ func demo(ctx context.Context, o options) error {
 			return fmt.Errorf("IMAGE must be an OCI layout directory or a docker-save tar: %w", err)
 		}
 	}
-	tools, err := bed.BuildTools(ctx, o.src, say)
-	if err != nil {
-		return err
-	}
-	subjects, err := subjects(ctx, o)
+	images, err := images(ctx, o)
 	if err != nil {
 		return err
 	}
@@ -76,92 +53,88 @@ func demo(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(work)
-	say("building sluice")
-	sluice, err := bed.BuildSluice(ctx, o.src, work)
+	stage, err := flows.Open(ctx, flows.Options{Src: o.src, Work: work, Ways: o.ways(), Rate: o.rate * 1e6, RTT: o.rtt, Say: say})
+	defer func() {
+		closeErr := stage.Close()
+		if closeErr == nil { // what is still mounted must not be removed
+			os.RemoveAll(work)
+		}
+		err = errors.Join(err, closeErr)
+	}()
 	if err != nil {
 		return err
 	}
-	reg, err := bed.StartRegistry(ctx, sluice, work)
-	if err != nil {
-		return err
-	}
-	defer reg.Stop()
-	for _, s := range subjects {
-		if err := publish(ctx, reg, tools, sluice, s); err != nil {
+	for _, i := range images {
+		if err := stage.Publish(ctx, i); err != nil {
 			return err
 		}
 	}
-	link, err := bed.NewLink(ctx, reg.Addr, o.rate*1e6, o.rtt)
-	if err != nil {
-		return err
-	}
-	defer link.Close()
-	rows, err := measure(ctx, o, tools, sluice, work, link, subjects)
+	rows, err := measure(ctx, o, stage, images)
 	if err != nil {
 		return err
 	}
 	return show(o, rows)
 }
 
-// subjects returns the images to measure.
-func subjects(ctx context.Context, o options) ([]subject, error) {
-	if o.image != "" {
-		s := subject{Name: filepath.Base(o.image), repo: "demo/image:1", path: o.image}
-		if o.command != "" {
-			s.command = []string{"/bin/sh", "-c", o.command}
-		}
-		return []subject{s}, nil
-	}
-	images, err := bed.Debian(ctx, say)
-	if err != nil {
-		return nil, err
-	}
-	command := []string{"python3", "-c", `print("hi")`}
+// images returns the images to measure.
+func images(ctx context.Context, o options) ([]flows.Image, error) {
+	var command []string
 	if o.command != "" {
 		command = []string{"/bin/sh", "-c", o.command}
 	}
-	return []subject{
-		{"Debian, 1 layer", "demo/debian:1", images.OneLayer, command},
-		{fmt.Sprintf("Debian, %d layers", bed.ManyLayers), "demo/debian:28", images.ManyLayers, command},
-	}, nil
+	if o.image != "" {
+		return []flows.Image{{Name: filepath.Base(o.image), Repo: "demo/image:1", Path: o.image, Command: command}}, nil
+	}
+	if command == nil {
+		command = []string{"python3", "-c", `print("hi")`}
+	}
+	return flows.Debian(ctx, say, command...)
 }
 
-// publish pushes an image with crane and has it converted.
-func publish(ctx context.Context, reg *bed.Registry, tools bed.Tools, sluice string, s subject) error {
-	say("pushing " + s.Name + " with crane")
-	if err := reg.Push(ctx, tools, s.path, s.repo); err != nil {
-		return err
-	}
-	say("converting " + s.Name)
-	convert := exec.CommandContext(ctx, sluice, "artifact-streaming", "create", reg.Addr+"/"+s.repo)
-	convert.Stdout, convert.Stderr = os.Stdout, os.Stderr
-	return convert.Run()
+// row is a line of the table: one image, one way to start it.
+type row struct {
+	Image                string
+	Way                  string
+	TotalSeconds         float64
+	PullSeconds          float64
+	RunSeconds           float64
+	Bytes                int64
+	Connections          int64
+	Mounts               int
+	PerLayerMilliseconds *float64 `json:",omitempty"` // that each layer adds to the image in one
+
+	image   flows.Image
+	samples []bed.ColdStart
 }
 
 // measure starts every image in every way, interleaved, rounds times.
-func measure(ctx context.Context, o options, tools bed.Tools, sluice, work string, link *bed.Link, subjects []subject) ([]row, error) {
+func measure(ctx context.Context, o options, stage *flows.Stage, images []flows.Image) ([]row, error) {
 	var rows []row
-	for _, s := range subjects {
-		for _, w := range ways {
-			rows = append(rows, row{Image: s.Name, Way: w.name})
+	for _, i := range images {
+		for _, w := range o.ways() {
+			rows = append(rows, row{Image: i.Name, Way: w.Name, image: i})
 		}
 	}
 	for round := range o.rounds {
-		for i, s := range subjects {
-			for j, w := range ways {
-				say(fmt.Sprintf("round %d of %d: %s, %s", round+1, o.rounds, s.Name, w.name))
-				c, err := bed.Cold(ctx, tools, sluice, work, link, w.snapshotter, link.Addr()+"/"+s.repo, s.command...)
+		for i, image := range images {
+			for j, w := range o.ways() {
+				fmt.Fprintf(os.Stderr, "· round %d of %d: %s, %s: ", round+1, o.rounds, image.Name, w.Name)
+				c, err := stage.Start(ctx, image, w)
 				if err != nil {
-					return nil, fmt.Errorf("%s, %s: %w", s.Name, w.name, err)
+					fmt.Fprintln(os.Stderr, "failed")
+					return nil, err
 				}
-				r := &rows[i*len(ways)+j]
+				fmt.Fprintf(os.Stderr, "%.2f s\n", c.Total().Seconds())
+				r := &rows[i*len(o.ways())+j]
 				r.samples = append(r.samples, c)
 			}
 		}
 	}
 	for i := range rows {
 		rows[i].summarize()
+	}
+	for i := len(o.ways()); i < len(rows); i++ {
+		rows[i].compare(rows[i%len(o.ways())])
 	}
 	return rows, nil
 }
@@ -174,31 +147,8 @@ func (r *row) summarize() {
 	r.Bytes, r.Connections, r.Mounts = m.Bytes, m.Connections, m.Mounts
 }
 
-// show prints the table, and what it says.
-func show(o options, rows []row) error {
-	if o.json {
-		e := json.NewEncoder(os.Stdout)
-		e.SetIndent("", "  ")
-		return e.Encode(rows)
-	}
-	fmt.Printf("\nFrom nothing on the node to the first output, over %g Mbit/s and %s (medians of %d)\n\n", o.rate, o.rtt, o.rounds)
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "image\tway\ttime to output\tpull\trun\tfetched\tconnections\tmounts\t")
-	for _, r := range rows {
-		fmt.Fprintf(w, "%s\t%s\t%.2f s\t%.2f s\t%.2f s\t%.1f MB\t%d\t%d\t\n",
-			r.Image, r.Way, r.TotalSeconds, r.PullSeconds, r.RunSeconds, float64(r.Bytes)/1e6, r.Connections, r.Mounts)
-	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	fmt.Println()
-	for i := 0; i+1 < len(rows); i += len(ways) {
-		fmt.Printf("%s: streaming is %.1f times faster and fetches %.1f %% of the bytes\n", rows[i].Image,
-			rows[i].TotalSeconds/rows[i+1].TotalSeconds, 100*float64(rows[i+1].Bytes)/float64(rows[i].Bytes))
-	}
-	if len(rows) == 2*len(ways) {
-		fmt.Printf("Streamed, %s take %.2f times as long as one\n",
-			strings.TrimPrefix(rows[2].Image, "Debian, "), rows[3].TotalSeconds/rows[1].TotalSeconds)
-	}
-	return nil
+// compare fills in what a layer costs, beside the same content in fewer layers.
+func (r *row) compare(few row) {
+	cost := 1000 * (r.TotalSeconds - few.TotalSeconds) / float64(r.image.Layers-few.image.Layers)
+	r.PerLayerMilliseconds = &cost
 }

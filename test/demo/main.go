@@ -1,6 +1,7 @@
 // Command demo is `make demo`: one image, in one layer and in 28, pulled the
 // traditional way and streamed, over the same shaped link, by the same
-// containerd, with what a person waits for in one table.
+// containerd, with what a person waits for in one table. As `make demo-flows` it
+// has Project Teleport beside them.
 package main
 
 import (
@@ -22,6 +23,7 @@ func main() {
 	flag.Float64Var(&o.rate, "rate", 200, "bandwidth of the link in Mbit/s")
 	flag.DurationVar(&o.rtt, "rtt", 10*time.Millisecond, "round-trip time of the link")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often everything is measured; medians are shown")
+	flag.BoolVar(&o.teleport, "teleport", false, "measure Project Teleport, too")
 	flag.BoolVar(&o.json, "json", false, "print the figures as JSON")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

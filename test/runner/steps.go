@@ -94,7 +94,7 @@ func quiet(ctx context.Context, dir string, env []string, name string, args ...s
 // alone are the packages of the test module beside which nothing else may run:
 // those that measure, and faults, which holds that nothing outlives a node; a
 // namespace that another test makes has copies of its mounts.
-var alone = []string{"sluice/test/boot", "sluice/test/faults", "sluice/test/kube", "sluice/test/peers", "sluice/test/starts", "sluice/test/whole"}
+var alone = []string{"sluice/test/boot", "sluice/test/faults", "sluice/test/flows", "sluice/test/kube", "sluice/test/peers", "sluice/test/starts", "sluice/test/whole"}
 
 // wholeTests runs the packages of the test module that are to be alone, or all
 // others.
