@@ -111,7 +111,7 @@ func TestExpansions(t *testing.T) {
 		}
 	}
 	resp, body := b.send("admin", adminPassword, "GET", "/acr/v1/team/app/_operations?n=1", "")
-	if resp.StatusCode != 200 || strings.Count(body, `"id"`) != 1 {
+	if resp.StatusCode != http.StatusOK || strings.Count(body, `"id"`) != 1 {
 		t.Errorf("the last one: %s %s", resp.Status, body)
 	}
 	if got, err := client.CancelImageOperation(ctx, "team/app", op.ID); err != nil || got.Status != acr.StatusCanceled || got.Name != "Cancel: "+acr.ExpansionName {

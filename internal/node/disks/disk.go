@@ -203,7 +203,11 @@ func (d *disk) deviceOf(sums []byte) (*artifact.Device, error) {
 	if got := oci.DigestOf(sums); got != d.Sums {
 		return nil, oci.ErrDigestInvalid.Withf("its %d bytes of sums have digest %s, not %s", len(sums), got, d.Sums)
 	}
-	return artifact.StoredDevice(d.Size, d.Digest, d.BlockSize, sums)
+	dev, err := artifact.StoredDevice(d.Size, d.Digest, d.BlockSize, sums)
+	if err != nil {
+		return nil, oci.ErrSizeInvalid.Withf("%v", err)
+	}
+	return dev, nil
 }
 
 // open checks the head by the sums, and sets the windows. The caller has the lock.
@@ -271,7 +275,7 @@ func openHead(f io.ReaderAt) (*erofs.FS, error) {
 func (d *disk) windowsOf(fs *erofs.FS) ([]window, error) {
 	devices := fs.Devices()
 	if len(devices) < 1 || len(devices) > 2 {
-		return nil, fmt.Errorf("its metadata has %d devices: the disk of a layer has one or two", len(devices))
+		return nil, fmt.Errorf("%w: it has %d devices: the disk of a layer has one or two", erofs.ErrCorrupt, len(devices))
 	}
 	windows := make([]window, 0, len(devices))
 	end := fs.Size()
@@ -280,7 +284,7 @@ func (d *disk) windowsOf(fs *erofs.FS) ([]window, error) {
 		end += dev.Size
 	}
 	if end > d.Size-vhd.FooterSize {
-		return nil, fmt.Errorf("its metadata and devices have %d bytes, the disk has %d", end, d.Size-vhd.FooterSize)
+		return nil, fmt.Errorf("%w: it and its devices have %d bytes, the disk has %d", erofs.ErrCorrupt, end, d.Size-vhd.FooterSize)
 	}
 	return windows, nil
 }

@@ -32,11 +32,13 @@ const atOnce = 32
 func (m *Manager) fetch(ctx context.Context, rec record, o origin, answer mountapi.Mount) (*image, error) {
 	m.mu.Lock()
 	r := m.repoOf(o.repo())
-	r.pulls++
+	r.pulls[rec.Manifest]++
 	m.mu.Unlock()
 	defer func() {
 		m.mu.Lock()
-		r.pulls--
+		if r.pulls[rec.Manifest]--; r.pulls[rec.Manifest] == 0 {
+			delete(r.pulls, rec.Manifest)
+		}
 		m.mu.Unlock()
 	}()
 	r.give(answer.SMB)
@@ -102,52 +104,64 @@ func stateError(err error) error {
 	return notStreaming(mount.PlaneUnavailable, "store the image: %w", err)
 }
 
-// fetchDisk brings home what mounting a disk needs: sums and metadata. What doesn't
-// depend on each other is asked for at the same time, so that for most layers it takes
-// as long as one file takes to be opened and read. The caller has the disk's lock.
+// parts is what of a disk is read before anything can be known of it.
+type parts struct{ sums, first []byte }
+
+// fetchDisk brings home what mounting a disk needs: sums and metadata. What isn't what
+// it should be is asked for once more: it may be of a file that was replaced. The caller
+// has the disk's lock.
 func (m *Manager) fetchDisk(ctx context.Context, d *disk, r *repo, l mountapi.Layer) error {
-	src := blob.Count(r.share.Open(l.Path, d.Size, d.Digest), &m.counter)
-	first := make([]byte, min(d.BlockSize, d.Size))
-	var sums []byte
-	group, gctx := errgroup.WithContext(ctx)
-	group.Go(func() (err error) {
-		m.counter.Requests.Add(1)
-		sums, err = r.share.ReadFile(gctx, l.Sums.Path, d.sumsSize())
-		m.counter.Bytes.Add(int64(len(sums)))
-		return err
-	})
-	group.Go(func() error { return blob.ReadFull(gctx, src, first, 0) })
-	group.Go(func() error { return d.checkFooter(gctx, src) })
-	err := group.Wait()
+	p, dev, err := m.readParts(ctx, d, r, l)
+	if err != nil && reasonFor(err) == mount.IntegrityFailure {
+		p, dev, err = m.readParts(blob.Doubt(ctx), d, r, l)
+	}
 	r.noteProblem(err)
 	if err != nil {
 		return err
-	}
-	dev, err := d.deviceOf(sums)
-	if err != nil {
-		return err
-	}
-	c, err := dev.Chunk(ctx, 0)
-	if err != nil {
-		return err
-	}
-	if sha256.Sum256(first) != c.Digest {
-		return oci.ErrDigestInvalid.Withf("the first block of %s isn't what its sum says", l.Path)
 	}
 	layer, err := m.opts.Cache.Acquire(ctx, dev, m.source(d), &d.meter)
 	if err != nil {
 		return cacheError(err)
 	}
-	_ = layer.PutFrame(ctx, 0, first) // what the disk doesn't take is read again
-	windows, err := m.store(ctx, d, layer, sums, first)
+	_ = layer.PutFrame(ctx, 0, p.first) // what the disk doesn't take is read again
+	windows, err := m.store(ctx, d, layer, p)
 	if err != nil {
 		layer.Release()
+		m.opts.Cache.Remove(dev.Key)
 		return err
 	}
 	m.mu.Lock()
 	d.device, d.windows, d.cached = dev, windows, layer
 	m.mu.Unlock()
 	return nil
+}
+
+// readParts reads a disk's sums, first block and footer, and checks them. They are
+// asked for at the same time, so that it takes as long as one file takes to be opened
+// and read.
+func (m *Manager) readParts(ctx context.Context, d *disk, r *repo, l mountapi.Layer) (p parts, dev *artifact.Device, err error) {
+	src := blob.Count(r.share.Open(l.Path, d.Size, d.Digest), &m.counter)
+	p.first = make([]byte, min(d.BlockSize, d.Size))
+	group, gctx := errgroup.WithContext(ctx)
+	group.Go(func() (err error) {
+		m.counter.Requests.Add(1)
+		p.sums, err = r.share.ReadFile(gctx, l.Sums.Path, d.sumsSize())
+		m.counter.Bytes.Add(int64(len(p.sums)))
+		return err
+	})
+	group.Go(func() error { return blob.ReadFull(gctx, src, p.first, 0) })
+	group.Go(func() error { return d.checkFooter(gctx, src) })
+	if err := group.Wait(); err != nil {
+		return p, nil, err
+	}
+	if dev, err = d.deviceOf(p.sums); err != nil {
+		return p, nil, err
+	}
+	c, err := dev.Chunk(ctx, 0)
+	if err == nil && sha256.Sum256(p.first) != c.Digest {
+		err = oci.ErrDigestInvalid.Withf("the first block of %s isn't what its sum says", l.Path)
+	}
+	return p, dev, err
 }
 
 // readerAt is an io.ReaderAt.
@@ -182,7 +196,7 @@ func cacheError(err error) error {
 
 // store makes a disk's directory, with its sums and its head, which is checked. The
 // caller has the disk's lock.
-func (m *Manager) store(ctx context.Context, d *disk, layer *cache.Layer, sums, first []byte) ([]window, error) {
+func (m *Manager) store(ctx context.Context, d *disk, layer *cache.Layer, p parts) ([]window, error) {
 	tmp, err := os.MkdirTemp(m.disksDir(), durable.TempPrefix)
 	if err != nil {
 		return nil, stateError(err)
@@ -193,13 +207,13 @@ func (m *Manager) store(ctx context.Context, d *disk, layer *cache.Layer, sums, 
 		return nil, stateError(err)
 	}
 	defer head.Close()
-	windows, err := d.copyHead(ctx, head, layer, first)
+	windows, err := d.copyHead(ctx, head, layer, p.first)
 	if err != nil {
 		return nil, err
 	}
 	var group errgroup.Group
 	group.Go(head.Sync)
-	group.Go(func() error { return writeSynced(filepath.Join(tmp, fileSums), sums) })
+	group.Go(func() error { return writeSynced(filepath.Join(tmp, fileSums), p.sums) })
 	if err := group.Wait(); err != nil {
 		return nil, stateError(err)
 	}

@@ -38,6 +38,10 @@ type call struct {
 	image oci.Digest
 	err   error
 	until time.Time // until when that is the answer
+
+	// Guarded by Manager.mu.
+	waiters int    // who haven't used the answer yet
+	kept    *image // for them
 }
 
 // ended reports whether a call has its answer.
@@ -99,20 +103,23 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (mo
 func (m *Manager) pullOnce(ctx context.Context, r oci.Reference, s subject) (mount.Image, error) {
 	m.mu.Lock()
 	if id, ok := m.known[s]; ok {
+		m.images[id].used, m.images[id].removed = time.Now(), false
 		m.mu.Unlock()
 		return m.ready(ctx, id)
 	}
 	c, ok := m.calls[s]
 	if !ok || c.over(time.Now()) {
-		c = &call{done: make(chan struct{})}
+		c = &call{done: make(chan struct{}), waiters: 1}
 		m.calls[s] = c
 		m.mu.Unlock()
 		// Not the caller's context: others may wait for the same answer, and one
 		// who gave up will ask again.
 		m.background(func(ctx context.Context) { m.run(ctx, c, r, s) })
 	} else {
+		c.waiters++
 		m.mu.Unlock()
 	}
+	defer m.left(c)
 	bound := time.NewTimer(m.opts.Decide + m.opts.Fetch + time.Second)
 	defer bound.Stop()
 	select {
@@ -126,6 +133,16 @@ func (m *Manager) pullOnce(ctx context.Context, r oci.Reference, s subject) (mou
 		return mount.Image{}, c.err
 	}
 	return m.ready(ctx, c.image)
+}
+
+// left tells that one less waits for a call's answer.
+func (m *Manager) left(c *call) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if c.waiters--; c.waiters == 0 && c.kept != nil {
+		c.kept.kept--
+		c.kept = nil
+	}
 }
 
 // ready returns an image that is here, with its layers mounted. If it isn't what it
@@ -162,6 +179,10 @@ func (m *Manager) run(ctx context.Context, c *call, ref oci.Reference, s subject
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if err == nil && c.waiters > 0 {
+		c.kept = img
+		img.kept++
+	}
 	c.until = time.Now().Add(m.opts.Remember)
 	if err == nil && s.digest != "" {
 		delete(m.calls, s) // m.known has it; where a tag points to, only this call

@@ -126,8 +126,10 @@ func (s *site) change(repo, reference string, change func(m *mountapi.Mount)) {
 	m := s.mounts[repo+" "+reference]
 	m.Layers = slices.Clone(m.Layers)
 	for i, l := range m.Layers {
-		sums := *l.Sums
-		m.Layers[i].Sums = &sums
+		if l.Sums != nil {
+			sums := *l.Sums
+			m.Layers[i].Sums = &sums
+		}
 	}
 	change(&m)
 	s.mounts[repo+" "+reference] = m
@@ -149,6 +151,12 @@ func (s *site) nextPassword() {
 	defer s.mu.Unlock()
 	s.password++
 	s.files.Accept(fmt.Sprint("password ", s.password))
+}
+
+// reconnect ends all connections to the file server.
+func (s *site) reconnect() {
+	s.files.Down()
+	s.files.Up()
 }
 
 // file is a file of a test image.
@@ -470,4 +478,33 @@ func testLayers() [][]file {
 // want is what testLayers look like on each other.
 func want() map[string]string {
 	return map[string]string{"etc/hello": "second", "big": string(noise(1, 3<<20)), "top": string(noise(2, 700_000))}
+}
+
+// sparseTar makes a layer with one sparse file in GNU's old form: content, and as many
+// zeros.
+func sparseTar(name string, content []byte) []byte {
+	h := make([]byte, 512)
+	octal := func(at, n int, v int64) { copy(h[at:], fmt.Sprintf("%0*o", n-1, v)) }
+	copy(h, name)
+	octal(100, 8, 0o644)
+	octal(108, 8, 0)
+	octal(116, 8, 0)
+	octal(124, 12, int64(len(content)))
+	octal(136, 12, 1e9)
+	h[156] = 'S'
+	copy(h[257:], "ustar  \x00")
+	octal(386, 12, 0)
+	octal(398, 12, int64(len(content)))
+	octal(410, 12, 2*int64(len(content)))
+	octal(422, 12, 0)
+	octal(483, 12, 2*int64(len(content)))
+	copy(h[148:], "        ")
+	sum := int64(0)
+	for _, b := range h {
+		sum += int64(b)
+	}
+	copy(h[148:], fmt.Sprintf("%06o\x00 ", sum))
+	h = append(h, content...)
+	h = append(h, make([]byte, -len(h)&511)...)
+	return append(h, make([]byte, 1024)...)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -23,7 +24,7 @@ type repoName struct{ registry, repository string }
 type repo struct {
 	repoName
 	share smb.Share
-	pulls int // under way; guarded by Manager.mu
+	pulls map[oci.Digest]int // under way, by the image's manifest; guarded by Manager.mu
 
 	// mu guards what follows. It's a leaf lock.
 	mu      sync.Mutex
@@ -37,7 +38,7 @@ type repo struct {
 func (m *Manager) repoOf(name repoName) *repo {
 	r := m.repos[name]
 	if r == nil {
-		r = &repo{repoName: name}
+		r = &repo{repoName: name, pulls: make(map[oci.Digest]int)}
 		r.share = m.opts.Share(func(ctx context.Context, refused string) (smb.Login, error) { return m.login(ctx, r, refused) })
 		m.repos[name] = r
 	}
@@ -74,6 +75,16 @@ func (r *repo) noteProblem(err error) {
 	r.problem = err
 }
 
+// trouble is 1 if there's a problem, 0 otherwise.
+func (r *repo) trouble() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.problem != nil {
+		return 1
+	}
+	return 0
+}
+
 // maxAsked bounds the images that a registry is asked for, for one login.
 const maxAsked = 3
 
@@ -86,7 +97,7 @@ func (m *Manager) login(ctx context.Context, r *repo, refused string) (smb.Login
 	ctx, cancel := context.WithTimeoutCause(ctx, m.opts.Decide, fmt.Errorf("registry %s didn't give a credential within %v", r.registry, m.opts.Decide))
 	defer cancel()
 	var errs []error
-	for _, manifest := range m.manifests(r.repoName) {
+	for _, manifest := range m.manifests(r) {
 		answer, err := m.ask(ctx, r.repoName, manifest.String())
 		if err == nil && answer.SMB == nil {
 			err = errElsewhere
@@ -97,7 +108,7 @@ func (m *Manager) login(ctx context.Context, r *repo, refused string) (smb.Login
 			if l, ok := r.take(refused); ok {
 				return l, nil
 			}
-			err = fmt.Errorf("registry %s gave a credential again that %s", r.registry, spent(answer.SMB, refused))
+			err = spent(r.registry, answer.SMB, refused)
 		}
 		errs = append(errs, err)
 		if ctx.Err() != nil {
@@ -113,27 +124,27 @@ func (m *Manager) login(ctx context.Context, r *repo, refused string) (smb.Login
 	return smb.Login{}, err
 }
 
-// spent says why a credential is of no use.
-func spent(s *mountapi.SMB, refused string) string {
+// spent says why a credential of an answer is of no use.
+func spent(registry string, s *mountapi.SMB, refused string) error {
 	if refused != "" && s.Password == refused {
-		return "the file server refused"
+		return fmt.Errorf("%w; registry %s has no other", smb.ErrRefused, registry)
 	}
-	return fmt.Sprintf("expires at %v: is the clock right?", s.Expires)
+	return fmt.Errorf("registry %s gave one that expires at %v: are the clocks right?", registry, s.Expires)
 }
 
-// manifests returns some images that came from a repository, by their manifests, the
-// latest used first.
-func (m *Manager) manifests(name repoName) []oci.Digest {
+// manifests returns some images that came from a repository, or are coming, by their
+// manifests, the latest used first.
+func (m *Manager) manifests(r *repo) []oci.Digest {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var found []*image
 	for _, img := range m.images {
-		if slices.ContainsFunc(img.origins, func(o origin) bool { return o.repo() == name }) {
+		if slices.ContainsFunc(img.origins, func(o origin) bool { return o.repo() == r.repoName }) {
 			found = append(found, img)
 		}
 	}
 	slices.SortFunc(found, func(a, b *image) int { return b.used.Compare(a.used) })
-	var all []oci.Digest
+	all := slices.Collect(maps.Keys(r.pulls))
 	for _, img := range found {
 		if !slices.Contains(all, img.record.Manifest) {
 			all = append(all, img.record.Manifest)
@@ -147,7 +158,8 @@ func (m *Manager) source(d *disk) blob.Source {
 	return blob.Retry(blob.Count(&places{m, d}, &m.counter), m.opts.Retry)
 }
 
-// places is a disk's file in the shares that have it, which are asked in turn.
+// places is a disk's file in the shares that have it. Those that failed last are asked
+// last.
 type places struct {
 	m *Manager
 	d *disk
@@ -161,6 +173,7 @@ func (s *places) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, er
 	s.m.mu.Lock()
 	list := slices.Clone(s.d.places)
 	s.m.mu.Unlock()
+	slices.SortStableFunc(list, func(a, b place) int { return a.repo.trouble() - b.repo.trouble() })
 	if blob.Doubted(ctx) && len(list) > 1 { // the first sent something else
 		list = slices.Concat(list[1:], list[:1])
 	}
@@ -168,8 +181,7 @@ func (s *places) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, er
 	for _, p := range list {
 		r, err := p.repo.share.Open(p.path, s.d.Size, s.d.Digest).ReadRange(ctx, off, n)
 		if err == nil {
-			p.repo.noteProblem(nil)
-			return r, nil
+			return &noted{ReadCloser: r, repo: p.repo, given: func() bool { return ctx.Err() == nil }}, nil
 		}
 		if ctx.Err() == nil {
 			p.repo.noteProblem(err)
@@ -185,6 +197,25 @@ func (s *places) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, er
 	return nil, errors.Join(errs...)
 }
 
+// noted is a stream whose end, good or bad, is remembered of where it comes from.
+type noted struct {
+	io.ReadCloser
+	repo  *repo
+	given func() bool // somebody still waits for it
+}
+
+// Read implements io.Reader.
+func (r *noted) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	switch {
+	case err == io.EOF:
+		r.repo.noteProblem(nil)
+	case err != nil && r.given():
+		r.repo.noteProblem(err)
+	}
+	return n, err
+}
+
 // dropRepos forgets the repositories of which no disk is here, and returns them to be
 // closed. The caller has m.mu.
 func (m *Manager) dropRepos() map[repoName]*repo {
@@ -196,7 +227,7 @@ func (m *Manager) dropRepos() map[repoName]*repo {
 	}
 	gone := make(map[repoName]*repo)
 	for name, r := range m.repos {
-		if !used[r] && r.pulls == 0 {
+		if !used[r] && len(r.pulls) == 0 {
 			gone[name] = r
 			delete(m.repos, name)
 		}

@@ -156,7 +156,7 @@ func (m *Manager) sweepImages(ctx context.Context, may func(*image) bool) {
 	var gone []*image
 	m.mu.Lock()
 	for _, img := range m.images {
-		busy := slices.ContainsFunc(img.disks, func(d *disk) bool { return d.ownedFor(img.id) || d.using > 0 })
+		busy := img.kept > 0 || slices.ContainsFunc(img.disks, func(d *disk) bool { return d.ownedFor(img.id) || d.using > 0 })
 		if len(img.holders) == 0 && !busy && may(img) {
 			m.forget(img)
 			gone = append(gone, img)

@@ -49,7 +49,7 @@ const cifs = "cifs"
 // them.
 type kernel struct {
 	dir string
-	wg  sync.WaitGroup // mounts that nobody waits for any more
+	wg  sync.WaitGroup // calls that nobody may wait for any more
 }
 
 // clear takes away what is in the directory.
@@ -75,7 +75,7 @@ func unmount(dir string) error {
 	return err
 }
 
-// Close waits for mounts that nobody waited for, as long as the kernel takes to give
+// Close waits for calls that nobody waited for, as long as the kernel takes to give
 // them up.
 func (k *kernel) Close() error {
 	k.wg.Wait()
@@ -88,33 +88,44 @@ func (k *kernel) Connect(ctx context.Context, l Login) (Connection, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
-	type result struct {
-		mount int
-		err   error
+	mount, err := abandon(k, ctx.Done(), func() (int, error) { return openCIFS(options) }, func(mount int) { unix.Close(mount) })
+	switch {
+	case errors.Is(err, errAbandoned):
+		return nil, fmt.Errorf("%w: %w", ErrUnreachable, context.Cause(ctx))
+	case err != nil:
+		return nil, mountError(err, l)
 	}
-	done := make(chan result, 1)
+	defer unix.Close(mount) // which undoes it unless it has a place
+	return k.place(mount)
+}
+
+// errAbandoned is that nobody waits any more.
+var errAbandoned = fmt.Errorf("%w: the kernel hasn't answered", ErrUnreachable)
+
+// abandon makes a call that the kernel may hang in, and waits for it until done is
+// closed. What comes of it after that is undone.
+func abandon[T any](k *kernel, done <-chan struct{}, call func() (T, error), undo func(T)) (T, error) {
+	type result struct {
+		v   T
+		err error
+	}
+	results := make(chan result)
 	k.wg.Go(func() {
-		mount, err := openCIFS(options)
-		if err == nil && ctx.Err() != nil {
-			unix.Close(mount) // which undoes it
-			err = ctx.Err()
+		v, err := call()
+		select {
+		case results <- result{v, err}:
+		case <-done:
+			if err == nil {
+				undo(v)
+			}
 		}
-		done <- result{mount, err}
 	})
 	select {
-	case r := <-done:
-		if r.err != nil {
-			return nil, mountError(r.err, l)
-		}
-		defer unix.Close(r.mount)
-		return k.place(r.mount)
-	case <-ctx.Done():
-		k.wg.Go(func() {
-			if r := <-done; r.err == nil {
-				unix.Close(r.mount)
-			}
-		})
-		return nil, fmt.Errorf("%w: %w", ErrUnreachable, context.Cause(ctx))
+	case r := <-results:
+		return r.v, r.err
+	case <-done:
+		var none T
+		return none, errAbandoned
 	}
 }
 
@@ -135,7 +146,7 @@ func (k *kernel) place(mount int) (Connection, error) {
 	if err != nil {
 		return nil, errors.Join(err, unmount(dir))
 	}
-	return &kernelConnection{dir: dir, root: root}, nil
+	return &kernelConnection{kernel: k, dir: dir, root: root, closed: make(chan struct{})}, nil
 }
 
 // option is one of a mount; without a value, it is a flag.
@@ -164,11 +175,10 @@ func cifsOptions(ctx context.Context, l Login) ([]option, error) {
 		{"source", "//" + host + "/" + l.Share}, {"ip", ip.String()}, {"port", port},
 		{"vers", "3.1.1"}, {"seal", ""}, {"sign", ""}, {"ro", ""},
 		{"username", user}, {"password", l.Password},
-		{"soft", ""},           // what can't be read ends with an error,
-		{"echo_interval", "5"}, // soon
-		{"cache", "none"},      // ours is enough
-		{"nodfs", ""},          // no other server
-		{"nosharesock", ""},    // nobody else's session
+		{"soft", ""}, {"echo_interval", "5"}, // what can't be read ends with an error, soon
+		{"cache", "none"},                                      // ours is enough
+		{"nolease", ""}, {"actimeo", "0"}, {"closetimeo", "0"}, // a file is what the server has by its name now
+		{"nodfs", ""}, {"nosharesock", ""}, // no other server, nobody else's session
 	}
 	if domain != "" {
 		options = append(options, option{"domain", domain})
@@ -237,15 +247,24 @@ func is(err error, any ...unix.Errno) bool {
 }
 
 type kernelConnection struct {
-	dir  string
-	root *os.File
-	once sync.Once
-	err  error
+	kernel *kernel
+	dir    string
+	root   *os.File
+	closed chan struct{}
+	once   sync.Once
 }
 
 func (c *kernelConnection) Open(path string) (File, error) {
-	// Nothing that the server may have there leads out of the mount, or waits to be
-	// opened.
+	f, err := abandon(c.kernel, c.closed, func() (*kernelFile, error) { return c.open(path) }, func(f *kernelFile) { f.f.Close() })
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// open opens a file. Nothing that the server may have there leads out of the mount, or
+// waits to be opened.
+func (c *kernelConnection) open(path string) (*kernelFile, error) {
 	how := unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
@@ -267,25 +286,40 @@ func (c *kernelConnection) Open(path string) (File, error) {
 	if err != nil {
 		return nil, errors.Join(kernelFileError(err, path), f.Close())
 	}
-	return &kernelFile{f: f, size: info.Size()}, nil
+	return &kernelFile{conn: c, f: f, size: info.Size()}, nil
 }
 
+// Close has the kernel end what is under way, and waits for nothing.
 func (c *kernelConnection) Close() error {
-	c.once.Do(func() { c.err = errors.Join(c.root.Close(), unmount(c.dir)) })
-	return c.err
+	c.once.Do(func() {
+		close(c.closed)
+		c.kernel.wg.Go(func() {
+			_ = c.root.Close() // nothing was written
+			_ = unmount(c.dir) // or kernel.Close does it
+		})
+	})
+	return nil
 }
 
 type kernelFile struct {
+	conn *kernelConnection
 	f    *os.File
 	size int64
 }
 
-func (f *kernelFile) Size() int64  { return f.size }
-func (f *kernelFile) Close() error { return f.f.Close() }
+func (f *kernelFile) Size() int64 { return f.size }
 
 func (f *kernelFile) ReadAt(p []byte, off int64) (int, error) {
-	n, err := f.f.ReadAt(p, off)
+	// Not into p: the kernel may write there long after nobody waits any more.
+	buf := make([]byte, len(p))
+	n, err := abandon(f.conn.kernel, f.conn.closed, func() (int, error) { return f.f.ReadAt(buf, off) }, func(int) {})
+	copy(p, buf[:n])
 	return n, kernelFileError(err, f.f.Name())
+}
+
+func (f *kernelFile) Close() error {
+	f.conn.kernel.wg.Go(func() { _ = f.f.Close() }) // nothing was written
+	return nil
 }
 
 // kernelFileError is what an error of a file means. Also a session that the server
@@ -293,7 +327,7 @@ func (f *kernelFile) ReadAt(p []byte, off int64) (int, error) {
 func kernelFileError(err error, path string) error {
 	var refused *oci.Error
 	switch {
-	case err == nil, err == io.EOF, errors.As(err, &refused):
+	case err == nil, err == io.EOF, errors.Is(err, errAbandoned), errors.As(err, &refused):
 		return err
 	case is(err, unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EXDEV):
 		return NotExist(path)

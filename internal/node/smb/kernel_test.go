@@ -93,7 +93,8 @@ func TestKernelFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &kernelConnection{dir: mount, root: root}
+	k := &kernel{}
+	c := &kernelConnection{kernel: k, dir: mount, root: root, closed: make(chan struct{})}
 	outside := filepath.Join(t.TempDir(), "outside")
 	for _, err := range []error{
 		os.WriteFile(outside, []byte("secret"), 0o600),
@@ -133,6 +134,7 @@ func TestKernelFiles(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	k.wg.Wait()
 	if _, err := os.Stat(mount); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("after Close: %v", err)
 	}
