@@ -196,6 +196,14 @@ func (d *daemon) listen(ctx context.Context) (l listeners, err error) {
 	return l, err
 }
 
+// address is where metrics are served, "" if nowhere but at the control socket.
+func (l listeners) address() string {
+	if l.metrics == nil {
+		return ""
+	}
+	return l.metrics.Addr().String()
+}
+
 func (l listeners) close() error {
 	var errs []error
 	for _, one := range []net.Listener{l.snapshots, l.controls, l.kubelet, l.metrics} {
@@ -253,7 +261,7 @@ func (d *daemon) serve(ctx context.Context) error {
 			d.log.Warn("left-over directories of snapshots stay", "error", err)
 		}
 	})
-	d.log.Info("ready", "snapshotter", d.config.snapshotter(), "metrics", d.config.metrics, "root", d.config.root)
+	d.log.Info("ready", "snapshotter", d.config.snapshotter(), "metrics", l.address(), "root", d.config.root)
 	select {
 	case <-ctx.Done():
 	case <-d.lost():

@@ -6,6 +6,7 @@ import (
 
 	"sluice/internal/node/attribution"
 	"sluice/internal/node/cri"
+	"sluice/internal/node/disks"
 	"sluice/internal/node/happening"
 	"sluice/oci"
 )
@@ -21,7 +22,7 @@ type nodeEvents struct {
 // openEvents makes a daemon's. The caller closes them.
 func (d *daemon) openEvents() (*nodeEvents, error) {
 	e := &nodeEvents{namespace: d.config.namespace, kept: happening.NewLog(happening.Capacity)}
-	o := attribution.Options{Events: e.kept, Images: d.images, Log: d.log}
+	o := attribution.Options{Events: e.kept, Images: d.images, Remedy: disks.Remedy, Log: d.log}
 	if socket := d.config.credentials.cri; socket != "" {
 		var err error
 		if e.runtime, err = cri.NewRuntime(socket); err != nil {

@@ -59,6 +59,10 @@ type Options struct {
 	// what is pulled for them isn't to be streamed. Empty: they can't.
 	OptOut string
 
+	// Remedy says what to do about an image that goes the ordinary way for a reason.
+	// Nil: mount.Reason's own, which is about streaming.
+	Remedy func(mount.Reason) string
+
 	// Log receives what can't be told. Nil discards it.
 	Log *slog.Logger
 }
@@ -84,6 +88,9 @@ const (
 func New(o Options) *Attributor {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Remedy == nil {
+		o.Remedy = mount.Reason.Remedy
 	}
 	return &Attributor{opts: o, log: o.Log, starts: make(chan start, maxStarts)}
 }

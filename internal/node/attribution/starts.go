@@ -184,6 +184,6 @@ func (a *Attributor) explain(ctx context.Context, e *happening.Event, p *pull) {
 	if reason == "" { // of this node's own
 		reason = mount.PlaneUnavailable
 	}
-	e.Reason, e.Remedy = string(reason), reason.Remedy()
+	e.Reason, e.Remedy = string(reason), a.opts.Remedy(reason)
 	e.Message = strings.TrimPrefix(why.Error(), e.Reason+": ")
 }
