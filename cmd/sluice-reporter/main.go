@@ -1,6 +1,6 @@
 // Command sluice-reporter tells a Kubernetes API server what happens to pods'
-// images on a node: it follows the events of the machine's `sluice node` and
-// makes Events, pod conditions and the node's label of them. Package
+// images on a node: it follows the events of the machine's `sluice node`, or of
+// teleportd, and makes Events, pod conditions and the node's label of them. Package
 // internal/kube is what it does; here are its flags and the wiring.
 package main
 
@@ -20,6 +20,7 @@ import (
 
 	"sluice/internal/kube"
 	"sluice/internal/kube/apiserver"
+	teleport "sluice/internal/node/disks/control"
 	"sluice/internal/node/mount/control"
 )
 
@@ -40,6 +41,7 @@ func main() {
 
 // flags are the command's flags.
 type flags struct {
+	daemon                                  string // whose events are told
 	node, socket, kubeconfig, state, health string
 	label, optOut                           string
 	grace                                   time.Duration
@@ -57,12 +59,14 @@ func newCommand() *cobra.Command {
 		Short: "Tell Kubernetes which images stream on this node, and why others don't",
 		Long: `Follows the events of this machine's sluice node and tells the Kubernetes API server:
 Events and the condition ` + kube.ConditionType + ` on pods whose images are streamed,
-or should be, and a label on the node while it streams.`,
+or should be, and a label on the node while it streams. With --for teleport, those of
+teleportd: Events on pods, and a label on the node.`,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Version:       version(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			f.choose(cmd.Flags().Changed)
 			if err := f.check(); err != nil {
 				return err
 			}
@@ -86,7 +90,7 @@ or should be, and a label on the node while it streams.`,
 func (f *flags) register(cmd *cobra.Command) {
 	s := cmd.Flags()
 	f.registerNode(cmd)
-	s.StringVar(&f.socket, "control-socket", "/run/sluice/control.sock", "`SOCKET` at which sluice node answers")
+	s.StringVar(&f.socket, "control-socket", "", "`SOCKET` at which the daemon answers (default:\n"+nodeSocket+"\nor "+teleportSocket+")")
 	s.StringVar(&f.state, "state", "", "`FILE` for what was reported, which a restarted reporter\ndoesn't tell again; such as /run/sluice/reporter.json")
 	s.StringVar(&f.optOut, "opt-out-label", kube.DefaultOptOutLabel, "the node's label `KEY` that switches streaming off\nif it's \"false\"; empty: none")
 	s.DurationVar(&f.grace, "label-grace", kube.DefaultGrace, "`TIME` that sluice node may be away without the node\nlosing its label")
@@ -103,7 +107,58 @@ func (f *flags) registerNode(cmd *cobra.Command) {
 	s.StringVar(&f.node, "node", os.Getenv("NODE_NAME"), "this node's `NAME` in the cluster\n(default: environment variable NODE_NAME)")
 	s.Lookup("node").DefValue = ""
 	s.StringVar(&f.kubeconfig, "kubeconfig", "", "`FILE` that says where the API server is and who asks\n(default: the pod's service account)")
-	s.StringVar(&f.label, "node-label", kube.Streaming().Label, "label `KEY` that the node has, \"true\", while it streams;\nempty: none")
+	s.StringVar(&f.daemon, "for", forStreaming, "which `DAEMON` is reported of: "+forStreaming+" (sluice node)\nor "+forTeleport+" (teleportd)\n")
+	s.StringVar(&f.label, "node-label", "", "label `KEY` that the node has, \"true\", while the daemon\nworks; empty: none (default:\n"+kube.Streaming().Label+"\nor "+kube.Teleport().Label+")")
+}
+
+// The values of --for, and where these daemons answer.
+const (
+	forStreaming = "streaming"
+	forTeleport  = "teleport"
+
+	nodeSocket     = "/run/sluice/control.sock"
+	teleportSocket = "/run/teleportd/control.sock"
+)
+
+// feature is what the daemon does.
+func (f *flags) feature() kube.Feature {
+	if f.daemon == forTeleport {
+		return kube.Teleport()
+	}
+	return kube.Streaming()
+}
+
+// choose sets what follows from --for where it wasn't said.
+func (f *flags) choose(said func(flag string) bool) {
+	teleport := f.daemon == forTeleport
+	if !said("control-socket") {
+		f.socket = nodeSocket
+		if teleport {
+			f.socket = teleportSocket
+		}
+	}
+	if !said("node-label") {
+		f.label = f.feature().Label
+	}
+	if !said("opt-out-label") && teleport {
+		f.optOut = ""
+	}
+}
+
+// client returns the daemon.
+func (f *flags) client() kube.Daemon {
+	if f.daemon == forTeleport {
+		return teleportDaemon{teleport.NewClient(f.socket)}
+	}
+	return daemon{control.NewClient(f.socket)}
+}
+
+// checkDaemon says what is wrong with --for.
+func (f *flags) checkDaemon() error {
+	if f.daemon != forStreaming && f.daemon != forTeleport {
+		return fmt.Errorf("--for %s: it's %s or %s", f.daemon, forStreaming, forTeleport)
+	}
+	return nil
 }
 
 // checkNode says what is wrong with the flags of registerNode.
@@ -118,7 +173,12 @@ or use --node`)
 
 // check says what is wrong with the flags.
 func (f *flags) check() error {
+	if err := f.checkDaemon(); err != nil {
+		return err
+	}
 	switch {
+	case f.daemon == forTeleport && f.optOut != "":
+		return errors.New("--opt-out-label: teleportd can't be switched off by a label of the node")
 	case !(f.rate > 0): // nor is it NaN
 		return fmt.Errorf("--api-rate %v: at least a little more than 0", f.rate)
 	case f.burst < 1:
@@ -149,7 +209,7 @@ func (f *flags) open(w io.Writer) (*slog.Logger, error) {
 // run reports until ctx ends.
 func (f *flags) run(ctx context.Context, cluster kube.Cluster, log *slog.Logger) error {
 	reporter := kube.New(kube.Options{
-		Cluster: cluster, Daemon: daemon{control.NewClient(f.socket)}, Feature: kube.Streaming(), Node: f.node, State: f.state,
+		Cluster: cluster, Daemon: f.client(), Feature: f.feature(), Node: f.node, State: f.state,
 		Label: f.label, OptOutLabel: f.optOut, Grace: f.grace, Rate: f.rate, Burst: f.burst, Log: log,
 	})
 	stop, err := serveHealth(f.health, reporter.Ready, log)
@@ -173,7 +233,8 @@ func newUnlabelCommand() *cobra.Command {
 that ends leaves it, because the next one of a rolling update is about to come.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := f.checkNode(); err != nil {
+			f.choose(cmd.Flags().Changed)
+			if err := errors.Join(f.checkDaemon(), f.checkNode()); err != nil {
 				return err
 			}
 			if f.label == "" {

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"sluice/internal/kube"
 )
 
 // What is missing or wrong is said, with what to do.
@@ -25,6 +27,10 @@ func TestFlags(t *testing.T) {
 		{"--node n --api-burst 0", "--api-burst 0: at least 1"},
 		{"--node n --label-grace -1s", "--label-grace -1s: 0 or more"},
 		{"--node n --node-label a --opt-out-label a", "are both a"},
+		{"--node n --for orca", "--for orca: it's streaming or teleport"},
+		{"--node n --for teleport --opt-out-label a", "can't be switched off by a label"},
+		{"--node n --for teleport", "this process isn't in a pod"},
+		{"unlabel --node n --for=", "it's streaming or teleport"},
 		{"--node n --log-format yaml", "it's text or json"},
 		{"--node n extra", "unknown command"},
 		{"unlabel", "set NODE_NAME"},
@@ -40,6 +46,28 @@ func TestFlags(t *testing.T) {
 		err := cmd.ExecuteContext(t.Context())
 		if err == nil || !strings.Contains(strings.ToLower(err.Error()), strings.ToLower(c.want)) {
 			t.Errorf("sluice-reporter %s: %v, want %q", c.args, err, c.want)
+		}
+	}
+}
+
+// What isn't said follows from the daemon that is reported of.
+func TestForWhichDaemon(t *testing.T) {
+	for _, c := range []struct{ args, socket, label, optOut, component string }{
+		{"", nodeSocket, "kubernetes.azure.com/artifactstreaming-enabled", kube.DefaultOptOutLabel, "sluice"},
+		{"--for teleport", teleportSocket, "kubernetes.azure.com/enable-acr-teleport-plugin", "", "teleportd"},
+		{"--for teleport --node-label= --control-socket s", "s", "", "", "teleportd"},
+		{"--node-label l --opt-out-label=", nodeSocket, "l", "", "sluice"},
+	} {
+		var f flags
+		cmd := newCommand()
+		cmd.ResetFlags()
+		f.register(cmd)
+		if err := cmd.ParseFlags(strings.Fields(c.args)); err != nil {
+			t.Fatal(err)
+		}
+		f.choose(cmd.Flags().Changed)
+		if f.socket != c.socket || f.label != c.label || f.optOut != c.optOut || f.feature().Component != c.component {
+			t.Errorf("%s: %+v", c.args, f)
 		}
 	}
 }
