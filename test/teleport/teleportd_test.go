@@ -139,10 +139,9 @@ func TestTeleportd(t *testing.T) {
 			t.Errorf("%s has\n%s\nwant\n%s", ref, got, want)
 		}
 	}
-	for i, ref := range []string{a, b} {
-		id := fmt.Sprintf("holder-%d", i)
-		_, err := n.Ctr(t.Context(), "run", "-d", "--net-host", "--snapshotter", bed.Teleportd, ref, id, "/bin/sleep", "1000")
-		must(t, err)
+	var ids []string
+	for _, ref := range []string{a, b} {
+		ids = append(ids, s.container(n, ref))
 	}
 	if all := erofs(t, n); len(all) != 4 {
 		t.Errorf("4 layers of two images are mounted at %q", all)
@@ -153,10 +152,10 @@ func TestTeleportd(t *testing.T) {
 	if out := s.sh(n, bed.Teleportd, a, "grep mine /etc/passwd; ls /data"); out != "0\n" {
 		t.Errorf("the next one sees %q", out)
 	}
-	for i := range 2 {
-		_, err := n.Ctr(t.Context(), "tasks", "rm", "--force", fmt.Sprintf("holder-%d", i))
+	for _, id := range ids {
+		_, err := n.Ctr(t.Context(), "tasks", "rm", "--force", id)
 		must(t, err)
-		_, err = n.Ctr(t.Context(), "containers", "rm", fmt.Sprintf("holder-%d", i))
+		_, err = n.Ctr(t.Context(), "containers", "rm", id)
 		must(t, err)
 	}
 	_, err = n.Ctr(t.Context(), "images", "rm", "--sync", a, b)
@@ -164,32 +163,38 @@ func TestTeleportd(t *testing.T) {
 	awaitErofs(t, n, 0)
 }
 
-// reader is a container that reads its files again and again.
-func (s *nodeStage) reader(n *bed.Node, ref, id string) {
+// container starts a container that sleeps, and returns its ID.
+func (s *nodeStage) container(n *bed.Node, ref string) string {
 	s.t.Helper()
+	id := fmt.Sprintf("sleeper-%d", time.Now().UnixNano()) // runc's are the machine's
 	_, err := n.Ctr(s.t.Context(), "run", "-d", "--net-host", "--snapshotter", bed.Teleportd, ref, id, "/bin/sleep", "100000")
 	must(s.t, err)
+	return id
 }
 
-// sum returns the SHA-256 of a file as a running container reads it, past the page
-// cache of what was read before only if that was dropped.
+// sum returns the SHA-256 of a file as a running container reads it.
 func sum(ctx context.Context, n *bed.Node, id, file string) (string, error) {
 	out, err := n.Ctr(ctx, "tasks", "exec", "--exec-id", fmt.Sprintf("e%d", time.Now().UnixNano()), id, "/bin/sha256sum", file)
 	if err != nil {
 		return "", err
 	}
-	sum, _, _ := strings.Cut(out, " ")
-	return sum, nil
+	for line := range strings.Lines(out) {
+		if sum, ok := strings.CutSuffix(strings.TrimSpace(line), "  "+file); ok { // ctr warns of this and that, too
+			return sum, nil
+		}
+	}
+	return "", fmt.Errorf("no sum of %s in %q", file, out)
 }
 
 // disturbed reads a running container's file again and again, with nothing in the
 // kernel's memory, while disturb is called n times. No read may fail, or be wrong.
 func (s *nodeStage) disturbed(n *bed.Node, id string, times int, disturb func()) {
 	s.t.Helper()
-	ctx, cancel := context.WithCancel(s.t.Context())
+	ctx, cancel := context.WithTimeout(s.t.Context(), 3*time.Minute)
 	var reads atomic.Int64
 	var wg sync.WaitGroup
 	wg.Go(func() {
+		defer cancel()
 		for ctx.Err() == nil {
 			got, err := sum(s.t.Context(), n, id, "/data/0")
 			if err != nil || got != s.box.Sums["/data/0"] {
@@ -206,26 +211,33 @@ func (s *nodeStage) disturbed(n *bed.Node, id string, times int, disturb func())
 	for range times {
 		before := reads.Load()
 		disturb()
-		for deadline := time.Now().Add(time.Minute); reads.Load() < before+2 && time.Now().Before(deadline); {
+		for reads.Load() < before+2 && ctx.Err() == nil {
 			time.Sleep(10 * time.Millisecond)
 		}
+	}
+	if ctx.Err() != nil && !s.t.Failed() {
+		s.t.Error("reads take too long")
 	}
 	cancel()
 	wg.Wait()
 	s.t.Logf("%d reads, %d disturbances", reads.Load(), times)
 }
 
-// Readers don't notice that teleportd is killed, restarted, or stopped for a while;
-// nor does a machine need the registry to go on.
+// Readers don't notice that teleportd is killed, restarted, or stopped for a while.
+// What was read before needs neither the registry nor the file server.
 func TestTeleportdRestarts(t *testing.T) {
 	s := newNodeStage(t)
 	n := s.node()
 	ref := s.push(s.box, "team/app:v1")
 	must(t, n.Pull(t.Context(), bed.Teleportd, ref))
-	s.reader(n, ref, "reader")
+	reader := s.container(n, ref)
+	if got, err := sum(t.Context(), n, reader, "/data/0"); err != nil || got != s.box.Sums["/data/0"] {
+		t.Fatalf("the first read: %q, %v", got, err)
+	}
 	before := erofs(t, n)
-	s.registry.Stop()
-	s.disturbed(n, "reader", 5, func() {
+	s.registry.Stop() // what was read is here
+	s.samba.Crash()
+	s.disturbed(n, reader, 5, func() {
 		n.Teleportd.Kill()
 		must(t, n.StartTeleportd(t.Context()))
 	})
@@ -312,16 +324,16 @@ func TestTeleportdWithoutFileServer(t *testing.T) {
 	n := s.node("--read-timeout", patience.String())
 	ref := s.push(large, "team/app:v1")
 	must(t, n.Pull(t.Context(), bed.Teleportd, ref))
-	s.reader(n, ref, "reader")
+	reader := s.container(n, ref)
 	s.samba.Crash()
 	began := time.Now()
-	got, err := sum(t.Context(), n, "reader", "/data/0")
+	got, err := sum(t.Context(), n, reader, "/data/0")
 	if took := time.Since(began); err == nil || !strings.Contains(err.Error(), "I/O error") || took < patience/2 || took > patience+20*time.Second {
 		t.Errorf("a read without the file server: %q, %v after %v", got, err, took)
 	}
 	must(t, s.samba.Restart(t.Context()))
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
-		if got, err = sum(t.Context(), n, "reader", "/data/0"); err == nil || time.Now().After(deadline) {
+		if got, err = sum(t.Context(), n, reader, "/data/0"); err == nil || time.Now().After(deadline) {
 			break
 		}
 	}
@@ -340,8 +352,7 @@ func TestTeleportdFileServerRestarts(t *testing.T) {
 		must(t, err)
 		ref := s.push(box, fmt.Sprintf("team/app:v%d", round))
 		must(t, n.Pull(t.Context(), bed.Teleportd, ref))
-		id := fmt.Sprintf("reader-%d", round)
-		s.reader(n, ref, id)
+		id := s.container(n, ref)
 		read := make(chan error, 1)
 		go func() {
 			got, err := sum(t.Context(), n, id, "/data/0")
