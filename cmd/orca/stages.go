@@ -71,10 +71,10 @@ func (s *stages) note(format string, args ...any) {
 func (s *stages) show(l control.Line) {
 	switch l.Stage {
 	case control.StageManifest:
-		s.say("requesting the manifest", lineManifest+"\n")
+		s.say("requesting the manifest, and what mounting takes,", lineManifest+"\n")
 	case control.StageTeleporting:
 		s.say("mounting the layers", lineTeleporting, l.Platform, l.Manifest)
-		s.note("the image has %s", layers(l.Layers))
+		s.note("the image has %s; of the file server %d requests were made, and %s came", layers(l.Layers), l.Requests, human.Bytes(l.Bytes))
 	case control.StageTeleported:
 		s.say("", lineTeleported+"\n")
 	case control.StageOrdinary:

@@ -35,7 +35,7 @@ func TestTeleportedRun(t *testing.T) {
 	n.orca("run", app(), "sh", "-c", "echo lost >/new && cat /new; echo noise >&2").is(t, 0, "lost\n", "noise")
 	n.orca("run", app(), "cat", "/new").is(t, 1, "")
 	finish(t, n.command("run", app(), "cat"), "through\n").is(t, 0, "through\n")
-	n.orca("run", "--debug", app(), "sh", "-c", ":").is(t, 0, "", "debug: requesting the manifest took", "debug: mount 1 of 4", "debug: all that took")
+	n.orca("run", "--debug", app(), "sh", "-c", ":").is(t, 0, "", "debug: requesting the manifest, and what mounting takes, took", "debug: the image has 4 layers", "debug: mount 1 of 4", "debug: all that took")
 	n.orca("run", "--runc", "nonesuch", app()).is(t, 125, "", "install runc, or name it with --runc")
 	n.orca("run", all.teleport.Addr+"/team/none:v1").is(t, 125, "", "orca: "+all.teleport.Addr+"/team/none:v1:")
 	if s := n.status(); len(s.Claims) != 0 || len(s.Images) != 1 || !s.Images[0].Teleported || s.Images[0].Layers != 4 {

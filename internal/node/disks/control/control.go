@@ -42,6 +42,8 @@ type Teleport interface {
 	// Pull makes an image ready to be mounted. The error of one that can't be
 	// teleported is a *mount.NotStreaming.
 	Pull(ctx context.Context, ref string, manifest oci.Digest) (mount.Image, error)
+	// LastPull returns what became of the last pull of an image by a name.
+	LastPull(ref string) (mount.Outcome, bool)
 	// Hold keeps an image's lowest layers up to the given one for owner.
 	Hold(ctx context.Context, id oci.Digest, layer int, owner string) error
 	// Usage returns how many bytes of a layer are on this machine.
@@ -107,10 +109,16 @@ const (
 type Line struct {
 	Stage Stage `json:"stage,omitempty"`
 
-	// Of StageTeleporting.
+	// Which image it is, of all stages but the first, StageOrdinary and
+	// StagePulling.
 	Manifest oci.Digest `json:"manifest,omitempty"`
 	Platform string     `json:"platform,omitempty"` // linux/arm64/v8
 	Layers   int        `json:"layers,omitempty"`
+
+	// Of StageTeleporting: how many requests of the file server it took to make the
+	// image ready, and how many bytes came. 0: nothing was asked for.
+	Requests int64 `json:"requests,omitempty"`
+	Bytes    int64 `json:"bytes,omitempty"`
 
 	// Why, of StageOrdinary and StageKept, says what didn't work; Reason is a
 	// word for it.

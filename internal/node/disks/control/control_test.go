@@ -28,7 +28,7 @@ func TestTeleportedMount(t *testing.T) {
 	}
 	want := []control.Line{
 		{Stage: control.StageManifest},
-		{Stage: control.StageTeleporting, Manifest: img.Manifest, Platform: "linux/arm64/v8", Layers: 2},
+		{Stage: control.StageTeleporting, Manifest: img.Manifest, Platform: "linux/arm64/v8", Layers: 2, Requests: 3, Bytes: 4000},
 		{Stage: control.StageTeleported},
 	}
 	if diff := cmp.Diff(want, lines); diff != "" {

@@ -83,17 +83,23 @@ func (s *Server) Images(ctx context.Context) []Kept {
 	}
 	s.mu.Unlock()
 	for i, k := range list {
-		if !k.Teleported {
-			continue
-		}
-		for layer := range k.Layers {
-			// What can't be told isn't here.
-			n, _ := s.opts.Teleport.Usage(ctx, k.ID, layer)
-			list[i].Size += n
-		}
+		list[i].Size = s.size(ctx, k)
 	}
 	slices.SortFunc(list, func(a, b Kept) int { return strings.Compare(a.Reference, b.Reference) })
 	return list
+}
+
+// size returns how many bytes of an image are here.
+func (s *Server) size(ctx context.Context, k Kept) int64 {
+	if !k.Teleported {
+		return k.Size
+	}
+	var sum int64
+	for layer := range k.Layers {
+		n, _ := s.opts.Teleport.Usage(ctx, k.ID, layer) // what can't be told isn't here
+		sum += n
+	}
+	return sum
 }
 
 // shortest is how many digits of a digest name an image.

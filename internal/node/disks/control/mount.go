@@ -72,6 +72,7 @@ func whyNot(err error) string {
 // teleport mounts the image by its disks.
 func (m *mounting) teleport(ctx context.Context) (Mounted, error) {
 	images := m.s.opts.Teleport
+	began := time.Now()
 	img, err := images.Pull(ctx, m.reference, "")
 	if err != nil {
 		return Mounted{}, err
@@ -84,7 +85,11 @@ func (m *mounting) teleport(ctx context.Context) (Mounted, error) {
 		Reference: m.reference, ID: img.ID, Manifest: img.Manifest, Platform: platform,
 		Teleported: true, Layers: len(img.DiffIDs), Pulled: time.Now().UTC(),
 	}
-	m.tell(Line{Stage: StageTeleporting, Manifest: k.Manifest, Platform: platform, Layers: k.Layers})
+	line := Line{Stage: StageTeleporting, Manifest: k.Manifest, Platform: platform, Layers: k.Layers}
+	if o, ok := images.LastPull(m.reference); ok && !o.Time.Before(began) {
+		line.Requests, line.Bytes = o.Requests, o.Bytes
+	}
+	m.tell(line)
 	done, err := m.mount(ctx, k, content)
 	if err != nil {
 		return done, err
@@ -169,6 +174,7 @@ func config(ctx context.Context, images Images, id oci.Digest) (content []byte, 
 func (m *mounting) mount(ctx context.Context, k Kept, content []byte) (Mounted, error) {
 	done := Mounted{Kept: k, Why: m.why, Config: content}
 	if m.claim.ID == "" {
+		done.Size = m.s.size(ctx, k)
 		return done, nil
 	}
 	c := m.claim
