@@ -272,11 +272,11 @@ const flushTime = 2 * time.Second
 // close ends the daemon's part; mounts stay.
 func (d *daemon) close() error {
 	var errs []error
+	if d.plane != nil { // before what it reads from: reads under way are left to the next process
+		errs = append(errs, d.plane.Close())
+	}
 	if d.images != nil {
 		errs = append(errs, d.images.Close())
-	}
-	if d.plane != nil {
-		errs = append(errs, d.plane.Close())
 	}
 	if d.traces != nil {
 		// What can't be sent by then is lost.

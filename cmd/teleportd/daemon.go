@@ -155,11 +155,11 @@ func (d *daemon) close() error {
 	if d.ordinary != nil {
 		errs = append(errs, d.ordinary.Close())
 	}
+	if d.plane != nil { // before what it reads from: reads under way are left to the next process
+		errs = append(errs, d.plane.Close())
+	}
 	if d.images != nil {
 		errs = append(errs, d.images.Close())
-	}
-	if d.plane != nil {
-		errs = append(errs, d.plane.Close())
 	}
 	if d.cache != nil {
 		errs = append(errs, d.cache.Close())

@@ -2,6 +2,7 @@ package disks
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -259,5 +260,35 @@ func TestReboot(t *testing.T) {
 	n.stacked(img.ID, "me", want())
 	if again := n.pull(testRepo, "v1", manifest); again.ID != img.ID {
 		t.Errorf("%+v", again)
+	}
+}
+
+// Who reads while the daemon is replaced sees a delay, and the right bytes.
+func TestRestartDuringReads(t *testing.T) {
+	n := newNode(t)
+	manifest := n.push(testRepo, "v1", testLayers()...)
+	m := n.start()
+	img := n.pull(testRepo, "v1", manifest)
+	dirs, err := m.Stack(t.Context(), img.ID, "me")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.files.Delay(300 * time.Millisecond)
+	before := n.files.Requests()
+	read := make(chan error, 1)
+	go func() {
+		got, err := os.ReadFile(filepath.Join(dirs[2], "big"))
+		if err == nil && string(got) != want()["big"] {
+			err = errors.New("WRONG BYTES")
+		}
+		read <- err
+	}()
+	for n.files.Requests() == before {
+		time.Sleep(time.Millisecond)
+	}
+	n.stop()
+	n.start()
+	if err := <-read; err != nil {
+		t.Error(err)
 	}
 }

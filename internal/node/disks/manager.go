@@ -26,8 +26,10 @@ type Options struct {
 	// it. A short path leaves room in overlayfs's mount options.
 	Root string
 
-	// Cache holds content, Plane mounts it. They stay the caller's, who closes them
-	// after the Manager. Nobody else has layers in the cache that nothing may remove.
+	// Cache holds content, Plane mounts it. They stay the caller's, who closes the
+	// plane before the Manager, so that reads under way aren't failed but left to the
+	// next process, and the cache after it. Nobody else has layers in the cache that
+	// nothing may remove.
 	Cache *cache.Cache
 	Plane plane.Plane
 

@@ -346,7 +346,7 @@ func (n *node) start() *Manager {
 // stop is the orderly end of the daemon. Mounts stay.
 func (n *node) stop() {
 	n.t.Helper()
-	if err := errors.Join(n.m.Close(), n.p.Close(), n.c.Close()); err != nil {
+	if err := errors.Join(n.p.Close(), n.m.Close(), n.c.Close()); err != nil {
 		n.t.Error(err)
 	}
 	n.m = nil

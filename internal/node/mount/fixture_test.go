@@ -241,7 +241,7 @@ func (n *node) stop() {
 	if n.m == nil {
 		return
 	}
-	if err := errors.Join(n.m.Close(), n.plane.Close(), n.cache.Close()); err != nil {
+	if err := errors.Join(n.plane.Close(), n.m.Close(), n.cache.Close()); err != nil {
 		n.t.Error(err)
 	}
 	n.m = nil

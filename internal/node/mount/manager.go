@@ -35,7 +35,8 @@ type Options struct {
 	Root string
 
 	// Cache holds content, Plane mounts it. They stay the caller's, who closes
-	// them after the Manager.
+	// the plane before the Manager, so that reads under way aren't failed but left
+	// to the next process, and the cache after it.
 	Cache *cache.Cache
 	Plane plane.Plane
 
