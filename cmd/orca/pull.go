@@ -21,6 +21,8 @@ content when it is read. Any other is pulled as a whole. It stays until orca rm.
 What orca does is told on standard error.`,
 		Example: `  orca pull registry.example.com/team/app:v1
   orca pull -o json registry.example.com/team/app:v1`,
+		DisableFlagsInUseLine: true,
+
 		Args:              arguments(1, 1),
 		ValidArgsFunction: completeImages(&f, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -49,6 +49,8 @@ The image stays on the machine (orca images, orca rm). While the registry can't 
 reached, it is run as it was pulled last.`,
 		Example: `  orca run registry.example.com/team/app:v1
   orca run --debug -e MODE=test registry.example.com/team/app:v1 sh -c 'ls -l /'`,
+		DisableFlagsInUseLine: true,
+
 		Args:              arguments(1, math.MaxInt),
 		ValidArgsFunction: completeImages(&c.daemonFlags, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"sluice/internal/convert"
 	"sluice/internal/node/plane"
@@ -376,6 +377,32 @@ func TestDamageOnTheDisk(t *testing.T) {
 	if got := show(t, s, pull(t, s, host+"/"+repo+":a", "me").ID); got["own"] != "a" || got["shared"] != noise(8, 100_000) {
 		t.Error("pulled again, it shows something else")
 	}
+}
+
+// A disk that is full fails the pull, leaves nothing behind, and fails nothing else.
+func TestDiskFull(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting a small disk needs root")
+	}
+	reg := newRegistry(t)
+	reg.image("big", "amd64", false, nil, tarOf(t, "a", noise(11, 300_000)), tarOf(t, "b", noise(12, 600_000)))
+	reg.image("small", "amd64", false, nil, tarOf(t, "a", "small"))
+	root := t.TempDir()
+	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=700k"); err != nil {
+		t.Skipf("no tmpfs: %v", err)
+	}
+	t.Cleanup(func() { _ = plane.Unmount(root, true) })
+	s := open(t, filepath.Join(root, "store"), reg, pulled.Options{})
+	for range 2 {
+		if _, err := s.Pull(t.Context(), host+"/"+repo+":big", "me", nil); !errors.Is(err, pulled.ErrNoSpace) {
+			t.Errorf("what is larger than the disk: %v", err)
+		}
+		s.Collect(t.Context())
+		if rest := left(t, filepath.Join(root, "store")); rest != "" {
+			t.Errorf("it left %s", rest)
+		}
+	}
+	pull(t, s, host+"/"+repo+":small", "me")
 }
 
 func TestOneProcessAtATime(t *testing.T) {
