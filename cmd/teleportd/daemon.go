@@ -136,11 +136,15 @@ func (d *daemon) registry(host, repository string) (oci.Registry, error) {
 	return d.itself(host, repository)
 }
 
-// retry is the patience with the file server: there must be time for another attempt
-// before a read gives up.
+// retry is the patience with the file server: one that is away is asked again and
+// again for as long as a read may wait, so that its restart is seen by nobody.
 func (c *config) retry() blob.RetryOptions {
+	const pause = time.Second
 	stall := min(c.read/4, 10*time.Second)
-	return blob.RetryOptions{FirstByte: stall, Idle: stall}
+	return blob.RetryOptions{
+		FirstByte: stall, Idle: stall, MaxBackoff: pause,
+		Attempts: 5 + int(2*c.read/pause), // pauses are up to a half shorter
+	}
 }
 
 // close ends the daemon's part; mounts stay.

@@ -325,10 +325,13 @@ func TestTeleportdWithoutFileServer(t *testing.T) {
 	ref := s.push(large, "team/app:v1")
 	must(t, n.Pull(t.Context(), bed.Teleportd, ref))
 	reader := s.container(n, ref)
+	if _, err := sum(t.Context(), n, reader, "/etc/passwd"); err != nil { // the program is here
+		t.Fatal(err)
+	}
 	s.samba.Crash()
 	began := time.Now()
 	got, err := sum(t.Context(), n, reader, "/data/0")
-	if took := time.Since(began); err == nil || !strings.Contains(err.Error(), "I/O error") || took < patience/2 || took > patience+20*time.Second {
+	if took := time.Since(began); err == nil || !strings.Contains(err.Error(), "Input/output error") || took < patience/2 || took > patience+20*time.Second {
 		t.Errorf("a read without the file server: %q, %v after %v", got, err, took)
 	}
 	must(t, s.samba.Restart(t.Context()))
@@ -353,6 +356,9 @@ func TestTeleportdFileServerRestarts(t *testing.T) {
 		ref := s.push(box, fmt.Sprintf("team/app:v%d", round))
 		must(t, n.Pull(t.Context(), bed.Teleportd, ref))
 		id := s.container(n, ref)
+		if _, err := sum(t.Context(), n, id, "/etc/passwd"); err != nil { // the program is here
+			t.Fatal(err)
+		}
 		read := make(chan error, 1)
 		go func() {
 			got, err := sum(t.Context(), n, id, "/data/0")
@@ -362,6 +368,7 @@ func TestTeleportdFileServerRestarts(t *testing.T) {
 			read <- err
 		}()
 		s.samba.Crash()
+		time.Sleep(2 * time.Second) // an outage that is noticed
 		must(t, s.samba.Restart(t.Context()))
 		if err := <-read; err != nil {
 			t.Errorf("a read while the file server restarts: %v", err)
