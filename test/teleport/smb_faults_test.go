@@ -56,7 +56,10 @@ func untilRead(t *testing.T, share smb.Share, content []byte) {
 // A server that has stopped, and whose connections stand, is given up; when it goes on,
 // so do reads.
 func TestShareOfSilentServer(t *testing.T) {
-	s := newShareServer(t, time.Hour)
+	eachClient(t, time.Hour, func(t *testing.T, start func(t *testing.T) *shareServer) { silence(t, start(t)) })
+}
+
+func silence(t *testing.T, s *shareServer) {
 	content := blobtest.Content(4 << 20)
 	s.Put("disk", content)
 	share := s.Share(smb.Options{Login: always(s), Timeout: time.Second})
@@ -79,50 +82,53 @@ func TestShareOfSilentServer(t *testing.T) {
 // is made, if they are known to have, and when the server refuses them, if not.
 func TestShareCredentialsExpire(t *testing.T) {
 	const lifetime = 2 * time.Second // of at least; twice as long at most
-	s := newShareServer(t, lifetime)
-	ctx, cancel := context.WithCancel(t.Context())
-	kept := make(chan struct{})
-	go func() { defer close(kept); s.keeper.Run(ctx) }()
-	defer func() { cancel(); <-kept }()
+	eachClient(t, lifetime, func(t *testing.T, start func(t *testing.T) *shareServer) {
+		s := start(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		kept := make(chan struct{})
+		go func() { defer close(kept); s.keeper.Run(ctx) }()
+		defer func() { cancel(); <-kept }()
+		t.Run("told", func(t *testing.T) { expire(t, s, 3*lifetime, true) })
+		t.Run("not told", func(t *testing.T) { expire(t, s, 3*lifetime, false) })
+	})
+}
+
+// expire reads for longer than credentials are good for; told says whether the client
+// is told how long that is.
+func expire(t *testing.T, s *shareServer, longer time.Duration, told bool) {
 	content := blobtest.Content(1 << 20)
 	s.Put("disk", content)
-	for name, told := range map[string]bool{"told": true, "not told": false} {
-		t.Run(name, func(t *testing.T) {
-			var asked, refused atomic.Int32
-			share := s.Share(smb.Options{Timeout: time.Second, Login: func(_ context.Context, old string) (smb.Login, error) {
-				asked.Add(1)
-				if old != "" {
-					refused.Add(1)
-				}
-				l := s.Login()
-				if !told {
-					l.Expires = time.Time{}
-				}
-				return l, nil
-			}})
-			defer share.Close()
-			if err := readDisk(t, share, content); err != nil {
-				t.Fatal(err)
-			}
-			first := s.Login().Password
-			// A session stays open when its credentials expire.
-			for end := time.Now().Add(3 * lifetime); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
-				if err := readDisk(t, share, content); err != nil {
-					t.Fatalf("over a connection that stands: %v", err)
-				}
-			}
-			s.Stop()
-			s.Start()
-			if err := readDisk(t, share, content); err != nil {
-				t.Fatalf("over a new connection: %v", err)
-			}
-			if s.Login().Password == first {
-				t.Error("nothing has expired")
-			}
-			if asked.Load() != 2 || told != (refused.Load() == 0) {
-				t.Errorf("asked %d times, after %d refusals", asked.Load(), refused.Load())
-			}
-		})
+	var asked, refused atomic.Int32
+	share := s.Share(smb.Options{Timeout: time.Second, Login: func(_ context.Context, old string) (smb.Login, error) {
+		asked.Add(1)
+		if old != "" {
+			refused.Add(1)
+		}
+		l := s.Login()
+		if !told {
+			l.Expires = time.Time{}
+		}
+		return l, nil
+	}})
+	defer share.Close()
+	if err := readDisk(t, share, content); err != nil {
+		t.Fatal(err)
+	}
+	first := s.Login().Password
+	// A session stays open when its credentials expire.
+	for end := time.Now().Add(longer); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if err := readDisk(t, share, content); err != nil {
+			t.Fatalf("over a connection that stands: %v", err)
+		}
+	}
+	s.Stop()
+	s.Start()
+	untilRead(t, share, content)
+	if s.Login().Password == first {
+		t.Error("nothing has expired")
+	}
+	if asked.Load() < 2 || told != (refused.Load() == 0) {
+		t.Errorf("asked %d times, after %d refusals", asked.Load(), refused.Load())
 	}
 }
 

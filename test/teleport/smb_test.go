@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -105,23 +106,66 @@ func (s *shareServer) Stop()                         { s.samba.Crash() }
 func (s *shareServer) Start()                        { s.t.Helper(); s.check(s.samba.Restart(s.t.Context())) }
 func (s *shareServer) Share(o smb.Options) smb.Share { return s.share(o) }
 
+// eachClient runs a test with each of the ways to read a share. start makes a server
+// for one of them.
+func eachClient(t *testing.T, lifetime time.Duration, test func(t *testing.T, start func(t *testing.T) *shareServer)) {
+	t.Run("userspace", func(t *testing.T) {
+		test(t, func(t *testing.T) *shareServer { return newShareServer(t, lifetime) })
+	})
+	t.Run("kernel", func(t *testing.T) {
+		if err := smb.KernelSupported(); err != nil {
+			t.Skipf("NOT TESTED here, the kernel's CIFS: %v", err)
+		}
+		test(t, func(t *testing.T) *shareServer {
+			s, dir := newShareServer(t, lifetime), t.TempDir()
+			s.share = func(o smb.Options) smb.Share { return smb.NewKernel(dir, o) }
+			return s
+		})
+	})
+}
+
 func TestShare(t *testing.T) {
-	smbtest.Run(t, func(t *testing.T) smbtest.Server { return newShareServer(t, time.Hour) })
+	eachClient(t, time.Hour, func(t *testing.T, start func(t *testing.T) *shareServer) {
+		smbtest.Run(t, func(t *testing.T) smbtest.Server { return start(t) })
+	})
+}
+
+// A share that the kernel has mounted is signed, encrypted and read-only, and nobody
+// sees the password.
+func TestKernelMount(t *testing.T) {
+	if err := smb.KernelSupported(); err != nil {
+		t.Skipf("NOT TESTED here, the kernel's CIFS: %v", err)
+	}
+	s, dir := newShareServer(t, time.Hour), t.TempDir()
+	s.Put("disk", []byte("content"))
+	share := smb.NewKernel(dir, smb.Options{Login: always(s)})
+	if _, err := share.ReadFile(t.Context(), "disk", 10); err != nil {
+		t.Fatal(err)
+	}
+	mount := func() string {
+		mounts, err := os.ReadFile("/proc/self/mounts")
+		s.check(err)
+		if strings.Contains(string(mounts), s.Login().Password) {
+			t.Error("everybody can see the password")
+		}
+		for line := range strings.Lines(string(mounts)) {
+			if strings.Contains(line, dir) {
+				return line
+			}
+		}
+		return ""
+	}
+	for _, want := range []string{" cifs ", "ro,", "nosuid", "nodev", "noexec", "vers=3.1.1", "seal", "username=" + s.Login().Username} {
+		if got := mount(); !strings.Contains(got, want) {
+			t.Errorf("no %q in %s", want, got)
+		}
+	}
+	if err := share.Close(); err != nil || mount() != "" {
+		t.Errorf("after Close, which ended with %v: %s", err, mount())
+	}
 }
 
 // always returns a Login function that has the credentials of the time.
 func always(s *shareServer) func(context.Context, string) (smb.Login, error) {
 	return func(context.Context, string) (smb.Login, error) { return s.Login(), nil }
-}
-
-func TestKernelShare(t *testing.T) {
-	if err := smb.KernelSupported(); err != nil {
-		t.Skipf("NOT TESTED here, the kernel's CIFS: %v", err)
-	}
-	smbtest.Run(t, func(t *testing.T) smbtest.Server {
-		s := newShareServer(t, time.Hour)
-		dir := t.TempDir()
-		s.share = func(o smb.Options) smb.Share { return smb.NewKernel(dir, o) }
-		return s
-	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"time"
 )
@@ -95,7 +96,11 @@ func (c *Client) finish(a *attempt, conn Connection, err error) {
 		}
 		c.failed++
 		c.pause = time.Now().Add(d - rand.N(d/2))
-		c.opts.Log.Warn("no connection to the file server", "server", c.login.Server, "share", c.login.Share, "attempts", c.failed, "error", err)
+		level := slog.LevelWarn
+		if c.failed > 1 {
+			level = slog.LevelDebug // said before
+		}
+		c.opts.Log.Log(context.Background(), level, "no connection to the file server", "server", c.login.Server, "share", c.login.Share, "attempts", c.failed, "error", err)
 	default:
 		c.failed, c.last, c.pause = 0, nil, time.Time{}
 		a.session = newSession(conn, c.start)

@@ -288,7 +288,7 @@ func testRefused(t *testing.T, s Server) {
 			again.Add(1)
 		}
 		if !good.Load() {
-			l.Password = "wrong"
+			l.Password = `wrong,vers=1.0,"` // which is no option of a mount
 		}
 		return l, nil
 	})
