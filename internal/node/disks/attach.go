@@ -173,13 +173,16 @@ func (m *Manager) lose(d *disk) {
 	m.files.Lock()
 	defer m.files.Unlock()
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	d.device, d.windows = nil, nil
+	var lost []*image
 	for _, img := range m.images {
-		if !slices.Contains(img.disks, d) {
-			continue
+		if slices.Contains(img.disks, d) {
+			m.forget(img)
+			lost = append(lost, img)
 		}
-		m.forget(img)
+	}
+	m.mu.Unlock()
+	for _, img := range lost {
 		if err := os.Remove(m.fileName(img.id, recordSuffix)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			m.log.Warn("the record of an image that is lost stays", "image", img.id, "error", err)
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,6 +24,7 @@ import (
 	"sluice/internal/layer"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/plane"
+	"sluice/internal/node/smb"
 	"sluice/internal/teleport/mountapi"
 	"sluice/internal/vhd"
 	"sluice/oci"
@@ -617,4 +620,66 @@ func TestHints(t *testing.T) {
 	if n.m.opts.Linger != 10*time.Minute || vhd.FooterSize != 512 {
 		t.Error("defaults")
 	}
+}
+
+// What the registry refused is asked for again as soon as there are other credentials.
+func TestOtherCredentials(t *testing.T) {
+	n := newNode(t)
+	manifest := n.push(testRepo, "v1", testLayers()...)
+	var who atomic.Value
+	who.Store("nobody")
+	n.opts.Identity = func(_, _ string) string { return who.Load().(string) }
+	n.start()
+	n.instead(func(w http.ResponseWriter) { w.WriteHeader(http.StatusUnauthorized) })
+	if got := n.refused(manifest); got != mount.Unauthorized {
+		t.Fatal(got)
+	}
+	n.instead(nil)
+	if got := n.refused(manifest); got != mount.Unauthorized {
+		t.Errorf("for the same, within a minute: %q", got)
+	}
+	who.Store("somebody")
+	n.pull(testRepo, "v1", manifest)
+}
+
+// Records of images are read from a disk that may have anything.
+func FuzzRecord(f *testing.F) {
+	c := content{Digest: oci.DigestOf(nil), Size: 1 << 20, Sums: oci.DigestOf(nil), BlockSize: blockSize}
+	r := record{Manifest: oci.DigestOf(nil), Layers: []layerRecord{{oci.DigestOf(nil), oci.DigestOf(nil), c}}}
+	for _, s := range []stored{{Record: r, Origins: []origin{{"r", "h", "n", []string{"p"}}}}, {}} {
+		doc, err := json.Marshal(s)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(doc, make([]byte, 4*32))
+	}
+	root := f.TempDir()
+	f.Fuzz(func(t *testing.T, doc, sums []byte) {
+		m := &Manager{images: make(map[oci.Digest]*image), disks: make(map[content]*disk), repos: make(map[repoName]*repo), known: make(map[subject]oci.Digest)}
+		m.opts.Root = root
+		m.opts.Share = func(func(context.Context, string) (smb.Login, error)) smb.Share { return nil }
+		var s stored
+		_ = json.Unmarshal(doc, &s)
+		id := s.Record.id()
+		write := func(name string, b []byte) {
+			if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(name, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(m.fileName(id, recordSuffix), doc)
+		for _, l := range s.Record.Layers {
+			write(filepath.Join(m.disksDir(), l.Disk.name(), fileSums), sums)
+		}
+		if m.loadImage(id) != nil {
+			return
+		}
+		for _, d := range m.images[id].disks {
+			if d.device == nil || d.check() != nil || int64(d.device.Chunks) != d.blocks() {
+				t.Errorf("%+v", d.content)
+			}
+		}
+	})
 }

@@ -3,6 +3,7 @@ package disks
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"sluice/internal/node/attribution"
 	"sluice/internal/node/mount"
@@ -291,4 +293,59 @@ func TestRestartDuringReads(t *testing.T) {
 	if err := <-read; err != nil {
 		t.Error(err)
 	}
+}
+
+// A mount whose connection to its content is gone for ever is made anew at the start.
+func TestStaleMounts(t *testing.T) {
+	n := newNode(t)
+	manifest := n.push(testRepo, "v1", testLayers()...)
+	n.start()
+	img := n.pull(testRepo, "v1", manifest)
+	dirs := n.stacked(img.ID, "me", want())
+	ctl := t.TempDir()
+	if err := unix.Mount("fusectl", ctl, "fusectl", 0, ""); err != nil {
+		t.Skip("no fusectl: ", err)
+	}
+	defer plane.Unmount(ctl, true)
+	at, err := plane.MountAt(filepath.Join(n.root, "plane", "blobs"))
+	if err != nil || at == nil {
+		t.Fatal(at, err)
+	}
+	if err := os.WriteFile(filepath.Join(ctl, fmt.Sprint(at.Minor), "abort"), []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	<-n.p.Lost()
+	n.stop()
+	n.start()
+	if got := n.stacked(img.ID, "me", want()); !slices.Equal(got, dirs) {
+		t.Errorf("%q, and before that %q", got, dirs)
+	}
+}
+
+// Images that aren't wanted any more don't keep the layers that others hold of them.
+func TestPartsOfAnImage(t *testing.T) {
+	n := newNode(t)
+	manifest := n.push(testRepo, "v1", testLayers()...)
+	m := n.start()
+	m.Settled()
+	img := n.pull(testRepo, "v1", manifest)
+	n.stacked(img.ID, "container", want())
+	if err := m.Hold(t.Context(), img.ID, 0, "of another image"); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Hold(t.Context(), img.ID, 2, "of the image"); err != nil {
+		t.Fatal(err)
+	}
+	for _, owner := range []string{"container", "of the image"} {
+		if err := m.Release(t.Context(), owner); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.Collect(t.Context())
+	for i, want := range []bool{true, false, false} {
+		if used, err := m.Usage(t.Context(), img.ID, i); err != nil || used > 0 != want {
+			t.Errorf("layer %d has %d bytes here, %v", i, used, err)
+		}
+	}
+	n.stacked(img.ID, "container", want()) // it's a matter of space only
 }

@@ -39,8 +39,14 @@ type Options struct {
 	Registry func(host, repository string) (*remote.Registry, error)
 
 	// Share returns a share that is reached with what login returns, as in
-	// smb.Options. It is called once for each repository that images come from.
+	// smb.Options. It is called once for each repository that images come from, and
+	// doesn't call login itself.
 	Share func(login func(ctx context.Context, refused string) (smb.Login, error)) smb.Share
+
+	// Identity tells who this node is to a registry, for a repository: a value that
+	// changes when there are other credentials for it. What was refused is asked for
+	// again then, whatever Remember is. Nil: that never changes.
+	Identity func(registry, repository string) string
 
 	// Region is where this machine is, as in the registry's teleport.region. Empty:
 	// where the registry is.
@@ -79,6 +85,9 @@ func (o Options) withDefaults() Options {
 	set(&o.Fetch, 30*time.Second)
 	set(&o.Remember, time.Minute)
 	set(&o.Linger, 10*time.Minute)
+	if o.Identity == nil {
+		o.Identity = func(string, string) string { return "" }
+	}
 	if o.Platform.OS == "" {
 		o.Platform = oci.Platform{OS: "linux", Architecture: runtime.GOARCH}
 	}

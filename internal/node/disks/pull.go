@@ -38,6 +38,7 @@ type call struct {
 	image oci.Digest
 	err   error
 	until time.Time // until when that is the answer
+	who   string    // Options.Identity, when it began
 
 	// Guarded by Manager.mu.
 	waiters int    // who haven't used the answer yet
@@ -85,13 +86,15 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (mo
 		s.tag = r.Tag
 	}
 	for range 2 {
-		public, err := m.pullOnce(ctx, r, s)
-		if !errors.Is(err, mount.ErrUnknownImage) {
+		public, c, err := m.pullOnce(ctx, r, s)
+		switch {
+		case errors.Is(err, mount.ErrUnknownImage): // what was here of it isn't what it was
+		case c != nil && mount.ReasonOf(err) == mount.Unauthorized && c.who != m.opts.Identity(s.registry, s.repository):
+		default:
 			return public, err
 		}
-		// What was here of it isn't what it was; it isn't known any more.
 		m.mu.Lock()
-		if c := m.calls[s]; c != nil && c.ended() {
+		if m.calls[s] == c {
 			delete(m.calls, s)
 		}
 		m.mu.Unlock()
@@ -99,13 +102,15 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (mo
 	return mount.Image{}, notStreaming(mount.PlaneUnavailable, "what is stored of %s isn't what it was: look at the disk of %s", r, m.opts.Root)
 }
 
-// pullOnce is Pull with what is here, or with whatever answer there is.
-func (m *Manager) pullOnce(ctx context.Context, r oci.Reference, s subject) (mount.Image, error) {
+// pullOnce is Pull with what is here, or with whatever answer there is. It returns the
+// call whose answer that is, if there was none here.
+func (m *Manager) pullOnce(ctx context.Context, r oci.Reference, s subject) (mount.Image, *call, error) {
 	m.mu.Lock()
 	if id, ok := m.known[s]; ok {
 		m.images[id].used, m.images[id].removed = time.Now(), false
 		m.mu.Unlock()
-		return m.ready(ctx, id)
+		img, err := m.ready(ctx, id)
+		return img, nil, err
 	}
 	c, ok := m.calls[s]
 	if !ok || c.over(time.Now()) {
@@ -125,14 +130,15 @@ func (m *Manager) pullOnce(ctx context.Context, r oci.Reference, s subject) (mou
 	select {
 	case <-c.done:
 	case <-ctx.Done():
-		return mount.Image{}, context.Cause(ctx)
+		return mount.Image{}, nil, context.Cause(ctx)
 	case <-bound.C:
-		return mount.Image{}, notStreaming(mount.RegistryUnavailable, "no answer within %v", m.opts.Decide+m.opts.Fetch)
+		return mount.Image{}, nil, notStreaming(mount.RegistryUnavailable, "no answer within %v", m.opts.Decide+m.opts.Fetch)
 	}
 	if c.err != nil {
-		return mount.Image{}, c.err
+		return mount.Image{}, c, c.err
 	}
-	return m.ready(ctx, c.image)
+	img, err := m.ready(ctx, c.image)
+	return img, c, err
 }
 
 // left tells that one less waits for a call's answer.
@@ -164,6 +170,7 @@ func (m *Manager) ready(ctx context.Context, id oci.Digest) (mount.Image, error)
 // run makes a call's answer.
 func (m *Manager) run(ctx context.Context, c *call, ref oci.Reference, s subject) {
 	began := time.Now()
+	c.who = m.opts.Identity(s.registry, s.repository)
 	requests, bytes := m.counter.Requests.Load(), m.counter.Bytes.Load()
 	img, err := m.pull(ctx, ref, s)
 	o := mount.Outcome{Time: began, Reference: ref.String(), Manifest: s.digest, Duration: time.Since(began)}

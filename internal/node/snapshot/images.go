@@ -9,8 +9,8 @@ import (
 )
 
 // Images is what the snapshotter needs to know about streamed images.
-// *mount.Manager is the implementation; the tests use one of plain
-// directories. All methods may be called concurrently.
+// *mount.Manager is the implementation, and *disks.Manager that of Teleport's; the
+// tests use one of plain directories. All methods may be called concurrently.
 //
 // An owner is a name under which content is kept: as long as an owner holds or
 // attaches something of an image, it stays usable.
