@@ -265,12 +265,21 @@ func TestTerminal(t *testing.T) {
 		t.Skip("script(1) is not installed")
 	}
 	n := newNode(t)
-	inner := n.command("run", app(), "sh", "-c", "'test -t 0 && test -t 1 && echo terminal; exit 7'")
-	cmd := exec.CommandContext(t.Context(), "script", "--quiet", "--return", "--command", strings.Join(inner.Args, " "), "/dev/null")
-	cmd.Env = inner.Env
-	r := finish(t, cmd, "")
-	if r.code != 7 || !strings.Contains(r.stdout, "terminal\r\n") {
-		t.Errorf("exit code %d, %q", r.code, r.stdout)
+	box, err := bed.NewToolbox(t.Context(), filepath.Join(n.dir, "image"), 13, 60<<20) // it takes long enough for a picture
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := all.Push(t.Context(), box.Layout, "large:v1"); err != nil {
+		t.Fatal(err)
+	}
+	for image, bars := range map[string]bool{app(): false, all.Ref("large:v1"): true} {
+		inner := n.command("run", image, "sh", "-c", "'test -t 0 && test -t 1 && echo terminal; exit 7'")
+		cmd := exec.CommandContext(t.Context(), "script", "--quiet", "--return", "--command", "stty cols 150 rows 40; "+strings.Join(inner.Args, " "), "/dev/null")
+		cmd.Env = inner.Env
+		r := finish(t, cmd, "")
+		if r.code != 7 || !strings.Contains(r.stdout, "terminal\r\n") || strings.Contains(r.stdout, ", 3 layers  [=") != bars {
+			t.Errorf("%s: exit code %d, %q", image, r.code, r.stdout)
+		}
 	}
 }
 
