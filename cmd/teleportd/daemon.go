@@ -103,7 +103,7 @@ func openDaemon(ctx context.Context, c config, log *slog.Logger) (_ *daemon, err
 	}
 	d.images, err = disks.Open(ctx, disks.Options{
 		Root: c.root, Cache: d.cache, Plane: images, Registry: d.itself, Share: share, Region: c.region,
-		Decide: c.decide, Remember: c.recheck, Retry: c.retry(), Log: log,
+		Identity: d.creds.Version, Decide: c.decide, Remember: c.recheck, Retry: c.retry(), Log: log,
 	})
 	if err != nil {
 		return nil, err
