@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -102,6 +104,48 @@ func TestInJournal(t *testing.T) {
 	}
 	if all := read("SYSLOG_IDENTIFIER=teleport-test"); len(all) != 2 {
 		t.Errorf("%d entries, want 2", len(all))
+	}
+	startConnected(t)
+}
+
+// startConnected runs TestConnectedChild as systemd starts a service: standard error
+// is a stream of the journal's (sd_journal_stream_fd), which JOURNAL_STREAM names.
+func startConnected(t *testing.T) {
+	t.Helper()
+	conn, err := net.Dial("unix", "/run/systemd/journal/stdout")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "teleport-stream\n\n6\n0\n0\n0\n0\n"); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := conn.(*net.UnixConn).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	fi, err := stream.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := fi.Sys().(*syscall.Stat_t)
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestConnectedChild$", "-test.v")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("JOURNAL_STREAM=%d:%d", st.Dev, st.Ino))
+	cmd.Stderr = stream
+	out, err := cmd.Output()
+	if err != nil || !bytes.Contains(out, []byte("--- PASS")) {
+		t.Errorf("a service: %v\n%s", err, out)
+	}
+}
+
+// TestConnectedChild is run by startConnected.
+func TestConnectedChild(t *testing.T) {
+	if os.Getenv("JOURNAL_STREAM") == "" || os.Getenv(inNamespace) == "" {
+		t.Skip("TestJournal runs it as a service")
+	}
+	if !journal.Connected() {
+		t.Error("standard error is the journal's, and Connected doesn't say so")
 	}
 }
 
