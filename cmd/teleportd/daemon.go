@@ -19,6 +19,7 @@ import (
 	"sluice/internal/node/hosts"
 	"sluice/internal/node/plane/fuse"
 	"sluice/internal/node/pulled"
+	"sluice/internal/node/smb"
 	"sluice/internal/node/snapshot"
 	"sluice/internal/remote"
 	"sluice/oci"
@@ -26,15 +27,16 @@ import (
 
 // daemon is the parts of a running teleportd.
 type daemon struct {
-	config   config
-	log      *slog.Logger
-	cache    *cache.Cache
-	plane    *fuse.Plane // nil where the kernel can't
-	creds    *nodeCredentials
-	hosts    *hosts.Hosts
-	images   *disks.Manager
-	unusable []string // why the kernel can't
-	known    node     // what doesn't change
+	config      config
+	log         *slog.Logger
+	cache       *cache.Cache
+	plane       *fuse.Plane // nil where the kernel can't
+	creds       *nodeCredentials
+	hosts       *hosts.Hosts
+	images      *disks.Manager
+	connections smb.Tally // with file servers
+	unusable    []string  // why the kernel can't
+	known       node      // what doesn't change
 
 	ordinary *pulled.Store // images that orca has and that aren't teleported
 	events   *nodeEvents

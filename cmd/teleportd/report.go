@@ -20,7 +20,9 @@ func (d *daemon) handler() http.Handler {
 }
 
 // metrics answers with Prometheus metrics.
-func (d *daemon) metrics() http.Handler { return teleport.Metrics(d.images.Status, d.events.kept) }
+func (d *daemon) metrics() http.Handler {
+	return teleport.Metrics(d.images.Status, &d.connections, d.events.kept)
+}
 
 // node is how Teleport fares on this machine.
 type node struct {

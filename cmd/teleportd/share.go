@@ -35,7 +35,7 @@ func (d *daemon) shares() (func(login func(ctx context.Context, refused string) 
 	d.unmountShares()
 	var n atomic.Int64
 	return func(login func(ctx context.Context, refused string) (smb.Login, error)) smb.Share {
-		o := smb.Options{Login: login, Timeout: min(d.config.read/2, shareTimeout), Log: d.log}
+		o := smb.Options{Login: login, Timeout: min(d.config.read/2, shareTimeout), Tally: &d.connections, Log: d.log}
 		if kernel {
 			return smb.NewKernel(filepath.Join(d.sharesDir(), fmt.Sprint(n.Add(1))), o)
 		}

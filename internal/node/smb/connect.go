@@ -90,6 +90,7 @@ func (c *Client) finish(a *attempt, conn Connection, err error) {
 		}
 	case err != nil:
 		a.err, c.last = err, err
+		c.opts.Tally.Failed.Add(1)
 		d := maxPause
 		if c.failed < 10 {
 			d = min(d, minPause<<c.failed)
@@ -103,6 +104,7 @@ func (c *Client) finish(a *attempt, conn Connection, err error) {
 		c.opts.Log.Log(context.Background(), level, "no connection to the file server", "server", c.login.Server, "share", c.login.Share, "attempts", c.failed, "error", err)
 	default:
 		c.failed, c.last, c.pause = 0, nil, time.Time{}
+		c.opts.Tally.Made.Add(1)
 		a.session = newSession(conn, c.start)
 		c.live = a.session
 		c.wg.Go(func() { c.watch(a.session) })
@@ -115,6 +117,7 @@ func (c *Client) drop(s *session, why error) {
 	c.mu.Lock()
 	if c.live == s {
 		c.live = nil
+		c.opts.Tally.Broken.Add(1)
 		c.opts.Log.Warn("the connection to the file server is given up", "error", why)
 	}
 	c.mu.Unlock()

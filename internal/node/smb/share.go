@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"path"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"sluice/internal/blob"
@@ -57,13 +58,26 @@ type Options struct {
 	// 10 s.
 	Timeout time.Duration
 
+	// Tally counts connections; nil: nobody does. Several shares may have one.
+	Tally *Tally
+
 	// Log gets what happens to connections; nil: nothing is logged.
 	Log *slog.Logger
+}
+
+// Tally counts connections with file servers. The zero value is ready.
+type Tally struct {
+	Made   atomic.Int64
+	Failed atomic.Int64 // attempts to make one
+	Broken atomic.Int64 // of those that were made
 }
 
 func (o Options) withDefaults() Options {
 	if o.Timeout <= 0 {
 		o.Timeout = 10 * time.Second
+	}
+	if o.Tally == nil {
+		o.Tally = new(Tally)
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

@@ -13,6 +13,7 @@ import (
 	"sluice/internal/node/happening"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/report"
+	"sluice/internal/node/smb"
 )
 
 // MaxDisks is how many disks have metrics of their own, the first by digest.
@@ -33,6 +34,7 @@ var (
 	shareRequests = report.Counter("teleportd_share_requests_total", "Requests to file servers for parts of disks.")
 	shareFailures = report.Counter("teleportd_share_failures_total", "Those that failed, each attempt by itself.")
 	shareReceived = report.Counter("teleportd_share_received_bytes_total", "Bytes of disks that came.")
+	shareLinks    = report.Counter("teleportd_share_connections_total", "Connections with file servers, by what became of them: made, failed to be made, broken after that.", "event")
 	shareUp       = report.Gauge("teleportd_share_up", "1 for each share that is used and that worked when it was asked last, or else 0.", "registry", "repository")
 	cacheBytes    = report.Gauge("teleportd_cache_bytes", "Disk that content takes.")
 	cacheLimit    = report.Gauge("teleportd_cache_limit_bytes", "Above it content that nobody uses is evicted; 0: no limit.")
@@ -47,22 +49,24 @@ var (
 // all lists teleportd's metrics, as the documentation does.
 func all() []report.Metric {
 	return []report.Metric{
-		images, layers, pulls, pullSeconds, starts, attach, shareRequests, shareFailures, shareReceived, shareUp,
+		images, layers, pulls, pullSeconds, starts, attach, shareRequests, shareFailures, shareReceived, shareLinks, shareUp,
 		cacheBytes, cacheLimit, faults, corrupt, diskFetched, diskPresent, diskWait, diskFailures,
 	}
 }
 
-// Metrics returns the handler of GET /metrics, as report.Metrics does.
-func Metrics(status func(context.Context) disks.Status, events *happening.Log) http.Handler {
+// Metrics returns the handler of GET /metrics, as report.Metrics does; connections
+// counts those with file servers.
+func Metrics(status func(context.Context) disks.Status, connections *smb.Tally, events *happening.Log) http.Handler {
 	return report.Handler(func(ctx context.Context) prometheus.Collector {
-		return &teleported{s: status(ctx), starts: report.Starts(events)}
+		return &teleported{s: status(ctx), connections: connections, starts: report.Starts(events)}
 	})
 }
 
 // teleported are teleportd's metrics of one scrape.
 type teleported struct {
-	s      disks.Status
-	starts map[string]int64 // of containers, by reason
+	s           disks.Status
+	connections *smb.Tally
+	starts      map[string]int64 // of containers, by reason
 }
 
 // Describe implements prometheus.Collector.
@@ -109,6 +113,9 @@ func (c *teleported) Collect(to chan<- prometheus.Metric) {
 		}
 		put(shareUp, up, s.Registry, s.Repository)
 	}
+	put(shareLinks, float64(c.connections.Made.Load()), "made")
+	put(shareLinks, float64(c.connections.Failed.Load()), "failed")
+	put(shareLinks, float64(c.connections.Broken.Load()), "broken")
 	put(shareRequests, float64(c.s.Traffic.Requests))
 	put(shareFailures, float64(c.s.Traffic.Failures))
 	put(shareReceived, float64(c.s.Traffic.Bytes))

@@ -15,6 +15,7 @@ import (
 	"sluice/internal/node/happening"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/report"
+	"sluice/internal/node/smb"
 	"sluice/oci"
 )
 
@@ -26,7 +27,10 @@ func scrape(t *testing.T, s disks.Status) string {
 		events.Add(happening.Event{Kind: happening.Started, Streamed: true})
 	}
 	events.Add(happening.Event{Kind: happening.Started, Reason: string(mount.Unauthorized)})
-	Metrics(func(context.Context) disks.Status { return s }, events).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
+	connections := new(smb.Tally)
+	connections.Made.Store(3)
+	connections.Broken.Store(2)
+	Metrics(func(context.Context) disks.Status { return s }, connections, events).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
 	if w.Code != 200 {
 		t.Fatalf("status %d: %s", w.Code, w.Body)
 	}
@@ -64,6 +68,9 @@ func TestMetrics(t *testing.T) {
 		`teleportd_share_requests_total 11`,
 		`teleportd_share_failures_total 2`,
 		`teleportd_share_received_bytes_total 5000`,
+		`teleportd_share_connections_total{event="made"} 3`,
+		`teleportd_share_connections_total{event="failed"} 0`,
+		`teleportd_share_connections_total{event="broken"} 2`,
 		`teleportd_share_up{registry="r.test",repository="a"} 1`,
 		`teleportd_share_up{registry="r.test",repository="b"} 0`,
 		`teleportd_faults_total 3`,
