@@ -19,6 +19,9 @@ import (
 	"testing"
 	"time"
 
+	"sluice/internal/node/disks/control"
+	"sluice/internal/node/happening"
+	"sluice/internal/node/happening/feed"
 	"sluice/test/bed"
 )
 
@@ -47,6 +50,20 @@ func newNodeStage(t *testing.T) *nodeStage {
 // node starts a node that the end of the test takes down.
 func (s *nodeStage) node(flags ...string) *bed.Node {
 	s.t.Helper()
+	n := s.newNode(flags...)
+	s.startNode(n)
+	return n
+}
+
+func (s *nodeStage) startNode(n *bed.Node) {
+	s.t.Helper()
+	must(s.t, n.StartTeleportd(s.t.Context()))
+	must(s.t, n.StartContainerd(s.t.Context()))
+}
+
+// newNode is node, of which nothing runs yet.
+func (s *nodeStage) newNode(flags ...string) *bed.Node {
+	s.t.Helper()
 	dir, err := os.MkdirTemp("", "teleport-") // short: overlayfs's options have little room
 	must(s.t, err)
 	n, err := bed.NewTeleportNode(s.tools, s.teleportd, dir, flags...)
@@ -65,8 +82,6 @@ func (s *nodeStage) node(flags ...string) *bed.Node {
 			s.t.Error(err)
 		}
 	})
-	must(s.t, n.StartTeleportd(s.t.Context()))
-	must(s.t, n.StartContainerd(s.t.Context()))
 	return n
 }
 
@@ -373,5 +388,96 @@ func TestTeleportdFileServerRestarts(t *testing.T) {
 		if err := <-read; err != nil {
 			t.Errorf("a read while the file server restarts: %v", err)
 		}
+	}
+}
+
+// Pods are told whose images are teleported, and why others aren't.
+func TestTeleportdTellsPods(t *testing.T) {
+	s := newNodeStage(t)
+	socket := filepath.Join(t.TempDir(), "containerd.sock")
+	n := s.newNode("--cri-socket", socket)
+	must(t, os.Symlink(n.ContainerdSocket(), socket))
+	other, err := bed.NewToolbox(t.Context(), filepath.Join(t.TempDir(), "other"), 30, 50_000)
+	must(t, err)
+	teleported, plain := s.push(s.box, "team/app:v1"), s.pushPlain(other, "other/app:v1")
+	must(t, n.EnableCRI(bed.CRI{Sandbox: plain}, s.registry.Addr))
+	s.startNode(n)
+	kubelet, err := n.Kubelet(filepath.Join(n.Dir, "run", "cri.sock"))
+	must(t, err)
+	t.Cleanup(kubelet.Close)
+	told := make(chan feed.Line, 100)
+	ctx, cancel := context.WithCancel(context.Background())
+	followed := make(chan error, 1)
+	go func() {
+		followed <- control.NewClient(filepath.Join(n.Dir, "run", "control.sock")).Events(ctx, "", true, func(l feed.Line) error { told <- l; return nil })
+	}()
+	t.Cleanup(func() { cancel(); <-followed })
+	next := func() feed.Line {
+		t.Helper()
+		select {
+		case l := <-told:
+			return l
+		case <-time.After(30 * time.Second):
+			t.Fatal("nothing is told")
+			return feed.Line{}
+		}
+	}
+	pod := func(ref string) happening.Pod {
+		t.Helper()
+		sandbox, err := kubelet.StartSandbox(t.Context(), false, nil)
+		must(t, err)
+		t.Cleanup(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			defer cancel()
+			if err := kubelet.RemovePod(ctx, bed.Pod{Sandbox: sandbox.ID}); err != nil {
+				t.Error(err)
+			}
+		})
+		id, err := kubelet.PullFor(t.Context(), sandbox, ref)
+		must(t, err)
+		_, err = kubelet.StartContainer(t.Context(), sandbox, "main", 0, ref, id, "/bin/sh", "-c", "exit")
+		must(t, err)
+		m := sandbox.Metadata()
+		return happening.Pod{Namespace: m.Namespace, Name: m.Name, UID: m.Uid}
+	}
+	who := pod(teleported)
+	if l := next(); l.Kind != happening.Pulling || l.Pod != who || l.Image != teleported || !l.Streamed {
+		t.Errorf("while it's pulled: %+v", l)
+	}
+	if l := next(); l.Kind != happening.Started || l.Pod != who || l.Container != "main" || l.Image != teleported || !l.Streamed || l.Present || l.Duration <= 0 || l.BytesTotal < 3<<20 {
+		t.Errorf("its container: %+v", l)
+	}
+	who = pod(plain)
+	if l := next(); l.Kind != happening.Started || l.Pod != who || l.Streamed || l.Reason != "NoStreamingArtifact" || !strings.Contains(l.Remedy, "sluice teleport edit-attribute") {
+		t.Errorf("one of an image that isn't teleported: %+v", l)
+	}
+}
+
+// tree prints every file's attributes and content; the runtime's own are left out.
+const tree = `cd /; find . -xdev -mindepth 1 \( -path ./proc -o -path ./sys -o -path ./dev -o -path ./run -o -path ./etc/resolv.conf -o -path ./etc/hosts \) -prune -o \
+	\( -path ./etc -printf '%p d %m %U:%G\n' -o -type d -printf '%p d %m %U:%G %T@\n' -o -type l -printf '%p l %U:%G %T@ %l\n' -o -printf '%p %y %m %U:%G %s %T@ %n\n' \) | LC_ALL=C sort
+find . -xdev -type f -not -path './proc/*' -not -path './sys/*' -not -path './run/*' -not -path ./etc/resolv.conf -not -path ./etc/hosts -print0 | LC_ALL=C sort -z | xargs -0 sha256sum`
+
+// A Debian in 28 layers is, to its last file, what it is when it's pulled.
+func TestTeleportdDebian(t *testing.T) {
+	s := newNodeStage(t)
+	images, err := bed.Debian(t.Context(), func(what string) { t.Log(what) })
+	must(t, err)
+	n := s.node()
+	ref := s.push(bed.Toolbox{Layout: images.ManyLayers}, "team/debian:28")
+	must(t, n.Pull(t.Context(), bed.Overlayfs, ref))
+	must(t, n.Pull(t.Context(), bed.Teleportd, ref))
+	want, got := s.sh(n, bed.Overlayfs, ref, tree), s.sh(n, bed.Teleportd, ref, tree)
+	if got != want || strings.Count(want, "\n") < 20_000 {
+		g, w := strings.Split(got, "\n"), strings.Split(want, "\n")
+		for i := range min(len(g), len(w)) {
+			if g[i] != w[i] {
+				t.Fatalf("line %d is %s, want %s", i, g[i], w[i])
+			}
+		}
+		t.Fatalf("%d lines, want %d", len(g), len(w))
+	}
+	if all := erofs(t, n); len(all) != bed.ManyLayers {
+		t.Errorf("%d layers are mounted, want %d", len(all), bed.ManyLayers)
 	}
 }
