@@ -10,6 +10,7 @@ import (
 	"sluice/cmd/internal/progress"
 	"sluice/internal/human"
 	"sluice/internal/node/disks/control"
+	"sluice/internal/node/mount"
 	"sluice/internal/node/pulled"
 )
 
@@ -125,6 +126,10 @@ func (s *stages) mount(ctx context.Context, d *daemon, req control.Mount) (contr
 		s.lap("")
 		if ctx.Err() != nil {
 			return m, errors.New("interrupted")
+		}
+		var answer *control.Error
+		if errors.As(err, &answer) && answer.Reason == mount.Unauthorized {
+			return m, fmt.Errorf("%s: %w: %s", s.image, err, answer.Reason.Remedy())
 		}
 		return m, fmt.Errorf("%s: %w", s.image, err)
 	}

@@ -2,6 +2,7 @@ package orca
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -307,4 +308,49 @@ func TestStandalone(t *testing.T) {
 		left, err := bed.Mounts(root)
 		return err == nil && len(left) == 0
 	})
+}
+
+// Who the machine is to a registry, teleportd knows; orca needn't.
+func TestPrivateRegistry(t *testing.T) {
+	dir, err := os.MkdirTemp(all.Work, "p")
+	if err != nil {
+		t.Fatal(err)
+	}
+	samba, err := bed.StartFileServer(t.Context(), all.Sluice, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(samba.Stop)
+	reg, err := bed.StartRegistry(t.Context(), all.Sluice, dir, append(bed.TeleportServer(samba.Address()), "SLUICE_REGISTRY_AUTH_ENABLED=true", "SLUICE_REGISTRY_AUTH_ADMIN_ENABLED=true")...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(reg.Stop)
+	password, err := os.ReadFile(filepath.Join(dir, "registry/admin-password"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	login := t.TempDir()
+	config := fmt.Sprintf(`{"auths": {%q: {"username": "admin", "password": %q}}}`, reg.Addr, strings.TrimSpace(string(password)))
+	if err := os.WriteFile(filepath.Join(login, "config.json"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("DOCKER_CONFIG", login)
+	if err := reg.Push(t.Context(), all.Tools, all.box.Layout, "secret/app:v1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := reg.Expand(t.Context(), "secret/app:v1"); err != nil {
+		t.Fatal(err)
+	}
+	image := reg.Addr + "/secret/app:v1"
+	knows := newNode(t)
+	t.Setenv("DOCKER_CONFIG", t.TempDir()) // orca's own doesn't matter
+	for _, ordinary := range []bool{false, true} {
+		knows.orca("run", fmt.Sprint("--ordinary=", ordinary), image, "sh", "-c", "echo ok").is(t, 0, "ok\n", "All mounts set up\n")
+	}
+	stranger := newNode(t)
+	stranger.orca("run", image).is(t, 125, "", "requesting manifest\n", "can't be teleported (", "): pulling it the ordinary way\n", "orca: "+image+": ", "authentication required", "docker login as root")
+	if s := stranger.status(); len(s.Claims)+len(s.Images) != 0 {
+		t.Errorf("status %+v", s)
+	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"sluice/internal/node/happening/feed"
 	"sluice/internal/node/mount"
+	"sluice/oci"
 )
 
 const (
@@ -85,11 +86,19 @@ func (s *Server) serveMount(w http.ResponseWriter, r *http.Request) {
 	done, err := s.Mount(ctx, req, lines.write)
 	if err != nil {
 		s.log.InfoContext(ctx, "an image wasn't mounted", "image", req.Reference, "pid", req.PID, "error", err)
-		lines.write(Line{Error: &Error{Reason: mount.ReasonOf(err), Message: whyNot(err)}})
+		lines.write(Line{Error: &Error{Reason: reasonOf(err), Message: whyNot(err)}})
 		return
 	}
 	s.log.InfoContext(ctx, "mounted", "image", done.Reference, "manifest", done.Manifest, "pid", req.PID, "claim", done.ID, "teleported", done.Teleported, "why", done.Why)
 	lines.write(Line{Mounted: &done})
+}
+
+// reasonOf is the word for why an image can't be had, as far as there is one.
+func reasonOf(err error) mount.Reason {
+	if errors.Is(err, oci.ErrUnauthorized) || errors.Is(err, oci.ErrDenied) {
+		return mount.Unauthorized
+	}
+	return mount.ReasonOf(err)
 }
 
 // lines writes an answer's lines. write is called by one at a time.
