@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"sluice/internal/erofs"
+	"sluice/internal/node/cache"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/plane"
 	"sluice/internal/node/smb"
@@ -310,9 +311,12 @@ func reasonFor(err error) mount.Reason {
 		return r
 	}
 	var unsupported *plane.UnsupportedError
+	var integrity *cache.IntegrityError
 	var coded *oci.Error
 	errors.As(err, &coded)
 	switch {
+	case errors.As(err, &integrity):
+		return mount.IntegrityFailure
 	case errors.As(err, &unsupported):
 		return mount.PlaneUnavailable
 	case errors.Is(err, smb.ErrUnreachable):

@@ -47,10 +47,18 @@ func (m *Manager) repoOf(name repoName) *repo {
 
 // give has the share's next login be that of an answer.
 func (r *repo) give(s *mountapi.SMB) {
-	l := smb.Login{Server: s.Server, Share: s.Share, Username: s.Username, Password: s.Password, Expires: s.Expires}
+	l := r.noteLogin(s)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.given, r.expires, r.server = &l, l.Expires, l.Server+"/"+l.Share
+	r.given = &l
+}
+
+// noteLogin returns the login of an answer, and remembers where it is for.
+func (r *repo) noteLogin(s *mountapi.SMB) smb.Login {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.given, r.expires, r.server = nil, s.Expires, s.Server+"/"+s.Share
+	return smb.Login{Server: s.Server, Share: s.Share, Username: s.Username, Password: s.Password, Expires: s.Expires}
 }
 
 // take returns the login that was given last, if nobody had it yet and it's of use.
@@ -59,14 +67,11 @@ func (r *repo) take(refused string) (smb.Login, bool) {
 	defer r.mu.Unlock()
 	l := r.given
 	r.given = nil
-	if l == nil || refused != "" && l.Password == refused || !l.Expires.IsZero() && time.Until(l.Expires) < minLife {
+	if l == nil || refused != "" && l.Password == refused || !l.Expires.IsZero() && !time.Now().Before(l.Expires) {
 		return smb.Login{}, false
 	}
 	return *l, true
 }
-
-// minLife is how long a credential must still be good for to be used.
-const minLife = 30 * time.Second
 
 // noteProblem remembers what the registry or the share answered last.
 func (r *repo) noteProblem(err error) {
@@ -103,12 +108,13 @@ func (m *Manager) login(ctx context.Context, r *repo, refused string) (smb.Login
 			err = errElsewhere
 		}
 		if err == nil {
-			r.give(answer.SMB)
-			r.noteProblem(nil)
-			if l, ok := r.take(refused); ok {
+			// Whether it has expired isn't looked at: the clocks may differ.
+			l := r.noteLogin(answer.SMB)
+			if refused == "" || l.Password != refused {
+				r.noteProblem(nil)
 				return l, nil
 			}
-			err = spent(r.registry, answer.SMB, refused)
+			err = fmt.Errorf("%w; registry %s has no others", smb.ErrRefused, r.registry)
 		}
 		errs = append(errs, err)
 		if ctx.Err() != nil {
@@ -122,14 +128,6 @@ func (m *Manager) login(ctx context.Context, r *repo, refused string) (smb.Login
 	err = fmt.Errorf("credential for the disks of %s/%s: %w", r.registry, r.repository, err)
 	r.noteProblem(err)
 	return smb.Login{}, err
-}
-
-// spent says why a credential of an answer is of no use.
-func spent(registry string, s *mountapi.SMB, refused string) error {
-	if refused != "" && s.Password == refused {
-		return fmt.Errorf("%w; registry %s has no other", smb.ErrRefused, registry)
-	}
-	return fmt.Errorf("registry %s gave one that expires at %v: are the clocks right?", registry, s.Expires)
 }
 
 // manifests returns some images that came from a repository, or are coming, by their
