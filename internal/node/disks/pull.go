@@ -107,11 +107,11 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (mo
 // call whose answer that is, if there was none here.
 func (m *Manager) pullOnce(ctx context.Context, r oci.Reference, s subject) (mount.Image, *call, error) {
 	m.mu.Lock()
-	if id, ok := m.known[s]; ok {
-		m.images[id].used, m.images[id].removed = time.Now(), false
+	if img := m.images[m.known[s]]; img != nil {
+		img.used, img.removed = time.Now(), false
 		m.mu.Unlock()
-		img, err := m.ready(ctx, id)
-		return img, nil, err
+		public, err := m.ready(ctx, img.id)
+		return public, nil, err
 	}
 	c, ok := m.calls[s]
 	if !ok || c.over(time.Now()) {
@@ -241,7 +241,7 @@ func (m *Manager) pull(ctx context.Context, ref oci.Reference, s subject) (*imag
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if s.digest != "" {
+	if s.digest != "" && m.images[img.id] == img {
 		m.known[s] = img.id
 	}
 	return img, nil
