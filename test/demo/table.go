@@ -65,7 +65,7 @@ func layers(w io.Writer, few, more []row) {
 // disks prints why an image has fewer mounts than layers.
 func disks(w io.Writer, i flows.Image) {
 	if i.Disks < i.Layers {
-		fmt.Fprintf(w, "Teleport mounts a layer that an image has twice once: of %d, %d are different.\n", i.Layers, i.Disks)
+		fmt.Fprintf(w, "Of the %d layers, %d are different; Teleport mounts each of those once.\n", i.Layers, i.Disks)
 	}
 }
 
