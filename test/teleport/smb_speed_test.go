@@ -43,7 +43,12 @@ func TestShareSpeed(t *testing.T) {
 	get()
 	share := s.Share(smb.Options{Login: always(s)})
 	defer share.Close()
-	source := share.Open("disk", int64(len(content)), oci.DigestOf(content))
+	another := s.Share(smb.Options{Login: always(s)})
+	defer another.Close()
+	open := func(share smb.Share) blob.Source {
+		return share.Open("disk", int64(len(content)), oci.DigestOf(content))
+	}
+	source, second := open(share), open(another)
 	rng := rand.New(rand.NewPCG(1, 1))
 	once := func(size int) time.Duration {
 		off := rng.Int64N(int64(len(content)-size)/4096) * 4096
@@ -70,21 +75,24 @@ func TestShareSpeed(t *testing.T) {
 	const readers, size = 8, 4 << 20
 	for run := range 3 {
 		theirs := get()
-		began := time.Now()
-		var wg sync.WaitGroup
-		for r := range readers {
-			wg.Go(func() {
-				got := make([]byte, size)
-				for off := r * size; off < len(content); off += readers * size {
-					if err := blob.ReadFull(t.Context(), source, got, int64(off)); err != nil || !bytes.Equal(got, content[off:off+size]) {
-						t.Errorf("%d bytes at %d: %v", size, off, err)
+		together := func(sources ...blob.Source) float64 {
+			began := time.Now()
+			var wg sync.WaitGroup
+			for r := range readers {
+				wg.Go(func() {
+					got := make([]byte, size)
+					for off := r * size; off < len(content); off += readers * size {
+						if err := blob.ReadFull(t.Context(), sources[r%len(sources)], got, int64(off)); err != nil || !bytes.Equal(got, content[off:off+size]) {
+							t.Errorf("%d bytes at %d: %v", size, off, err)
+						}
 					}
-				}
-			})
+				})
+			}
+			wg.Wait()
+			return rate(len(content), time.Since(began))
 		}
-		wg.Wait()
-		ours := rate(len(content), time.Since(began))
-		began = time.Now()
+		ours, two := together(source), together(source, second)
+		began := time.Now()
 		one := make([]byte, len(content))
 		if err := blob.ReadFull(t.Context(), source, one, 0); err != nil {
 			t.Fatal(err)
@@ -93,7 +101,7 @@ func TestShareSpeed(t *testing.T) {
 		if !bytes.Equal(one, content) {
 			t.Error("one reader of all: wrong bytes")
 		}
-		t.Logf("run %d: 4 MiB × %d readers %6.0f MB/s, one reader of all %6.0f MB/s, smbclient get %6.0f MB/s: %s, %s", run, readers, ours,
+		t.Logf("run %d: 4 MiB × %d readers %6.0f MB/s, over two connections %6.0f MB/s, one reader of all %6.0f MB/s, smbclient get %6.0f MB/s: %s, %s", run, readers, ours, two,
 			whole, theirs, times(ours, theirs), times(whole, theirs))
 	}
 }

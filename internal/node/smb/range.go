@@ -14,8 +14,9 @@ const (
 	// two requests for one, and an answer is soon there.
 	partSize = 512 << 10
 
-	// ahead is how many parts of a range are under way.
-	ahead = 8
+	// ahead is how many parts of a range are under way: enough for a fast server, and
+	// not so many that who needs a block now waits for them for long on a slow link.
+	ahead = 4
 )
 
 // file is a Source that is a file of a share.

@@ -10,14 +10,14 @@ import (
 )
 
 const (
-	// maxHandles is how many files are kept open that nobody reads.
-	maxHandles = 64
-
 	// maxRequests is how many are under way at once. Those for which there is no room
 	// wait here, where their readers can give them up, and not at the server.
 	maxRequests = 16
 
-	// maxIdle is how long a file is that nobody reads: one that the server has removed takes its room until
+	// maxHandles is how many files are kept open that nobody reads.
+	maxHandles = 64
+
+	// maxIdle is how long: a file that the server has removed takes its room there until
 	// it's closed here.
 	maxIdle = time.Minute
 )
