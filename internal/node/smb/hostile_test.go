@@ -201,7 +201,9 @@ func awaitGoroutines(t *testing.T, before int) {
 func TestRandomAnswers(t *testing.T) {
 	before := runtime.NumGoroutine()
 	var mu sync.Mutex
-	rng := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1))
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1))
 	n := func(n int) int {
 		mu.Lock()
 		defer mu.Unlock()
