@@ -252,7 +252,7 @@ func TestFileServer(t *testing.T) {
 	n := newNode(t)
 	manifest := n.push(testRepo, "v1", testLayers()...)
 	n.opts.Remember, n.opts.Fetch = time.Nanosecond, 5*time.Second
-	n.cache.FaultTimeout = 3 * time.Second
+	n.cache.FaultTimeout, n.patience = 3*time.Second, time.Second
 	m := n.start()
 	n.files.Down()
 	if got := n.refused(manifest); got != mount.RegistryUnavailable {

@@ -115,7 +115,9 @@ func (m *Manager) fetchDisk(ctx context.Context, d *disk, r *repo, l mountapi.La
 	if err != nil && reasonFor(err) == mount.IntegrityFailure {
 		p, dev, err = m.readParts(blob.Doubt(ctx), d, r, l)
 	}
-	r.noteProblem(err)
+	if ctx.Err() == nil {
+		r.noteProblem(err)
+	}
 	if err != nil {
 		return err
 	}

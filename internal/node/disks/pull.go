@@ -86,8 +86,10 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (mo
 	if s.digest == "" {
 		s.tag = r.Tag
 	}
+	var public mount.Image
 	for range 2 {
-		public, c, err := m.pullOnce(ctx, r, s)
+		var c *call
+		public, c, err = m.pullOnce(ctx, r, s)
 		switch {
 		case errors.Is(err, mount.ErrUnknownImage): // what was here of it isn't what it was
 		case c != nil && mount.ReasonOf(err) == mount.Unauthorized && c.who != m.opts.Identity(s.registry, s.repository):
@@ -100,7 +102,10 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (mo
 		}
 		m.mu.Unlock()
 	}
-	return mount.Image{}, notStreaming(mount.PlaneUnavailable, "what is stored of %s isn't what it was: look at the disk of %s", r, m.opts.Root)
+	if errors.Is(err, mount.ErrUnknownImage) {
+		err = notStreaming(mount.PlaneUnavailable, "what is stored of %s isn't what it was: look at the disk of %s", r, m.opts.Root)
+	}
+	return public, err
 }
 
 // pullOnce is Pull with what is here, or with whatever answer there is. It returns the

@@ -291,8 +291,10 @@ type node struct {
 	opts  Options // what start adds nothing to
 	cache cache.Options
 	m     *Manager
-	c     *cache.Cache
-	p     *fuse.Plane
+
+	patience time.Duration // with the file server
+	c        *cache.Cache
+	p        *fuse.Plane
 }
 
 func newNode(t testing.TB) *node {
@@ -300,7 +302,10 @@ func newNode(t testing.TB) *node {
 	if os.Getuid() != 0 {
 		t.Skip("mounting EROFS and FUSE needs root")
 	}
-	n := &node{site: newSite(t), root: t.TempDir()}
+	if t, ok := t.(*testing.T); ok {
+		t.Parallel() // a node waits a lot
+	}
+	n := &node{site: newSite(t), root: t.TempDir(), patience: 5 * time.Second}
 	n.opts = Options{Retry: blob.RetryOptions{Attempts: 2, MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond}}
 	n.cache = cache.Options{FaultTimeout: 5 * time.Second}
 	t.Cleanup(n.tearDown)
@@ -335,7 +340,7 @@ func (n *node) start() *Manager {
 		return remote.New(host, remote.Options{Credentials: func(context.Context, string) (remote.Credential, error) { return remote.Credential{}, nil }, Retries: -1})
 	}
 	opts.Share = func(login func(ctx context.Context, refused string) (smb.Login, error)) smb.Share {
-		return n.files.Share(smb.Options{Login: login, Timeout: time.Second, Log: log})
+		return n.files.Share(smb.Options{Login: login, Timeout: n.patience, Log: log})
 	}
 	if n.m, err = Open(ctx, opts); err != nil {
 		n.t.Fatal(err)
