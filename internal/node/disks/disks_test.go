@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"sluice/internal/durable"
 	"sluice/internal/node/attribution"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/plane"
@@ -348,4 +349,46 @@ func TestPartsOfAnImage(t *testing.T) {
 		}
 	}
 	n.stacked(img.ID, "container", want()) // it's a matter of space only
+}
+
+// What a crash left of pulls is removed, and what is needed isn't.
+func TestLeftOver(t *testing.T) {
+	n := newNode(t)
+	manifest := n.push(testRepo, "v1", testLayers()...)
+	m := n.start()
+	img := n.pull(testRepo, "v1", manifest)
+	if _, err := m.Config(t.Context(), img.ID); err != nil {
+		t.Fatal(err)
+	}
+	n.stacked(img.ID, "me", want())
+	n.stop()
+	state := filepath.Join(n.root, "node")
+	id := oci.DigestOf([]byte("another")).Encoded()
+	for _, name := range []string{
+		"disks/" + durable.TempPrefix + "123/head", "disks/" + id + "/sums", "disks/" + id + "/head",
+		"images/" + durable.TempPrefix + "123", "images/" + id + recordSuffix, "images/" + id + configSuffix,
+	} {
+		name = filepath.Join(state, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o700), os.WriteFile(name, []byte("{}"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m = n.start()
+	if err := m.Hold(t.Context(), img.ID, 2, "snapshot"); err != nil {
+		t.Fatal(err)
+	}
+	m.Settled()
+	m.Sweep(t.Context(), time.Now())
+	for dir, want := range map[string]int{"disks": 3, "images": 3} {
+		entries, err := os.ReadDir(filepath.Join(state, dir))
+		if err != nil || len(entries) != want {
+			t.Errorf("%s has %v, %v; want %d", dir, entries, err, want)
+		}
+	}
+	n.files.Down()
+	n.server.Close()
+	n.stacked(img.ID, "me", want())
+	if _, err := m.Config(t.Context(), img.ID); err != nil {
+		t.Error(err)
+	}
 }
