@@ -360,15 +360,34 @@ func TestTeleportdWithoutFileServer(t *testing.T) {
 	}
 }
 
-// A file server that restarts is waited for.
-func TestTeleportdFileServerRestarts(t *testing.T) {
+// Reads go on, and are right, while what they need goes away and comes back.
+func TestTeleportdReadsGoOn(t *testing.T) {
 	s := newNodeStage(t)
 	n := s.node()
-	// Each round has content that nobody has read.
-	for round := range 3 {
-		box, err := bed.NewToolbox(t.Context(), filepath.Join(t.TempDir(), "image"), uint64(100+round), 48<<20)
+	for i, c := range []struct {
+		what    string
+		disturb func()
+	}{
+		{"the file server restarts", func() {
+			s.samba.Crash()
+			time.Sleep(2 * time.Second) // an outage that is noticed
+			must(t, s.samba.Restart(t.Context()))
+		}},
+		{"teleportd is killed", func() {
+			n.Teleportd.Kill()
+			must(t, n.StartTeleportd(t.Context()))
+		}},
+		{"both", func() {
+			s.samba.Crash()
+			n.Teleportd.Kill()
+			must(t, n.StartTeleportd(t.Context()))
+			must(t, s.samba.Restart(t.Context()))
+		}},
+	} {
+		// Each has content that nobody has read.
+		box, err := bed.NewToolbox(t.Context(), filepath.Join(t.TempDir(), "image"), uint64(100+i), 48<<20)
 		must(t, err)
-		ref := s.push(box, fmt.Sprintf("team/app:v%d", round))
+		ref := s.push(box, fmt.Sprintf("team/app:v%d", i))
 		must(t, n.Pull(t.Context(), bed.Teleportd, ref))
 		id := s.container(n, ref)
 		if _, err := sum(t.Context(), n, id, "/etc/passwd"); err != nil { // the program is here
@@ -382,11 +401,12 @@ func TestTeleportdFileServerRestarts(t *testing.T) {
 			}
 			read <- err
 		}()
-		s.samba.Crash()
-		time.Sleep(2 * time.Second) // an outage that is noticed
-		must(t, s.samba.Restart(t.Context()))
+		c.disturb()
 		if err := <-read; err != nil {
-			t.Errorf("a read while the file server restarts: %v", err)
+			t.Errorf("a read while %s: %v", c.what, err)
+		}
+		if err := n.AwaitConnection(t.Context()); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
