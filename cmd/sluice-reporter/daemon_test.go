@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,8 +12,10 @@ import (
 	"testing"
 
 	"sluice/internal/node/cache"
+	teleport "sluice/internal/node/disks/control"
 	"sluice/internal/node/endpoint"
 	"sluice/internal/node/happening"
+	"sluice/internal/node/happening/feed"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
 	"sluice/internal/node/plane"
@@ -104,5 +107,61 @@ func TestFollow(t *testing.T) {
 	}
 	if err := serve(t, control.Plane{}, nil).Follow(t.Context(), happening.Cursor{}, nil); err == nil || !strings.Contains(err.Error(), "tells of no events") {
 		t.Errorf("a daemon that has no events: %v", err)
+	}
+}
+
+// teleportd is asked the same.
+func TestTeleportd(t *testing.T) {
+	events := happening.NewLog(2)
+	var status teleport.Status
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
+		if err := json.NewEncoder(w).Encode(status); err != nil {
+			t.Error(err)
+		}
+	})
+	mux.Handle("GET /v1/events", feed.Handler(events, slog.New(slog.DiscardHandler)))
+	socket := filepath.Join(t.TempDir(), "control.sock")
+	l, err := endpoint.Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- endpoint.Serve(ctx, l, mux) }()
+	d := (&flags{daemon: forTeleport, socket: socket}).client()
+	if why, err := d.Streams(t.Context()); why != "" || err != nil {
+		t.Errorf("it doesn't work because of %q, %v", why, err)
+	}
+	if err := d.SetStreaming(t.Context(), true, ""); err != nil {
+		t.Error(err)
+	}
+	if err := d.SetStreaming(t.Context(), false, "a label says so"); err == nil {
+		t.Error("teleportd was switched off")
+	}
+	for i := range 3 {
+		events.Add(happening.Event{Kind: happening.Started, Container: fmt.Sprint(i + 1)})
+	}
+	last, _ := events.After(happening.Cursor{})
+	enough := errors.New("enough")
+	err = d.Follow(t.Context(), happening.Cursor{Epoch: last[0].Epoch, Seq: 0}, func(e happening.Event, lost uint64) error {
+		if e.Container != "2" || lost != 1 {
+			t.Errorf("followed %s after %d lost", e.Container, lost)
+		}
+		return enough
+	})
+	if err != enough {
+		t.Errorf("following ended with %v", err)
+	}
+	status.Daemon.Unusable = []string{"an old kernel"}
+	if why, err := d.Streams(t.Context()); err != nil || !strings.Contains(why, "an old kernel") {
+		t.Errorf("on an old kernel: %q, %v", why, err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if _, err := d.Streams(t.Context()); !errors.Is(err, teleport.ErrNoDaemon) {
+		t.Errorf("without teleportd: %v", err)
 	}
 }
