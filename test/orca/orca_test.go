@@ -132,20 +132,21 @@ func pushDocker(t *testing.T, image string) {
 // An image that is being expanded is pulled; when it's expanded, it is teleported.
 func TestWhileItExpands(t *testing.T) {
 	n := newNode(t)
-	box, err := bed.NewToolbox(t.Context(), filepath.Join(n.dir, "image"), 12, 60<<20)
+	box, err := bed.NewToolbox(t.Context(), filepath.Join(n.dir, "image"), 12, 8<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
-	image := all.teleport.Addr + "/team/big:v1"
-	if err := all.teleport.Push(t.Context(), all.Tools, box.Layout, "team/big:v1"); err != nil {
+	repo := "team/new-" + filepath.Base(n.dir)
+	image := all.teleport.Addr + "/" + repo + ":v1"
+	if err := all.teleport.Push(t.Context(), all.Tools, box.Layout, repo+":v1"); err != nil {
 		t.Fatal(err)
 	}
-	enable := exec.CommandContext(t.Context(), all.Sluice, "teleport", "edit-attribute", all.teleport.Addr+"/team/big", "enable")
+	enable := exec.CommandContext(t.Context(), all.Sluice, "teleport", "edit-attribute", all.teleport.Addr+"/"+repo, "enable")
 	if out, err := enable.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	n.orca("run", image, "sh", "-c", "echo ok").is(t, 0, "ok\n", "can't be teleported (", "expand", "): pulling it the ordinary way\n")
-	if err := all.teleport.Expand(t.Context(), "team/big:v1"); err != nil {
+	if err := all.teleport.Expand(t.Context(), repo+":v1"); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "it is teleported", func() bool {
@@ -266,7 +267,7 @@ func TestTerminal(t *testing.T) {
 		t.Skip("script(1) is not installed")
 	}
 	n := newNode(t)
-	box, err := bed.NewToolbox(t.Context(), filepath.Join(n.dir, "image"), 13, 60<<20) // it takes long enough for a picture
+	box, err := bed.NewToolbox(t.Context(), filepath.Join(n.dir, "image"), 13, 32<<20) // it takes long enough for a picture
 	if err != nil {
 		t.Fatal(err)
 	}
