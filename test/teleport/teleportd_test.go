@@ -143,7 +143,10 @@ func TestTeleportd(t *testing.T) {
 	s := newNodeStage(t)
 	second, err := bed.NewToolbox(t.Context(), filepath.Join(t.TempDir(), "second"), 7, 3<<20, 1<<20)
 	must(t, err)
-	n := s.node()
+	n := s.newNode()
+	must(t, n.StartContainerd(t.Context())) // in the other order than usual
+	must(t, n.StartTeleportd(t.Context()))
+	must(t, n.AwaitConnection(t.Context()))
 	a, b := s.push(s.box, "team/app:v1"), s.push(second, "team/app:v2")
 	for _, ref := range []string{a, b} {
 		must(t, n.Pull(t.Context(), bed.Overlayfs, ref))
@@ -238,7 +241,8 @@ func (s *nodeStage) disturbed(n *bed.Node, id string, times int, disturb func())
 }
 
 // Readers don't notice that teleportd is killed, restarted, or stopped for a while.
-// What was read before needs neither the registry nor the file server.
+// What was read before needs neither the registry nor the file server, also when the
+// machine is rebooted.
 func TestTeleportdRestarts(t *testing.T) {
 	s := newNodeStage(t)
 	n := s.node()
@@ -265,6 +269,11 @@ func TestTeleportdRestarts(t *testing.T) {
 	}
 	if all := erofs(t, n); len(all) != 3 {
 		t.Errorf("3 layers are mounted at %q", all)
+	}
+	must(t, n.PowerOff(t.Context()))
+	s.startNode(n)
+	if out := s.sh(n, bed.Teleportd, ref, "sha256sum /data/0"); !strings.HasPrefix(out, s.box.Sums["/data/0"]) {
+		t.Errorf("a container after a reboot prints %q", out)
 	}
 }
 
