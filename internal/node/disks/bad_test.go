@@ -362,7 +362,7 @@ func TestDamagedState(t *testing.T) {
 			m.Settled()
 			m.Sweep(t.Context(), time.Now())
 			n.stop()
-			m = n.start() // what was stored is good again
+			n.start() // what was stored is good again
 			n.stacked(img.ID, "me", want())
 		})
 	}
