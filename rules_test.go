@@ -23,6 +23,7 @@ import (
 var levels = map[string]int{
 	"oci":                         0,
 	"internal/durable":            0,
+	"internal/background":         0,
 	"internal/human":              0,
 	"internal/journal":            0,
 	"internal/node/endpoint":      0,

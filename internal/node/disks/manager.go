@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"sluice/internal/background"
 	"sluice/internal/blob"
 	"sluice/internal/durable"
 	"sluice/internal/node/cache"
@@ -102,10 +103,8 @@ type Manager struct {
 	opts Options
 	log  *slog.Logger
 
-	// background runs fn, which must end soon after its context does, and Close
-	// waits for it.
-	background func(fn func(ctx context.Context))
-	stop       func() // ends the background work and waits
+	background *background.Work // until Close
+	ledger     *mount.Ledger
 
 	counter   blob.Counter  // what was asked of shares
 	expecting chan struct{} // a token for each image that is looked up ahead
@@ -116,19 +115,14 @@ type Manager struct {
 	// mu guards what follows, and the fields of image and disk that say so. Nothing
 	// is waited for under it. See the package comment for the order of locks.
 	mu       sync.Mutex
-	closed   bool
 	settled  bool
 	images   map[oci.Digest]*image
 	disks    map[content]*disk
 	repos    map[repoName]*repo
 	known    map[subject]oci.Digest // what earlier pulls found
 	calls    map[subject]*call
-	recent   []mount.Outcome // the last pulls, oldest first
-	pulls    map[mount.Reason]mount.PullCount
 	attaches Attaches
-	optOuts  map[string]*optOut // by reference
-	offers   map[string]bool    // registries that have disks of images
-	present  map[string]presence
+	offers   map[string]bool // registries that have disks of images
 }
 
 // Open opens the state in o.Root, adopts the mounts that an earlier process left, and
@@ -142,16 +136,14 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		opts: o, log: o.Log,
 		expecting: make(chan struct{}, maxExpected),
 
-		images:  make(map[oci.Digest]*image),
-		disks:   make(map[content]*disk),
-		repos:   make(map[repoName]*repo),
-		known:   make(map[subject]oci.Digest),
-		calls:   make(map[subject]*call),
-		pulls:   make(map[mount.Reason]mount.PullCount),
-		optOuts: make(map[string]*optOut),
-		offers:  make(map[string]bool),
-		present: make(map[string]presence),
+		images: make(map[oci.Digest]*image),
+		disks:  make(map[content]*disk),
+		repos:  make(map[repoName]*repo),
+		known:  make(map[subject]oci.Digest),
+		calls:  make(map[subject]*call),
+		offers: make(map[string]bool),
 	}
+	m.ledger = mount.NewLedger(m.logOutcome)
 	if err := durable.MkdirAll(o.Root, 0o700); err != nil {
 		return nil, fmt.Errorf("directory of disks: %w", err)
 	}
@@ -171,41 +163,20 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	if err := m.load(); err != nil {
 		return nil, fmt.Errorf("read the images of %s: %w", o.Root, err)
 	}
-	m.startBackground()
+	m.background = background.New()
 	if err := m.adopt(ctx); err != nil {
-		m.stop()
+		m.background.Stop()
 		return nil, fmt.Errorf("adopt the mounts of %s: %w", o.Root, err)
 	}
 	o.Plane.Ready()
-	m.background(m.sweepLoop)
+	m.background.Go(m.sweepLoop)
 	return m, nil
-}
-
-// startBackground makes m.background and m.stop.
-func (m *Manager) startBackground() {
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	m.background = func(fn func(ctx context.Context)) {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if m.closed {
-			return
-		}
-		wg.Go(func() { fn(ctx) })
-	}
-	m.stop = func() {
-		m.mu.Lock()
-		m.closed = true
-		m.mu.Unlock()
-		cancel()
-		wg.Wait()
-	}
 }
 
 // Close ends background work, gives the cache's layers back and disconnects from all
 // shares. All mounts stay, so that containers go on; the next process adopts them.
 func (m *Manager) Close() error {
-	m.stop()
+	m.background.Stop()
 	m.mu.Lock()
 	disks, repos := m.allDisks(), m.repos
 	m.repos = make(map[repoName]*repo)

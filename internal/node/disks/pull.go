@@ -59,9 +59,6 @@ func (c *call) ended() bool {
 // over reports whether a call's answer is too old to be given again.
 func (c *call) over(now time.Time) bool { return c.ended() && now.After(c.until) }
 
-// maxRecent bounds the outcomes that are remembered.
-const maxRecent = 256
-
 // Pull makes the image that ref names ready: its layers are mounted. manifest is the
 // digest of its manifest for this platform where the caller knows it; without it the
 // registry says what ref points to.
@@ -76,7 +73,7 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (mo
 	if err != nil {
 		return mount.Image{}, notStreaming(mount.NoStreamingArtifact, "%w", err)
 	}
-	if err := m.optedOut(r, manifest); err != nil {
+	if err := m.ledger.OptedOut(r, manifest); err != nil {
 		return mount.Image{}, err
 	}
 	s := subject{registry: r.Registry, repository: r.Repository, digest: manifest}
@@ -125,7 +122,7 @@ func (m *Manager) pullOnce(ctx context.Context, r oci.Reference, s subject) (mou
 		m.mu.Unlock()
 		// Not the caller's context: others may wait for the same answer, and one
 		// who gave up will ask again.
-		m.background(func(ctx context.Context) { m.run(ctx, c, r, s) })
+		m.background.Go(func(ctx context.Context) { m.run(ctx, c, r, s) })
 	} else {
 		c.waiters++
 		m.mu.Unlock()
@@ -188,7 +185,7 @@ func (m *Manager) run(ctx context.Context, c *call, ref oci.Reference, s subject
 		o.Requests, o.Bytes = m.counter.Requests.Load()-requests, m.counter.Bytes.Load()-bytes
 	}
 	if ctx.Err() == nil { // it's not the daemon that ends
-		m.note(o)
+		m.ledger.Note(o)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -203,9 +200,9 @@ func (m *Manager) run(ctx context.Context, c *call, ref oci.Reference, s subject
 	close(c.done)
 }
 
-// note remembers and counts what became of a pull, and tells the log. That the layers
-// can't be mounted is nothing to warn of.
-func (m *Manager) note(o mount.Outcome) {
+// logOutcome writes the line that each pull has in the log. That the layers can't be
+// mounted is nothing to warn of.
+func (m *Manager) logOutcome(o mount.Outcome) {
 	log := m.log.With("image", o.Reference, "manifest", o.Manifest, "duration", o.Duration)
 	switch o.Reason {
 	case "":
@@ -215,12 +212,6 @@ func (m *Manager) note(o mount.Outcome) {
 	default:
 		log.Warn("image is pulled the ordinary way", "reason", o.Reason, "error", o.Message)
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	count := m.pulls[o.Reason]
-	m.pulls[o.Reason] = mount.PullCount{Reason: o.Reason, Pulls: count.Pulls + 1, Time: count.Time + o.Duration}
-	m.recent = append(m.recent, o)
-	m.recent = m.recent[max(0, len(m.recent)-maxRecent):]
 }
 
 // pull asks where an image's disks are and brings home what mounting them needs.

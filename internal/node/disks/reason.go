@@ -1,11 +1,6 @@
 package disks
 
-import (
-	"slices"
-	"strings"
-
-	"sluice/internal/node/mount"
-)
+import "sluice/internal/node/mount"
 
 // Meaning says in a few words, for people, why an image isn't teleported.
 func Meaning(r mount.Reason) string {
@@ -64,17 +59,5 @@ func Remedy(r mount.Reason) string {
 // NotTeleported returns the images whose last pull, of those given, ended with a
 // pull the ordinary way, by reference.
 func NotTeleported(pulls []mount.Outcome) []mount.NotStreamed {
-	list := []mount.NotStreamed{}
-	seen := make(map[string]bool)
-	for _, p := range slices.Backward(pulls) {
-		if !seen[p.Reference] && p.Reason != "" {
-			list = append(list, mount.NotStreamed{
-				Reference: p.Reference, Manifest: p.Manifest, Time: p.Time, Message: p.Message,
-				Reason: p.Reason, Meaning: Meaning(p.Reason), Remedy: Remedy(p.Reason),
-			})
-		}
-		seen[p.Reference] = true
-	}
-	slices.SortFunc(list, func(a, b mount.NotStreamed) int { return strings.Compare(a.Reference, b.Reference) })
-	return list
+	return mount.NotStreamedOf(pulls, Meaning, Remedy)
 }

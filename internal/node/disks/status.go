@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -77,12 +76,11 @@ func (m *Manager) Status(context.Context) Status {
 		Traffic: mount.Traffic{Requests: m.counter.Requests.Load(), Failures: m.counter.Failures.Load(), Bytes: m.counter.Bytes.Load()},
 		Cache:   mount.CacheStatus{Bytes: usage.Bytes, Quota: usage.High, Layers: usage.Layers, Faults: stats.Faults, Corrupt: stats.Corrupt},
 	}
+	s.Pulls, s.Counts = m.ledger.Pulls()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s.Attaches = m.attaches
 	s.Attaches.Latency = slices.Clone(s.Attaches.Latency)
-	s.Pulls = append([]mount.Outcome{}, m.recent...)
-	s.Counts = append([]mount.PullCount{}, slices.Collect(maps.Values(m.pulls))...)
 	for _, img := range m.images {
 		p := img.public()
 		is := ImageStatus{ID: img.id, Reference: p.Reference, Manifest: p.Manifest, Created: img.created, Holders: len(img.holders), Layers: []LayerStatus{}}
@@ -106,7 +104,6 @@ func (m *Manager) Status(context.Context) Status {
 	slices.SortFunc(s.Shares, func(a, b ShareStatus) int {
 		return cmp.Or(cmp.Compare(a.Registry, b.Registry), cmp.Compare(a.Repository, b.Repository))
 	})
-	slices.SortFunc(s.Counts, func(a, b mount.PullCount) int { return cmp.Compare(a.Reason, b.Reason) })
 	return s
 }
 

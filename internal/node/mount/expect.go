@@ -20,7 +20,7 @@ func (m *Manager) Expect(ref string) {
 	default:
 		return
 	}
-	m.background(func(ctx context.Context) {
+	m.background.Go(func(ctx context.Context) {
 		defer func() { <-m.expecting }()
 		if err := m.expect(ctx, ref); err != nil {
 			m.log.DebugContext(ctx, "an image can't be looked up ahead of its pull", "image", ref, "error", err)

@@ -100,7 +100,7 @@ func (m *Manager) fetchFiles(ctx context.Context, img *image, manifest []byte) e
 		if err != nil {
 			return err
 		}
-		m.background(func(background context.Context) { m.boot(follow(background, ctx), img) })
+		m.background.Go(func(background context.Context) { m.boot(follow(background, ctx), img) })
 		return part.store(img)
 	})
 	group.Go(func() error { // the disk takes its time: meanwhile is better than afterwards

@@ -61,19 +61,16 @@ func (m *Manager) noteRegistry(registry string, err error) {
 // LastPull returns what became of the last pull of an image by the name ref, as
 // far as Status.Pulls goes back.
 func (m *Manager) LastPull(ref string) (Outcome, bool) {
-	r, err := oci.ParseReference(ref)
-	if err != nil {
-		return Outcome{}, false
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, o := range slices.Backward(m.recent) {
-		if o.Reference == r.String() {
-			return o, true
-		}
-	}
-	return Outcome{}, false
+	return m.ledger.LastPull(ref)
 }
+
+// OptOut has every Pull of an image by the name ref fail with reason Disabled and
+// the text why, until end is called: whoever pulls it now doesn't want it
+// streamed. containerd doesn't say for which pull it asks about a layer, so
+// another pull of the same name at the same time goes the ordinary way, too. An
+// image whose layers containerd has already, streamed, isn't asked about, and is
+// shared. Pulls that end later are asked anew.
+func (m *Manager) OptOut(ref, why string) (end func()) { return m.ledger.OptOut(ref, why) }
 
 // What returns Message without the reason, which is said apart.
 func (o Outcome) What() string {

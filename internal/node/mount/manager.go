@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 
+	"sluice/internal/background"
 	"sluice/internal/blob"
 	"sluice/internal/durable"
 	"sluice/internal/node/cache"
@@ -110,10 +111,8 @@ type Manager struct {
 	opts Options
 	log  *slog.Logger
 
-	// background runs fn, which must end soon after its context does, and
-	// Close waits for it.
-	background func(fn func(ctx context.Context))
-	stop       func() // ends the background work and waits
+	background *background.Work // until Close
+	ledger     *Ledger
 
 	counter blob.Counter // what was asked of registries
 	hedger  blob.Hedger  // how long their answers take
@@ -133,18 +132,13 @@ type Manager struct {
 	// Nothing is waited for under it. Lock order: a point's lock, an image's
 	// opening lock, naming, mu.
 	mu        sync.Mutex
-	closed    bool
 	settled   bool
 	images    map[oci.Digest]*image
 	known     map[subject]oci.Digest // what earlier pulls found
 	calls     map[subject]*call
-	recent    []Outcome // the last pulls, oldest first
-	pulls     map[Reason]PullCount
 	turned    Switch               // see SetSwitch
-	optOuts   map[string]*optOut   // by reference
 	streaming map[string]bool      // registries that have artifacts
 	mute      map[string]time.Time // registries that don't say what they convert, and until when they aren't asked
-	present   map[string]presence  // by reference
 	claims    map[string]*claim
 }
 
@@ -203,14 +197,12 @@ func Open(ctx context.Context, opts Options) (*Manager, error) {
 		images: make(map[oci.Digest]*image),
 		known:  make(map[subject]oci.Digest),
 		calls:  make(map[subject]*call),
-		pulls:  make(map[Reason]PullCount),
 		claims: make(map[string]*claim),
 
-		optOuts:   make(map[string]*optOut),
 		streaming: make(map[string]bool),
 		mute:      make(map[string]time.Time),
-		present:   make(map[string]presence),
 	}
+	m.ledger = NewLedger(m.logOutcome)
 	if err := durable.MkdirAll(opts.Root, 0o700); err != nil {
 		return nil, fmt.Errorf("mount manager's directory: %w", err)
 	}
@@ -230,45 +222,24 @@ func Open(ctx context.Context, opts Options) (*Manager, error) {
 	if err := m.load(); err != nil {
 		return nil, fmt.Errorf("read the images of %s: %w", opts.Root, err)
 	}
-	m.startBackground()
+	m.background = background.New()
 	if err := m.adopt(ctx); err != nil {
-		m.stop()
+		m.background.Stop()
 		return nil, fmt.Errorf("adopt the mounts of %s: %w", opts.Root, err)
 	}
 	opts.Plane.Ready()
 	m.loadClaims(ctx)
-	m.background(m.fillLoop)
-	m.background(m.sweepLoop)
-	m.background(m.tidyLoop)
+	m.background.Go(m.fillLoop)
+	m.background.Go(m.sweepLoop)
+	m.background.Go(m.tidyLoop)
 	m.resumeFills(ctx)
 	return m, nil
-}
-
-// startBackground makes m.background and m.stop.
-func (m *Manager) startBackground() {
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	m.background = func(fn func(ctx context.Context)) {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if m.closed {
-			return
-		}
-		wg.Go(func() { fn(ctx) })
-	}
-	m.stop = func() {
-		m.mu.Lock()
-		m.closed = true
-		m.mu.Unlock()
-		cancel()
-		wg.Wait()
-	}
 }
 
 // Close ends background work and gives the cache's layers back. All mounts
 // stay, so that containers go on; the next process adopts them.
 func (m *Manager) Close() error {
-	m.stop()
+	m.background.Stop()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, img := range m.images {

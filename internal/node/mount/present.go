@@ -7,22 +7,8 @@ import (
 	"sluice/oci"
 )
 
-const (
-	// askPresent bounds a look-up that nobody waits for.
-	askPresent = 5 * time.Second
-
-	// presentLife is how long its answer is given again, maxPresent how many are
-	// kept.
-	presentLife = 10 * time.Minute
-	maxPresent  = 1024
-)
-
-// presence is why an image that is here isn't streamed, and until when that is
-// the answer.
-type presence struct {
-	err   error
-	until time.Time
-}
+// askPresent bounds a look-up that nobody waits for.
+const askPresent = 5 * time.Second
 
 // WhyPresent is a *NotStreaming that says why an image by the name ref isn't
 // streamed that is on the node already, pulled the ordinary way, when no pull of
@@ -30,29 +16,18 @@ type presence struct {
 // would stream, or the registry doesn't say. It answers within five seconds, and
 // the same for ten minutes.
 func (m *Manager) WhyPresent(ctx context.Context, ref string) error {
-	m.mu.Lock()
-	p, ok := m.present[ref]
-	m.mu.Unlock()
-	if ok && time.Now().Before(p.until) {
-		return p.err
-	}
-	ctx, cancel := context.WithTimeout(ctx, askPresent)
-	defer cancel()
-	err := m.lookUp(ctx, ref)
-	switch r := ReasonOf(err); {
-	case err == nil:
-		err = notStreaming(AlreadyPresent, "it was pulled when it didn't stream; it would now")
-	case r == NoStreamingArtifact, r == ConversionPending, r == PlatformUnsupported, r == Disabled, r == PlaneUnavailable:
-	default:
-		err = notStreaming(AlreadyPresent, "it was pulled when it didn't stream; whether it would now isn't known: %w", err)
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(m.present) >= maxPresent {
-		clear(m.present)
-	}
-	m.present[ref] = presence{err, time.Now().Add(presentLife)}
-	return err
+	return m.ledger.Present(ctx, ref, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, askPresent)
+		defer cancel()
+		err := m.lookUp(ctx, ref)
+		switch r := ReasonOf(err); {
+		case err == nil:
+			return notStreaming(AlreadyPresent, "it was pulled when it didn't stream; it would now")
+		case r == NoStreamingArtifact, r == ConversionPending, r == PlatformUnsupported, r == Disabled, r == PlaneUnavailable:
+			return err
+		}
+		return notStreaming(AlreadyPresent, "it was pulled when it didn't stream; whether it would now isn't known: %w", err)
+	})
 }
 
 // lookUp looks for an artifact of what ref names, as find does, but brings nothing

@@ -42,9 +42,6 @@ type Outcome struct {
 	Bytes     int64         `json:"bytes"`    // that had arrived by then
 }
 
-// maxRecent bounds the outcomes that are remembered.
-const maxRecent = 256
-
 // PullCount counts pulls that ended in the same way since the start.
 type PullCount struct {
 	Reason Reason        `json:"reason,omitempty"` // empty: they stream
@@ -66,7 +63,7 @@ func (m *Manager) Pull(ctx context.Context, ref string, manifest oci.Digest) (Im
 	if err != nil {
 		return Image{}, notStreaming(NoStreamingArtifact, "%w", err)
 	}
-	if err := m.optedOut(r, manifest); err != nil {
+	if err := m.ledger.OptedOut(r, manifest); err != nil {
 		return Image{}, err
 	}
 	return m.obtain(ctx, r, manifest)
@@ -110,7 +107,7 @@ func (m *Manager) pullOnce(ctx context.Context, r oci.Reference, s subject) (Ima
 		m.mu.Unlock()
 		// Not the caller's context: others may wait for the same answer, and
 		// one who gave up will ask again.
-		m.background(func(background context.Context) { m.run(follow(background, ctx), c, r, s) })
+		m.background.Go(func(background context.Context) { m.run(follow(background, ctx), c, r, s) })
 	} else {
 		m.mu.Unlock()
 	}
@@ -196,7 +193,7 @@ func (m *Manager) run(ctx context.Context, c *call, ref oci.Reference, s subject
 		o.Requests, o.Bytes = img.counter.Requests.Load(), img.counter.Bytes.Load()
 	}
 	if ctx.Err() == nil { // it's not the daemon that ends
-		m.note(o)
+		m.ledger.Note(o)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -205,18 +202,6 @@ func (m *Manager) run(ctx context.Context, c *call, ref oci.Reference, s subject
 		m.forgetCall(s, c) // m.known has it; where a tag points to, only this call
 	}
 	close(c.done)
-}
-
-// note remembers and counts what became of a pull, and tells the log.
-func (m *Manager) note(o Outcome) {
-	m.logOutcome(o)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	count := m.pulls[o.Reason]
-	m.pulls[o.Reason] = PullCount{o.Reason, count.Pulls + 1, count.Time + o.Duration}
-	if m.recent = append(m.recent, o); len(m.recent) > maxRecent {
-		m.recent = m.recent[len(m.recent)-maxRecent:]
-	}
 }
 
 // logOutcome writes the line that each pull has in the log. That an image has no

@@ -137,19 +137,15 @@ type CacheStatus struct {
 
 // Status returns the present status.
 func (m *Manager) Status(ctx context.Context) Status {
+	pulls, counts := m.ledger.Pulls()
 	m.mu.Lock()
-	pulls := append([]Outcome{}, m.recent...)
-	counts := make([]PullCount, 0, len(m.pulls))
-	for _, c := range m.pulls {
-		counts = append(counts, c)
-	}
 	turned := m.switched()
 	m.mu.Unlock()
 
 	usage, stats := m.opts.Cache.Usage(), m.opts.Cache.Stats()
 	s := Status{
 		Images: []ImageStatus{}, Switch: turned,
-		Pulls: pulls, NotStreaming: notStreamed(pulls), Counts: counts,
+		Pulls: pulls, NotStreaming: NotStreamedOf(pulls, Reason.Meaning, Reason.Remedy), Counts: counts,
 		Claims:  m.Claims(),
 		Traffic: traffic(&m.counter),
 		Cache:   CacheStatus{Bytes: usage.Bytes, Quota: usage.High, Layers: usage.Layers, Faults: stats.Faults, Corrupt: stats.Corrupt},
@@ -161,25 +157,7 @@ func (m *Manager) Status(ctx context.Context) Status {
 		return strings.Compare(a.Reference+a.Artifact.String(), b.Reference+b.Artifact.String())
 	})
 	slices.SortFunc(s.Claims, func(a, b Claim) int { return a.Created.Compare(b.Created) })
-	slices.SortFunc(s.Counts, func(a, b PullCount) int { return strings.Compare(string(a.Reason), string(b.Reason)) })
 	return s
-}
-
-// notStreamed returns the images whose last pull didn't end with streaming.
-func notStreamed(pulls []Outcome) []NotStreamed {
-	list := []NotStreamed{}
-	seen := make(map[string]bool)
-	for _, p := range slices.Backward(pulls) {
-		if !seen[p.Reference] && p.Reason != "" {
-			list = append(list, NotStreamed{
-				Reference: p.Reference, Manifest: p.Manifest, Time: p.Time, Message: p.Message,
-				Reason: p.Reason, Meaning: p.Reason.Meaning(), Remedy: p.Reason.Remedy(),
-			})
-		}
-		seen[p.Reference] = true
-	}
-	slices.SortFunc(list, func(a, b NotStreamed) int { return strings.Compare(a.Reference, b.Reference) })
-	return list
 }
 
 func (m *Manager) imageStatus(ctx context.Context, img *image) ImageStatus {
