@@ -8,12 +8,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"sluice/internal/node/disks/control"
+	"sluice/internal/node/endpoint"
 )
 
 // Where daemons are: the machine's, and one that orca starts.
@@ -22,9 +21,6 @@ const (
 	standaloneRoot = "/var/lib/orca"
 	standaloneRun  = "/run/orca"
 )
-
-// startTime is how long a daemon may take to answer after its start.
-const startTime = 20 * time.Second
 
 // daemonFlags say which daemon to ask.
 type daemonFlags struct {
@@ -122,52 +118,14 @@ func start(ctx context.Context, socket, root, run string, plainHTTP []string) (*
 	if err := os.MkdirAll(root, 0o711); err != nil {
 		return nil, err
 	}
-	name := filepath.Join(root, "teleportd.log")
-	log, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
 	args := []string{"--standalone", "--root", root, "--run", run}
 	for _, host := range plainHTTP {
 		args = append(args, "--plain-http", host)
 	}
-	// It outlives this command, so it isn't tied to ctx.
-	cmd := exec.Command(path, args...)
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	ctx, cancel := context.WithTimeout(ctx, startTime)
-	defer cancel()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case err := <-ended:
-			// Perhaps another command was faster in starting one.
-			if d, aerr := ask(ctx, socket); aerr == nil {
-				return d, nil
-			}
-			return nil, fmt.Errorf("it ended at once (%w); its log is %s:\n%s", errors.Join(err, errors.New("see why below")), name, tail(name))
-		case <-ctx.Done():
-			return nil, fmt.Errorf("it doesn't answer within %v; its log is %s", startTime, name)
-		case <-tick.C:
-			if d, err := ask(ctx, socket); err == nil {
-				return d, nil
-			}
-		}
-	}
-}
-
-// tail returns the end of a log.
-func tail(name string) []byte {
-	content, err := os.ReadFile(name)
-	if err != nil {
-		return nil
-	}
-	return content[max(0, len(content)-2000):]
+	var d *daemon
+	err = endpoint.Start(ctx, filepath.Join(root, "teleportd.log"), path, args, func(ctx context.Context) (err error) {
+		d, err = ask(ctx, socket)
+		return err
+	})
+	return d, err
 }

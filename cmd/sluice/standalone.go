@@ -5,22 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"sluice/internal/node/endpoint"
 	"sluice/internal/node/mount/control"
 )
 
-const (
-	// idleTime is how long a standalone daemon stays without a mount.
-	idleTime = 5 * time.Second
-
-	// startTime is how long a daemon may take to answer after its start.
-	startTime = 20 * time.Second
-)
+// idleTime is how long a standalone daemon stays without a mount.
+const idleTime = 5 * time.Second
 
 // serveStandalone answers control clients, until there's nothing mounted for a
 // while.
@@ -123,52 +116,12 @@ func startStandalone(ctx context.Context, client *control.Client, root, run stri
 	if err := os.MkdirAll(root, 0o711); err != nil {
 		return err
 	}
-	name := filepath.Join(root, "daemon.log")
-	log, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
 	args := []string{"node", "--standalone", "--root", root, "--run", run}
 	for _, host := range plainHTTP {
 		args = append(args, "--plain-http", host)
 	}
-	// It outlives this command, so it isn't tied to ctx.
-	cmd := exec.Command(self, args...)
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	return endpoint.Start(ctx, filepath.Join(root, "daemon.log"), self, args, func(ctx context.Context) error {
+		_, err := client.Status(ctx)
 		return err
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	ctx, cancel := context.WithTimeout(ctx, startTime)
-	defer cancel()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case err := <-ended:
-			// Perhaps another command was faster in starting one.
-			if _, serr := client.Status(ctx); serr == nil {
-				return nil
-			}
-			return fmt.Errorf("it ended at once (%w); its log is %s:\n%s", errors.Join(err, errors.New("see why below")), name, tail(name))
-		case <-ctx.Done():
-			return fmt.Errorf("it doesn't answer within %v; its log is %s", startTime, name)
-		case <-tick.C:
-			if _, err := client.Status(ctx); err == nil {
-				return nil
-			}
-		}
-	}
-}
-
-// tail returns the end of a log.
-func tail(name string) []byte {
-	content, err := os.ReadFile(name)
-	if err != nil {
-		return nil
-	}
-	return content[max(0, len(content)-2000):]
+	})
 }

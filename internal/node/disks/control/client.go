@@ -1,17 +1,15 @@
 package control
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
-	"syscall"
 
+	"sluice/internal/node/endpoint"
 	"sluice/internal/node/happening/feed"
 )
 
@@ -22,24 +20,11 @@ var ErrNoDaemon = errors.New("teleportd doesn't answer")
 const maxAnswer = 64 << 20
 
 // Client talks to the daemon at a socket. It may be used concurrently.
-type Client struct {
-	socket string
-	http   http.Client
-}
+type Client struct{ daemon *endpoint.Client }
 
 // NewClient returns a client of the daemon at socket. It connects with the first
 // call.
-func NewClient(socket string) *Client {
-	var d net.Dialer
-	return &Client{
-		socket: socket,
-		http: http.Client{Transport: &http.Transport{
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return d.DialContext(ctx, "unix", socket)
-			},
-		}},
-	}
-}
+func NewClient(socket string) *Client { return &Client{endpoint.NewClient(socket)} }
 
 // Mount has an image mounted, or pulled, and calls on for each stage. The error of
 // an image that can't be is an *Error.
@@ -117,21 +102,13 @@ func (c *Client) do(ctx context.Context, method, path string, answer any) error 
 // send sends a request, with a body unless that is nil, and returns an answer of
 // 2xx.
 func (c *Client) send(ctx context.Context, method, path string, body any) (*http.Response, error) {
-	var content bytes.Buffer
-	if body != nil {
-		if err := json.NewEncoder(&content).Encode(body); err != nil {
-			return nil, err
-		}
-	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://teleportd"+path, &content)
+	req, err := endpoint.NewRequest(ctx, method, path, body)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := c.http.Do(req)
-	for _, gone := range []error{syscall.ENOENT, syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, io.EOF} {
-		if errors.Is(err, gone) { // the last three: it was killed with the connection in its queue
-			return nil, fmt.Errorf("%w on %s", ErrNoDaemon, c.socket)
-		}
+	resp, err := c.daemon.Do(req)
+	if errors.Is(err, endpoint.ErrNobody) {
+		return nil, fmt.Errorf("%w on %s", ErrNoDaemon, c.daemon.Socket())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("teleportd: %w", err)

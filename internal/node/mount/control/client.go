@@ -1,7 +1,6 @@
 package control
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"golang.org/x/sys/unix"
 
+	"sluice/internal/node/endpoint"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/plane"
 	"sluice/internal/node/timeline"
@@ -24,24 +24,11 @@ import (
 var ErrNoDaemon = errors.New("no node daemon answers")
 
 // Client talks to the daemon at a socket. It may be used concurrently.
-type Client struct {
-	socket string
-	http   http.Client
-}
+type Client struct{ daemon *endpoint.Client }
 
 // NewClient returns a client of the daemon at socket. It connects with the
 // first call.
-func NewClient(socket string) *Client {
-	var d net.Dialer
-	return &Client{
-		socket: socket,
-		http: http.Client{Transport: &http.Transport{
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return d.DialContext(ctx, "unix", socket)
-			},
-		}},
-	}
-}
+func NewClient(socket string) *Client { return &Client{endpoint.NewClient(socket)} }
 
 // Status asks how the daemon is.
 func (c *Client) Status(ctx context.Context) (Status, error) {
@@ -93,21 +80,14 @@ func (c *Client) do(ctx context.Context, method, path string, body, answer any) 
 
 // send sends a request, with a body unless that is nil.
 func (c *Client) send(ctx context.Context, method, path string, body any) (*http.Response, error) {
-	var content bytes.Buffer
-	if body != nil {
-		if err := json.NewEncoder(&content).Encode(body); err != nil {
-			return nil, err
-		}
-	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://node"+path, &content)
+	req, err := endpoint.NewRequest(ctx, method, path, body)
 	if err != nil {
 		return nil, err
 	}
 	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(req.Header))
-	resp, err := c.http.Do(req)
-	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
-		// The last two: it was killed with the connection in its queue.
-		return nil, fmt.Errorf("%w on %s", ErrNoDaemon, c.socket)
+	resp, err := c.daemon.Do(req)
+	if errors.Is(err, endpoint.ErrNobody) {
+		return nil, fmt.Errorf("%w on %s", ErrNoDaemon, c.daemon.Socket())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("node daemon: %w", err)
@@ -150,9 +130,9 @@ func decodeError(code int, body []byte) error {
 // PID in Info for a daemon in a container.
 func (c *Client) Process(ctx context.Context) (int, error) {
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", c.socket)
+	conn, err := d.DialContext(ctx, "unix", c.daemon.Socket())
 	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
-		return 0, fmt.Errorf("%w on %s", ErrNoDaemon, c.socket)
+		return 0, fmt.Errorf("%w on %s", ErrNoDaemon, c.daemon.Socket())
 	}
 	if err != nil {
 		return 0, fmt.Errorf("node daemon: %w", err)
