@@ -117,9 +117,17 @@ func (n *Node) StartSluice(ctx context.Context) error {
 // stopped or killed: where connecting was refused, containerd tries again one to three
 // seconds later, and meanwhile gives that error to whoever asks for something.
 func (n *Node) AwaitConnection(ctx context.Context) error {
-	return n.Containerd.Await(ctx, func() bool {
-		return n.ctr(ctx, "snapshots", "--snapshotter", n.snapshotter(), "ls").Run() == nil
+	key := fmt.Sprint("connected-", time.Now().UnixNano())
+	snapshots := func(args ...string) *exec.Cmd {
+		return n.ctr(ctx, append([]string{"snapshots", "--snapshotter", n.snapshotter()}, args...)...)
+	}
+	err := n.Containerd.Await(ctx, func() bool { // a list of none is had without asking the snapshotter
+		return snapshots("prepare", key).Run() == nil
 	})
+	if err != nil {
+		return err
+	}
+	return snapshots("rm", key).Run()
 }
 
 // UseFormer lets the next start of the node daemon, and Command, be of the version

@@ -324,6 +324,7 @@ func TestUnitsAreRight(t *testing.T) {
 	if err != nil || len(units) == 0 {
 		t.Fatal("no units", err)
 	}
+	program := regexp.MustCompile(`=/usr/local/bin/\w+`)
 	for _, name := range units {
 		unit, err := os.ReadFile(name)
 		if err != nil {
@@ -331,7 +332,7 @@ func TestUnitsAreRight(t *testing.T) {
 		}
 		// The program isn't installed where the test runs.
 		copied := filepath.Join(t.TempDir(), filepath.Base(name))
-		if err := os.WriteFile(copied, bytes.ReplaceAll(unit, []byte("=/usr/local/bin/sluice"), []byte("=/bin/true")), 0o644); err != nil {
+		if err := os.WriteFile(copied, program.ReplaceAll(unit, []byte("=/bin/true")), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		out, err := exec.CommandContext(t.Context(), "systemd-analyze", "verify", "--man=no", copied).CombinedOutput()
