@@ -51,7 +51,9 @@ func (s *server) maintain(ctx context.Context, background *sync.WaitGroup) {
 	}
 	if s.teleport != nil {
 		background.Go(func() { s.teleport.Run(ctx) })
-		background.Go(func() { s.samba.Run(ctx) })
+		if s.samba != nil {
+			background.Go(func() { s.samba.Run(ctx) })
+		}
 		every(tidyInterval, "tidying Teleport's disks", s.teleport.Tidy)
 	}
 	if s.authority != nil {

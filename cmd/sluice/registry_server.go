@@ -47,7 +47,7 @@ type server struct {
 	notifier  *notify.Notifier
 	streaming *streaming.Service // nil: images aren't converted
 	teleport  *teleport.Service  // nil: they aren't expanded
-	samba     *samba.Keeper      // nil: likewise
+	samba     *samba.Keeper      // nil: likewise, or the file server is told nothing
 	manager   *acr.Handler
 	metrics   *registry.Metrics
 	cert      *registry.Certificate // nil: without TLS

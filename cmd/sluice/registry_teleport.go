@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"sluice/internal/config"
 	"sluice/internal/teleport"
 	"sluice/internal/teleport/mountserver"
 	"sluice/internal/teleport/samba"
@@ -27,6 +29,9 @@ func (s *server) openTeleport(ctx context.Context) (err error) {
 		return err
 	}
 	s.teleport.Export(s.metrics.Gauge, s.metrics.Counter)
+	if c.Share != "" {
+		return nil
+	}
 	s.samba, err = samba.Open(ctx, s.store, s.index, samba.Options{
 		Dir: s.config.SambaDirectory(), Disks: s.config.TeleportDirectory(), Enabled: s.teleport.Enabled, Lifetime: c.CredentialLifetime, Log: s.log,
 	})
@@ -36,14 +41,29 @@ func (s *server) openTeleport(ctx context.Context) (err error) {
 // mountAPI returns the handler of /mount/v1.
 func (s *server) mountAPI() http.Handler {
 	c := s.config
+	credential := account(c.Teleport)
+	if s.samba != nil {
+		credential = s.samba.Credential
+	}
 	opts := mountserver.Options{
-		Teleport: s.teleport, Credential: s.samba.Credential, Server: c.Teleport.Server, Region: c.Teleport.Region,
+		Teleport: s.teleport, Credential: credential, Server: c.Teleport.Server, Region: c.Teleport.Region,
 		Service: c.Auth.Service, ExternalURL: c.Auth.ExternalURL, TrustForwarded: c.BehindProxy,
 	}
 	if s.authority != nil { // not a nil *Authority in an interface
 		opts.Authorizer = s.authority
 	}
 	return mountserver.New(opts)
+}
+
+// account gives out the one account of a file server that isn't told anything. It is
+// asked for again, and may be another after a restart.
+func account(c config.Teleport) func(context.Context, string) (samba.Credential, error) {
+	return func(_ context.Context, repo string) (samba.Credential, error) {
+		return samba.Credential{
+			Share: c.Share, Dir: teleport.RepositoryDir("", repo),
+			Username: c.Username, Password: c.Password.Value(), Expires: time.Now().Add(c.CredentialLifetime),
+		}, nil
+	}
 }
 
 func newSMBConfigCommand() *cobra.Command {
@@ -64,6 +84,9 @@ to the system: see docs/teleport.md.`,
 			c, err := loadRegistryConfig(cmd.Flags())
 			if err != nil {
 				return err
+			}
+			if c.Teleport.Share != "" {
+				return fmt.Errorf("teleport.share is %q: that file server is told nothing by the registry; without it Samba gets shares and accounts", c.Teleport.Share)
 			}
 			opts.Dir = c.SambaDirectory()
 			fmt.Fprint(cmd.OutOrStdout(), samba.Global(opts))

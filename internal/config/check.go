@@ -186,6 +186,9 @@ func (c *checker) teleport() {
 		u, err := url.Parse("smb://" + t.Server)
 		c.that(err == nil && t.Server != "" && u.Host == t.Server, "teleport.server", `HOST or HOST:PORT of the file server that shares teleport.directory`)
 	}
+	c.that(!strings.ContainsAny(t.Share, `/\`) && len(t.Share) <= 80, "teleport.share", "the name of a share, without its server")
+	c.that(t.Share == "" || t.Username != "" && t.Password != "", "teleport.share", "set teleport.username and teleport.password, with which clients reach it, too")
+	c.that(t.Share != "" || t.Username == "", "teleport.username", "only with teleport.share: Samba's accounts are the registry's")
 	c.that(regexp.MustCompile(`^[A-Za-z0-9._-]{0,64}$`).MatchString(t.Region), "teleport.region", "a name of letters, digits, . _ and -")
 }
 

@@ -160,9 +160,17 @@ type Teleport struct {
 	MaxLayer        Size   `toml:"max_layer"`        // expanded
 	MaxImage        Size   `toml:"max_image"`        // likewise
 
-	Server             string        `toml:"server"`              // HOST[:PORT] of the file server
-	Region             string        `toml:"region"`              // where it is; empty: wherever clients are
-	SambaDirectory     string        `toml:"samba_directory"`     // of what smbd reads; empty: SambaDirectory
+	Server         string `toml:"server"`          // HOST[:PORT] of the file server
+	Region         string `toml:"region"`          // where it is; empty: wherever clients are
+	SambaDirectory string `toml:"samba_directory"` // of what smbd reads; empty: SambaDirectory
+
+	// Of a file server that the registry tells nothing, such as Azure Files. Empty: it
+	// is a Samba, with a share and accounts for each repository.
+	Share        string `toml:"share"` // that has the directory
+	Username     string `toml:"username"`
+	Password     Secret `toml:"password"`
+	PasswordFile string `toml:"password_file"`
+
 	CredentialLifetime time.Duration `toml:"credential_lifetime"` // at least
 }
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"path"
 	"strings"
 
 	"sluice/internal/auth"
@@ -215,6 +216,7 @@ func (h *Handler) disks(ctx context.Context, m *mountapi.Mount, state teleport.S
 	share := url.URL{Scheme: "smb", Host: h.opts.Server, Path: "/" + c.Share}
 	for _, d := range state.Disks {
 		disk, sums := d.Paths()
+		disk, sums = path.Join(c.Dir, disk), path.Join(c.Dir, sums)
 		m.Layers = append(m.Layers, mountapi.Layer{
 			Digest: d.Layer, DiffID: d.DiffID, Size: d.Size, URL: share.JoinPath(disk).String(), Path: disk, VHDDigest: d.Digest,
 			Sums: &mountapi.Sums{Path: sums, Digest: d.SumsDigest, BlockSize: d.BlockSize},

@@ -43,6 +43,7 @@ import (
 // Credential is what a client needs to read a repository's disks.
 type Credential struct {
 	Share    string // name of the share
+	Dir      string // of the repository's disks in it; empty: the share is the repository's
 	Username string
 	Password string
 	Expires  time.Time
