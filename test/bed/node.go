@@ -302,20 +302,22 @@ func (n *Node) follow(ctx context.Context, snapshotter, ref, id string, command 
 	}
 }
 
-// endTasks ends containers that still run, because the command that started
-// them was broken off: nothing else would end them and their shims.
+// endTasks ends containers that still run, because the command or the test that
+// started them was broken off: nothing else would end them and their shims.
 func (n *Node) endTasks() {
 	if n.Containerd == nil || n.Containerd.Ended() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 	defer cancel()
-	tasks, err := n.Ctr(ctx, "tasks", "ls", "--quiet")
-	if err != nil {
-		return // it has none that can be ended
-	}
-	for id := range strings.FieldsSeq(tasks) {
-		_, _ = n.Ctr(ctx, "tasks", "rm", "--force", id) // it may have ended by itself
+	for _, namespace := range []string{"default", "k8s.io"} { // ctr's, and the CRI's
+		tasks, err := n.Ctr(ctx, "--namespace", namespace, "tasks", "ls", "--quiet")
+		if err != nil {
+			return // it has none that can be ended
+		}
+		for id := range strings.FieldsSeq(tasks) {
+			_, _ = n.Ctr(ctx, "--namespace", namespace, "tasks", "rm", "--force", id) // it may have ended by itself
+		}
 	}
 }
 
