@@ -310,14 +310,12 @@ func (n *Node) endTasks() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 	defer cancel()
-	for _, namespace := range []string{"default", "k8s.io"} { // ctr's, and the CRI's
-		tasks, err := n.Ctr(ctx, "--namespace", namespace, "tasks", "ls", "--quiet")
-		if err != nil {
-			return // it has none that can be ended
-		}
-		for id := range strings.FieldsSeq(tasks) {
-			_, _ = n.Ctr(ctx, "--namespace", namespace, "tasks", "rm", "--force", id) // it may have ended by itself
-		}
+	tasks, err := n.Ctr(ctx, "tasks", "ls", "--quiet")
+	if err != nil {
+		return // it has none that can be ended
+	}
+	for id := range strings.FieldsSeq(tasks) {
+		_, _ = n.Ctr(ctx, "tasks", "rm", "--force", id) // it may have ended by itself
 	}
 }
 
@@ -336,6 +334,14 @@ func (n *Node) PowerOff(ctx context.Context) error {
 		return err
 	}
 	return errors.Join(os.RemoveAll(filepath.Join(n.Dir, "run")), os.RemoveAll(filepath.Join(n.Dir, "state")))
+}
+
+// Clear ends whatever is left of the node after Stop: of pods, and mounts, of a test
+// that failed halfway.
+func (n *Node) Clear() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	return errors.Join(n.killBelow(ctx), UnmountAll(n.Dir))
 }
 
 // killBelow kills the processes that the node's daemons left: those whose

@@ -100,6 +100,9 @@ func (s *stage) newNode(t *testing.T, tools bed.Tools, flags ...string) *bed.Nod
 				b, _ := os.ReadFile(filepath.Join(dir, log))
 				t.Logf("%s:\n%s", log, b[max(0, len(b)-6000):])
 			}
+			if err := n.Clear(); err != nil {
+				t.Error(err)
+			}
 		}
 		os.RemoveAll(dir)
 	})

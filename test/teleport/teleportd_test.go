@@ -76,6 +76,9 @@ func (s *nodeStage) newNode(flags ...string) *bed.Node {
 				b, _ := os.ReadFile(filepath.Join(dir, log))
 				s.t.Logf("%s:\n%s", log, b[max(0, len(b)-6000):])
 			}
+			if err := n.Clear(); err != nil {
+				s.t.Error(err)
+			}
 		}
 		if err := os.RemoveAll(dir); err != nil {
 			s.t.Error(err)
