@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"sluice/internal/node/endpoint"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
 )
@@ -64,7 +65,7 @@ func (e *cannotMount) Unwrap() error { return e.error }
 // awaitEnd waits for the daemon, which ends when nothing has been mounted for a
 // while, so that its files can be removed.
 func awaitEnd(ctx context.Context, client *control.Client) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), idleTime+10*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endpoint.IdleTime+10*time.Second)
 	defer cancel()
 	for ctx.Err() == nil {
 		if _, err := client.Status(ctx); errors.Is(err, control.ErrNoDaemon) {

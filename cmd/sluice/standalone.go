@@ -12,42 +12,21 @@ import (
 	"sluice/internal/node/mount/control"
 )
 
-// idleTime is how long a standalone daemon stays without a mount.
-const idleTime = 5 * time.Second
-
 // serveStandalone answers control clients, until there's nothing mounted for a
 // while.
 func (d *daemon) serveStandalone(ctx context.Context) error {
 	d.images.Settled()
-	for {
-		l, err := endpoint.Listen(controlSocket(d.config.run))
-		if err != nil {
-			return err
-		}
-		serving, stop := context.WithCancel(ctx)
-		served := make(chan error, 1)
-		go func() { served <- endpoint.Serve(serving, l, d.controlHandler()) }()
-		err = d.waitIdle(ctx)
-		// Requests that came meanwhile are still answered.
-		stop()
-		if err := errors.Join(err, <-served); err != nil {
-			return err
-		}
-		if ctx.Err() != nil {
-			return nil // mounts stay
-		}
-		if len(d.images.Claims()) == 0 {
-			break
-		}
-	}
-	if err := os.Remove(controlSocket(d.config.run)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	idle, err := endpoint.ServeWhileUsed(ctx, controlSocket(d.config.run), d.controlHandler(), func() (bool, error) {
+		return len(d.images.Claims()) > 0, d.isLost()
+	})
+	if err != nil || !idle { // mounts stay
 		return err
 	}
 	d.images.SweepMounts(ctx, time.Now().Add(time.Hour))
 	if d.plane == nil {
 		return nil
 	}
-	err := d.images.Close()
+	err = d.images.Close()
 	d.images = nil
 	// The holder goes too: nothing of this daemon is left but its files.
 	err = errors.Join(err, d.plane.Shutdown(ctx))
@@ -55,24 +34,13 @@ func (d *daemon) serveStandalone(ctx context.Context) error {
 	return err
 }
 
-// waitIdle returns when nothing has been mounted for a while, or ctx ends.
-func (d *daemon) waitIdle(ctx context.Context) error {
-	tick := time.NewTicker(250 * time.Millisecond)
-	defer tick.Stop()
-	last := time.Now()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-d.lost():
-			return errLost
-		case <-tick.C:
-			if len(d.images.Claims()) > 0 {
-				last = time.Now()
-			} else if time.Since(last) > idleTime {
-				return nil
-			}
-		}
+// isLost is errLost once the plane is of no use any more.
+func (d *daemon) isLost() error {
+	select {
+	case <-d.lost():
+		return errLost
+	default:
+		return nil
 	}
 }
 
