@@ -88,8 +88,8 @@ func ask(ctx context.Context, socket string) (*daemon, error) {
 	return d, nil
 }
 
-// program returns the teleportd beside this program, or in PATH.
-func program() (string, error) {
+// findTeleportd returns the teleportd beside this program, or in PATH.
+func findTeleportd() (string, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return "", err
@@ -111,7 +111,7 @@ func program() (string, error) {
 // start starts a daemon in the background, which ends by itself, and waits until
 // it answers.
 func start(ctx context.Context, socket, root, run string, plainHTTP []string) (*daemon, error) {
-	path, err := program()
+	path, err := findTeleportd()
 	if err != nil {
 		return nil, err
 	}

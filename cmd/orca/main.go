@@ -5,48 +5,17 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"os"
-	"os/signal"
-	"runtime/debug"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"sluice/cmd/internal/program"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := newCommand().ExecuteContext(ctx)
-	stop()
-	var exit exitError
-	if errors.As(err, &exit) {
-		os.Exit(int(exit)) // what the process had to say, it has said
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "orca:", err)
-		var coded *codedError
-		if errors.As(err, &coded) {
-			os.Exit(coded.code)
-		}
-		os.Exit(1)
-	}
+	program.Main(newCommand())
 }
-
-// exitError is the exit code of a process that ran in a container.
-type exitError int
-
-func (e exitError) Error() string { return fmt.Sprintf("the process ended with exit code %d", int(e)) }
-
-// codedError is an error with which the program doesn't end with code 1.
-type codedError struct {
-	error
-	code int
-}
-
-func (e *codedError) Unwrap() error { return e.error }
 
 // newCommand returns the root command with every verb.
 func newCommand() *cobra.Command {
@@ -64,20 +33,11 @@ that is started for the time being. Credentials are those that teleportd has;
 docker login, as root, gives them to it.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Version:       version(),
+		Version:       program.Version(),
 	}
 	root.SetVersionTemplate("orca {{.Version}}\n")
 	root.AddCommand(newRunCommand(), newPullCommand(), newImagesCommand(), newRemoveCommand())
 	return root
-}
-
-// version returns what the Go toolchain recorded about this build.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	return info.Main.Version + " " + info.GoVersion
 }
 
 // arguments returns the check that a verb has at least low and at most high

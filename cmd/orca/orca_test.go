@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"sluice/cmd/internal/program"
 	"sluice/internal/node/disks/control"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/pulled"
@@ -142,8 +143,8 @@ func TestNoDaemon(t *testing.T) {
 	}
 	cmd := newCommand()
 	cmd.SetArgs([]string{"run", "--socket", socket, "r/app"})
-	var coded *codedError
-	if err := cmd.ExecuteContext(t.Context()); !errors.As(err, &coded) || coded.code != 125 {
+	var coded *program.CodedError
+	if err := cmd.ExecuteContext(t.Context()); !errors.As(err, &coded) || coded.Code != 125 {
 		t.Errorf("orca run: %v", err)
 	}
 	// With neither a daemon nor its program, what to do is said.

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"sluice/cmd/internal/program"
 	"sluice/internal/node/disks/control"
 	"sluice/internal/node/run"
 	"sluice/oci"
@@ -108,9 +109,9 @@ func leadingEnv(args []string) (env, command []string, err error) {
 // run mounts an image, runs its process and unmounts it.
 func (c *runConfig) run(ctx context.Context, image string, args []string) (err error) {
 	defer func() {
-		var exit exitError
+		var exit program.ExitError
 		if err != nil && !errors.As(err, &exit) {
-			err = &codedError{err, run.CodeFailed} // unlike any that the process has
+			err = &program.CodedError{Err: err, Code: run.CodeFailed} // unlike any that the process has
 		}
 	}()
 	s := newStages(image, os.Stderr, c.debug)
@@ -165,7 +166,7 @@ func (c *runConfig) start(ctx context.Context, container run.Container, dir stri
 		return fmt.Errorf("%w: install runc, or name it with --runc", err)
 	}
 	if err == nil && code != 0 {
-		return exitError(code)
+		return program.ExitError(code)
 	}
 	return err
 }

@@ -11,13 +11,12 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/signal"
 	"runtime/debug"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"sluice/cmd/internal/program"
 	"sluice/internal/kube"
 	"sluice/internal/kube/apiserver"
 	teleport "sluice/internal/node/disks/control"
@@ -30,13 +29,7 @@ const memory = 24 << 20
 
 func main() {
 	debug.SetMemoryLimit(memory)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := newCommand().ExecuteContext(ctx)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "sluice-reporter:", err)
-		os.Exit(1)
-	}
+	program.Main(newCommand())
 }
 
 // flags are the command's flags.
@@ -64,7 +57,7 @@ teleportd: Events on pods, and a label on the node.`,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Version:       version(),
+		Version:       program.Version(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f.choose(cmd.Flags().Changed)
 			if err := f.check(); err != nil {
@@ -217,7 +210,7 @@ func (f *flags) run(ctx context.Context, cluster kube.Cluster, log *slog.Logger)
 		return err
 	}
 	defer stop()
-	log.Info("reporting", "node", f.node, "socket", f.socket, "version", version())
+	log.Info("reporting", "node", f.node, "socket", f.socket, "version", program.Version())
 	err = reporter.Run(ctx)
 	log.Info("ended", "error", err)
 	return err
@@ -251,13 +244,4 @@ that ends leaves it, because the next one of a rolling update is about to come.`
 	}
 	f.registerNode(cmd)
 	return cmd
-}
-
-// version returns what the Go toolchain recorded about this build.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	return info.Main.Version + " " + info.GoVersion
 }

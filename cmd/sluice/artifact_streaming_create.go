@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"sluice/cmd/internal/program"
 	"sluice/cmd/internal/progress"
 	"sluice/internal/acr"
 	"sluice/internal/convert"
@@ -153,8 +154,8 @@ func (c *createConfig) convertThere(ctx context.Context, p *place, ref oci.Refer
 	op, err = c.follow(ctx, p, ref, subject, op, stderr)
 	switch {
 	case ctx.Err() != nil:
-		return &codedError{fmt.Errorf("interrupted: the registry goes on converting %s. How far it is: %s; to stop it: %s", ref,
-			operationCommand("show", p, ref.Repository, op.ID), operationCommand("cancel", p, ref.Repository, op.ID)), interrupted}
+		return &program.CodedError{Code: interrupted, Err: fmt.Errorf("interrupted: the registry goes on converting %s. How far it is: %s; to stop it: %s", ref,
+			operationCommand("show", p, ref.Repository, op.ID), operationCommand("cancel", p, ref.Repository, op.ID))}
 	case err != nil:
 		return failed(err)
 	case op.Status == acr.StatusSucceeded:

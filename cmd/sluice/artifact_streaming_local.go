@@ -9,6 +9,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"sluice/cmd/internal/program"
 	"sluice/cmd/internal/progress"
 	"sluice/internal/convert"
 	"sluice/internal/human"
@@ -29,7 +30,7 @@ func (c *createConfig) convertHere(ctx context.Context, p *place, ref oci.Refere
 	})
 	show.Close()
 	if err != nil && ctx.Err() != nil {
-		return &codedError{fmt.Errorf("interrupted: %s has no streaming artifact yet", ref), interrupted}
+		return &program.CodedError{Err: fmt.Errorf("interrupted: %s has no streaming artifact yet", ref), Code: interrupted}
 	}
 	if ask && errors.Is(err, oci.ErrDenied) {
 		return fmt.Errorf("no streaming artifact of %s: %w. It converts by itself: leave --local, --platform, --layers and --workers away", ref, withCode(err))

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"sluice/cmd/internal/program"
 	"sluice/internal/acr"
 	"sluice/internal/remote"
 	"sluice/oci"
@@ -245,8 +246,8 @@ func TestInterruptedWaiting(t *testing.T) {
 	cmd.SetArgs([]string{"artifact-streaming", "create", server + "/app:v1"})
 	cmd.SetErr(&stderr)
 	err := cmd.ExecuteContext(ctx)
-	var coded *codedError
-	if !errors.As(err, &coded) || coded.code != 130 || !strings.Contains(err.Error(), "goes on converting") || !strings.Contains(err.Error(), "operation cancel -r "+server+" --repository app --id "+id) {
+	var coded *program.CodedError
+	if !errors.As(err, &coded) || coded.Code != 130 || !strings.Contains(err.Error(), "goes on converting") || !strings.Contains(err.Error(), "operation cancel -r "+server+" --repository app --id "+id) {
 		t.Errorf("got %v", err)
 	}
 	if !strings.Contains(stderr.String(), "is being converted already") {

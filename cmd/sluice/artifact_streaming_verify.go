@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"sluice/cmd/internal/program"
 	"sluice/cmd/internal/progress"
 	"sluice/internal/artifact"
 	"sluice/internal/blob"
@@ -121,7 +122,7 @@ func (v *verifier) run(ctx context.Context) ([]verified, error) {
 		err := v.artifact(ctx, s, &a)
 		a.Seconds = time.Since(start).Seconds()
 		if ctx.Err() != nil {
-			return nil, &codedError{errors.New("interrupted: not everything has been verified"), interrupted}
+			return nil, &program.CodedError{Err: errors.New("interrupted: not everything has been verified"), Code: interrupted}
 		}
 		if err != nil {
 			a.Error = err.Error()

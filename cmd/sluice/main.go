@@ -5,34 +5,16 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"os"
-	"os/signal"
-	"runtime/debug"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"sluice/cmd/internal/program"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := newCommand().ExecuteContext(ctx)
-	stop()
-	var exit exitError
-	if errors.As(err, &exit) {
-		os.Exit(int(exit)) // what the process had to say, it has said
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "sluice:", err)
-		var coded *codedError
-		if errors.As(err, &coded) {
-			os.Exit(coded.code)
-		}
-		os.Exit(1)
-	}
+	program.Main(newCommand())
 }
 
 // newCommand returns the root command with every verb.
@@ -42,7 +24,7 @@ func newCommand() *cobra.Command {
 		Short:         "Start containers without pulling their images first",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Version:       version(),
+		Version:       program.Version(),
 	}
 	root.SetVersionTemplate("sluice {{.Version}}\n")
 	root.AddCommand(
@@ -62,15 +44,6 @@ func newCommand() *cobra.Command {
 		newAdminCommand(),
 	)
 	return root
-}
-
-// version returns what the Go toolchain recorded about this build.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	return info.Main.Version + " " + info.GoVersion
 }
 
 // arguments returns the check that a verb has at least low and at most high

@@ -38,9 +38,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// program runs the real program with args and returns what it printed and its
+// runProgram runs the real program with args and returns what it printed and its
 // exit code.
-func program(t *testing.T, args ...string) (stdout, stderr string, code int) {
+func runProgram(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -141,7 +141,7 @@ func TestWithoutContainerd(t *testing.T) {
 	sockets := filepath.Join(root, "run")
 	flags := []string{"--root", filepath.Join(root, "state"), "--run", sockets}
 	verb := func(name string, args ...string) (stdout, stderr string, code int) {
-		return program(t, append(append([]string{name}, flags...), args...)...)
+		return runProgram(t, append(append([]string{name}, flags...), args...)...)
 	}
 	t.Cleanup(func() { endDaemon(t, sockets, dir) })
 
@@ -210,7 +210,7 @@ func TestWithoutContainerd(t *testing.T) {
 func checkTrace(t *testing.T, flags []string, image string) {
 	t.Helper()
 	trace := func(args ...string) (stdout, stderr string, code int) {
-		return program(t, append(append([]string{"node", "trace"}, flags...), args...)...)
+		return runProgram(t, append(append([]string{"node", "trace"}, flags...), args...)...)
 	}
 	stdout, stderr, code := trace(image, "echo hi; exit 7")
 	if code != 7 || !strings.HasPrefix(stdout, "hi\n\nSTEP ") {
@@ -281,7 +281,7 @@ func TestNodeDaemon(t *testing.T) {
 	}
 	t.Cleanup(func() { endDaemon(t, sockets, "") })
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		out, _, code := program(t, append([]string{"node", "status", "--output", "json"}, flags...)...)
+		out, _, code := runProgram(t, append([]string{"node", "status", "--output", "json"}, flags...)...)
 		var s control.Status
 		if code == 0 {
 			if err := json.Unmarshal([]byte(out), &s); err != nil || s.Daemon.Snapshotter != filepath.Join(sockets, "snapshotter.sock") {
@@ -294,7 +294,7 @@ func TestNodeDaemon(t *testing.T) {
 			t.Fatalf("it doesn't answer:\n%s", &log)
 		}
 	}
-	if out, _, code := program(t, append([]string{"node", "status"}, flags...)...); code != 0 || !strings.Contains(out, "pid "+strconv.Itoa(cmd.Process.Pid)) {
+	if out, _, code := runProgram(t, append([]string{"node", "status"}, flags...)...); code != 0 || !strings.Contains(out, "pid "+strconv.Itoa(cmd.Process.Pid)) {
 		t.Errorf("status for people: %d, %s", code, out)
 	}
 	// Somebody takes the FUSE mount away: the daemon goes on with a new one.

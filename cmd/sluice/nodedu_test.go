@@ -43,7 +43,7 @@ func TestNodeDisk(t *testing.T) {
 	})
 	must := func(args ...string) string {
 		t.Helper()
-		out, stderr, code := program(t, append(args, flags...)...)
+		out, stderr, code := runProgram(t, append(args, flags...)...)
 		if code != 0 {
 			t.Fatalf("sluice %s: exit code %d: %s", strings.Join(args, " "), code, stderr)
 		}
@@ -97,7 +97,7 @@ func TestNodeDisk(t *testing.T) {
 		t.Errorf("usage of a pinned image: %+v", u)
 	}
 	must("node", "unpin", image)
-	if _, stderr, code := program(t, append([]string{"node", "pin", "no.such/image:1"}, flags...)...); code == 0 || !strings.Contains(stderr, "not an image of this node") {
+	if _, stderr, code := runProgram(t, append([]string{"node", "pin", "no.such/image:1"}, flags...)...); code == 0 || !strings.Contains(stderr, "not an image of this node") {
 		t.Errorf("pinning nonsense: exit code %d: %s", code, stderr)
 	}
 	for _, c := range []struct {
@@ -159,7 +159,7 @@ func TestNodeDiskBadInput(t *testing.T) {
 		{"pin image", "is sluice node running?"},
 	} {
 		args := append([]string{"node"}, strings.Fields(c.args)...)
-		out, stderr, code := program(t, append(args, "--root", nowhere)...)
+		out, stderr, code := runProgram(t, append(args, "--root", nowhere)...)
 		if code == 0 || out != "" || !strings.Contains(stderr, c.says) {
 			t.Errorf("sluice node %s: exit code %d, prints %q and %q, want %q", c.args, code, out, stderr, c.says)
 		}

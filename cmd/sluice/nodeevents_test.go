@@ -58,10 +58,10 @@ func TestEventTable(t *testing.T) {
 
 func TestEventsVerb(t *testing.T) {
 	dir := t.TempDir()
-	if _, stderr, code := program(t, "node", "events", "--run", dir, "--root", dir); code == 0 || !strings.Contains(stderr, "is sluice node running?") {
+	if _, stderr, code := runProgram(t, "node", "events", "--run", dir, "--root", dir); code == 0 || !strings.Contains(stderr, "is sluice node running?") {
 		t.Errorf("without a daemon: %d, %s", code, stderr)
 	}
-	if _, stderr, code := program(t, "node", "events", "--output", "xml"); code == 0 || !strings.Contains(stderr, "table or json") {
+	if _, stderr, code := runProgram(t, "node", "events", "--output", "xml"); code == 0 || !strings.Contains(stderr, "table or json") {
 		t.Errorf("as XML: %d, %s", code, stderr)
 	}
 	log := happening.NewLog(4)
@@ -75,7 +75,7 @@ func TestEventsVerb(t *testing.T) {
 	t.Cleanup(func() { server.Close(); <-done })
 	verb := func(flags ...string) string {
 		t.Helper()
-		out, stderr, code := program(t, append([]string{"node", "events", "--run", dir, "--root", dir}, flags...)...)
+		out, stderr, code := runProgram(t, append([]string{"node", "events", "--run", dir, "--root", dir}, flags...)...)
 		if code != 0 {
 			t.Errorf("%q: %d, %s", flags, code, stderr)
 		}
@@ -92,7 +92,7 @@ func TestEventsVerb(t *testing.T) {
 		t.Errorf("as JSON: %s", got)
 	}
 	log.Close() // the daemon ends
-	out, stderr, code := program(t, "node", "events", "--run", dir, "--root", dir, "--follow", "-o", "json")
+	out, stderr, code := runProgram(t, "node", "events", "--run", dir, "--root", dir, "--follow", "-o", "json")
 	if code == 0 || !strings.Contains(stderr, "the node daemon has ended") || strings.Count(out, "\n") != 1 {
 		t.Errorf("followed to the daemon's end: %d, %s, %s", code, out, stderr)
 	}

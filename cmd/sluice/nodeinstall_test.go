@@ -23,7 +23,7 @@ func TestInstallFlags(t *testing.T) {
 		{[]string{"--init", "upstart"}, "use auto, systemd or none"},
 		{[]string{"--output", "yaml"}, "table or json"},
 	} {
-		_, stderr, code := program(t, append([]string{"node", "install", "--host", t.TempDir()}, c.args...)...)
+		_, stderr, code := runProgram(t, append([]string{"node", "install", "--host", t.TempDir()}, c.args...)...)
 		if code == 0 || !strings.Contains(stderr, c.says) {
 			t.Errorf("%q: exit code %d, %s", c.args, code, stderr)
 		}

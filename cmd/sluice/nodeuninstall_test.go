@@ -23,11 +23,11 @@ func TestUninstallWithoutContainerd(t *testing.T) {
 	root, sockets := filepath.Join(base, "state"), filepath.Join(base, "run")
 	flags := []string{"--root", root, "--run", sockets}
 	t.Cleanup(func() { endDaemon(t, sockets, dir) })
-	if _, stderr, code := program(t, append([]string{"mount", addr + "/shell:v1", dir}, flags...)...); code != 0 {
+	if _, stderr, code := runProgram(t, append([]string{"mount", addr + "/shell:v1", dir}, flags...)...); code != 0 {
 		t.Fatalf("mount: exit code %d: %s", code, stderr)
 	}
 	uninstall := func(args ...string) (stdout, stderr string, code int) {
-		return program(t, append(append([]string{"node", "uninstall", "--containerd", ""}, flags...), args...)...)
+		return runProgram(t, append(append([]string{"node", "uninstall", "--containerd", ""}, flags...), args...)...)
 	}
 	if _, stderr, code := uninstall(); code == 0 || !strings.Contains(stderr, dir) {
 		t.Errorf("with a mount: exit code %d, %s", code, stderr)

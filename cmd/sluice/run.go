@@ -15,23 +15,11 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"sluice/cmd/internal/program"
 	"sluice/internal/node/mount/control"
 	"sluice/internal/node/run"
 	"sluice/oci"
 )
-
-// exitError is the exit code of a process that ran in a container.
-type exitError int
-
-func (e exitError) Error() string { return fmt.Sprintf("the process ended with exit code %d", int(e)) }
-
-// codedError is an error with which the program doesn't end with code 1.
-type codedError struct {
-	error
-	code int
-}
-
-func (e *codedError) Unwrap() error { return e.error }
 
 func newRunCommand() *cobra.Command {
 	var f imageFlags
@@ -76,9 +64,9 @@ be run, 127 if the image doesn't have it.`,
 // runImage mounts an image, runs its process and unmounts it.
 func runImage(ctx context.Context, f imageFlags, image string, c run.Container, runc string) (err error) {
 	defer func() {
-		var exit exitError
+		var exit program.ExitError
 		if err != nil && !errors.As(err, &exit) {
-			err = &codedError{err, run.CodeFailed} // unlike any that the process has
+			err = &program.CodedError{Err: err, Code: run.CodeFailed} // unlike any that the process has
 		}
 	}()
 	client, err := connect(ctx, f.daemonFlags, f.plainHTTP)
@@ -129,7 +117,7 @@ func runContainer(ctx context.Context, c run.Container, runc string) error {
 		return fmt.Errorf("%w: install runc, or name it with --runc", err)
 	}
 	if err == nil && code != 0 {
-		return exitError(code)
+		return program.ExitError(code)
 	}
 	return err
 }

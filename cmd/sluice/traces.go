@@ -8,6 +8,8 @@ import (
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
 	"go.opentelemetry.io/otel/sdk/resource"
 	"go.opentelemetry.io/otel/sdk/trace"
+
+	"sluice/cmd/internal/program"
 )
 
 // newTraces returns what makes a service's spans. They go to an OTLP endpoint,
@@ -15,7 +17,7 @@ import (
 // caller does who is traced is traced; of the rest all is.
 func newTraces(ctx context.Context, service, endpoint string, also ...trace.SpanProcessor) (*trace.TracerProvider, error) {
 	opts := []trace.TracerProviderOption{trace.WithResource(resource.NewSchemaless(
-		attribute.String("service.name", service), attribute.String("service.version", version())))}
+		attribute.String("service.name", service), attribute.String("service.version", program.Version())))}
 	for _, p := range also {
 		opts = append(opts, trace.WithSpanProcessor(p))
 	}

@@ -4,25 +4,16 @@
 package main
 
 import (
-	"context"
 	"fmt"
-	"os"
-	"os/signal"
-	"runtime/debug"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"sluice/cmd/internal/program"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := newCommand().ExecuteContext(ctx)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "teleportd:", err)
-		os.Exit(1)
-	}
+	program.Main(newCommand())
 }
 
 // newCommand returns the root command, which is the daemon, with the verbs beneath
@@ -52,7 +43,7 @@ reads wait for the next one.`,
 		Args:          arguments(0),
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Version:       version(),
+		Version:       program.Version(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := c.check(); err != nil {
 				return err
@@ -64,15 +55,6 @@ reads wait for the next one.`,
 	c.register(cmd)
 	cmd.AddCommand(newStatusCommand(), newHolderCommand())
 	return cmd
-}
-
-// version returns what the Go toolchain recorded about this build.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	return info.Main.Version + " " + info.GoVersion
 }
 
 // arguments returns the check that a verb has n arguments, with an error that says
