@@ -154,20 +154,44 @@ type bundle struct {
 const bundlePrefix = "run-"
 
 func newBundle(dir, runc string) (*bundle, error) {
-	path, err := os.MkdirTemp(dir, bundlePrefix)
+	var b *bundle
+	err := alone(dir, func() error {
+		path, err := os.MkdirTemp(dir, bundlePrefix)
+		if err != nil {
+			return err
+		}
+		b = &bundle{id: "sluice-" + strings.TrimPrefix(filepath.Base(path), bundlePrefix), dir: path, runc: runc}
+		if err := b.take(); err != nil {
+			return errors.Join(err, os.RemoveAll(path))
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	b := &bundle{id: "sluice-" + strings.TrimPrefix(filepath.Base(path), bundlePrefix), dir: path, runc: runc}
-	if err := b.take(); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(path))
-	}
 	for _, d := range []string{"rootfs", "state"} {
-		if err := os.Mkdir(filepath.Join(path, d), 0o755); err != nil {
+		if err := os.Mkdir(filepath.Join(b.dir, d), 0o755); err != nil {
 			return nil, errors.Join(err, b.remove())
 		}
 	}
 	return b, nil
+}
+
+// alone does something while no other process makes a bundle in dir, or takes one: a
+// new one has its name before it's locked. It's to be quick.
+func alone(dir string, do func() error) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return do()
 }
 
 // take locks the bundle for this process.
@@ -272,7 +296,12 @@ func (b *bundle) remove() error {
 			return errors.Join(append(errs, fmt.Errorf("unmount %s: %w", b.rootfs(), err))...)
 		}
 	}
-	errs = append(errs, os.RemoveAll(b.dir))
+	// What takes long first, and the lock's file last: others make it again, to look
+	// whether somebody holds it.
+	for _, name := range []string{"upper", "work", "rootfs", "state"} {
+		errs = append(errs, os.RemoveAll(filepath.Join(b.dir, name)))
+	}
+	errs = append(errs, alone(filepath.Dir(b.dir), func() error { return os.RemoveAll(b.dir) }))
 	if b.lock != nil {
 		errs = append(errs, b.lock.Close())
 	}
@@ -287,7 +316,7 @@ func sweep(opts Options, runc string) {
 	}
 	for _, dir := range dirs {
 		b := &bundle{id: "sluice-" + strings.TrimPrefix(filepath.Base(dir), bundlePrefix), dir: dir, runc: runc}
-		if b.take() != nil {
+		if alone(opts.Dir, b.take) != nil {
 			continue // it runs
 		}
 		if err := b.remove(); err != nil {

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -294,4 +295,30 @@ func TestMergeEnv(t *testing.T) {
 	if diff := cmp.Diff([]string{"PATH=/b", "X=", "Y=2"}, got); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// Who clears away what killed processes left spares what others are just making.
+func TestSweepSparesNewContainers(t *testing.T) {
+	dir := t.TempDir()
+	opts := Options{Dir: dir}.withDefaults()
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 300 {
+				sweep(opts, "true")
+				b, err := newBundle(dir, "true")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if _, err := os.Stat(b.rootfs()); err != nil {
+					t.Error(err)
+				}
+				if err := b.remove(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
