@@ -80,7 +80,7 @@ func (n *Notifier) attempt(ctx context.Context, e Endpoint, job index.Job) error
 // stepAside gives an event to a job without a key, for which none waits. A
 // crash in between sends it twice.
 func (n *Notifier) stepAside(ctx context.Context, e Endpoint, job index.Job) error {
-	err := n.db.Update(ctx, func(tx *index.Tx) error {
+	err := n.update(ctx, func(tx *index.Tx) error {
 		tx.Enqueue(e.queue(), "", job.Payload)
 		return nil
 	})
@@ -110,6 +110,15 @@ func (n *Notifier) retry(ctx context.Context, job index.Job, after time.Duration
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settle)
 	defer cancel()
 	return unlessLost(n.db.Retry(ctx, job, after))
+}
+
+// update is index.DB.Update, whether or not ctx ends meanwhile: nobody would know
+// then whether it was done, and it would be done twice, or the job stay with a
+// Notifier that has stopped.
+func (n *Notifier) update(ctx context.Context, f func(*index.Tx) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settle)
+	defer cancel()
+	return n.db.Update(ctx, f)
 }
 
 // finish notes that nothing more is to be done.

@@ -169,7 +169,7 @@ func (n *Notifier) fanOut(ctx context.Context) (some bool, err error) {
 	if err != nil || len(jobs) == 0 {
 		return false, err
 	}
-	err = n.db.Update(ctx, func(tx *index.Tx) error {
+	err = n.update(ctx, func(tx *index.Tx) error {
 		for _, job := range jobs {
 			event, err := parseEvent(job.Payload)
 			if err != nil {

@@ -83,10 +83,7 @@ func (r *receiver) all() []received {
 // await waits until the receiver has got n events, and returns their ids.
 func (r *receiver) await(t *testing.T, n int) []string {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	for len(r.all()) < n && time.Now().Before(deadline) {
-		time.Sleep(2 * time.Millisecond)
-	}
+	until(t, fmt.Sprint(n, " events"), func() bool { return len(r.all()) >= n })
 	var ids []string
 	for _, g := range r.all() {
 		ids = append(ids, g.event.ID)
@@ -95,6 +92,16 @@ func (r *receiver) await(t *testing.T, n int) []string {
 		t.Fatalf("it got %v, want %d events", ids, n)
 	}
 	return ids
+}
+
+// until waits until something is so.
+func until(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !is(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited too long for %s", what)
+		}
+	}
 }
 
 func openIndex(t *testing.T) *index.DB {
@@ -190,11 +197,7 @@ func TestDelivers(t *testing.T) {
 	if err := Verify("s3cret", got.header.Get(SignatureHeader), got.body, time.Now(), time.Minute); err != nil {
 		t.Error(err)
 	}
-	for deadline := time.Now().Add(5 * time.Second); attempts.Load() != 1; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d deliveries were observed", attempts.Load())
-		}
-	}
+	until(t, "the observation of it", func() bool { return attempts.Load() == 1 })
 }
 
 func TestChoosesEvents(t *testing.T) {
@@ -240,8 +243,7 @@ func TestDownThenUp(t *testing.T) {
 		t.Errorf("the one that is up got %v", got)
 	}
 	delivered.Wait()
-	time.Sleep(50 * time.Millisecond) // the last is being noted
-	stop()                            // and another process goes on
+	stop() // and another process goes on
 	running(t, db, Options{Endpoints: endpoints})
 	down := &receiver{}
 	if ln, err = net.Listen("tcp", addr); err != nil {
@@ -306,10 +308,30 @@ func TestPoison(t *testing.T) {
 	if got := r.await(t, 2); !slices.Equal(got, []string{"a", "b"}) {
 		t.Errorf("it got %v", got)
 	}
-	for deadline := time.Now().Add(20 * time.Second); refused.Load() <= patience; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("the event that stepped aside was sent %d times only", refused.Load())
-		}
+	until(t, "the event that stepped aside, again", func() bool { return refused.Load() > patience })
+}
+
+// One that steps aside while the Notifier is stopped is there for the next.
+func TestStopWhileSteppingAside(t *testing.T) {
+	db := openIndex(t)
+	r := newReceiver(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
+	ctx, stop := context.WithCancel(t.Context())
+	var refused atomic.Int64
+	n, err := New(db, Options{
+		Endpoints: []Endpoint{{Name: "e", URL: r.URL}}, Poll: time.Millisecond, RetryMin: time.Millisecond, RetryMax: time.Millisecond,
+		Observe: func(Attempt) {
+			if refused.Add(1) == patience {
+				stop()
+			}
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	happen(t, db, push("poison", "repo"))
+	n.Run(ctx)
+	if queued, running, err := db.CountJobs(t.Context(), Queue); err != nil || queued != 1 || running != 0 {
+		t.Errorf("%d jobs wait and %d are with a Notifier that has stopped, %v", queued, running, err)
 	}
 }
 
@@ -329,43 +351,39 @@ func TestSlow(t *testing.T) {
 	happen(t, db, push("a", "one"), push("b", "two"))
 	quick.await(t, 2)
 	close(release)
-	for deadline := time.Now().Add(20 * time.Second); len(slow.all()) < 2 && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
-	}
-	seen := map[string]bool{}
-	for _, g := range slow.all() {
-		seen[g.event.ID] = true // one that was released as it timed out arrives twice
-	}
-	if !seen["a"] || !seen["b"] {
-		t.Errorf("the slow one got %v", seen)
-	}
+	until(t, "what the slow one was sent again", func() bool {
+		seen := map[string]bool{}
+		for _, g := range slow.all() {
+			seen[g.event.ID] = true // one that was released as it timed out arrives twice
+		}
+		return seen["a"] && seen["b"]
+	})
 }
 
 // A Notifier that is stopped in the middle of a delivery gives it back.
 func TestStopGivesBack(t *testing.T) {
 	db := openIndex(t)
-	begun, release := make(chan struct{}, 100), make(chan struct{})
+	begun := make(chan struct{}, 1)
+	var requests atomic.Int64
 	r := newReceiver(t, func(w http.ResponseWriter, req *http.Request) {
-		begun <- struct{}{}
-		select {
-		case <-release:
-		case <-req.Context().Done():
-			w.WriteHeader(http.StatusGatewayTimeout)
+		if requests.Add(1) > 1 {
+			return
 		}
+		begun <- struct{}{}
+		<-req.Context().Done() // the Notifier has gone
+		w.WriteHeader(http.StatusGatewayTimeout)
 	})
 	endpoints := []Endpoint{{Name: "e", URL: r.URL}}
 	stop := running(t, db, Options{Endpoints: endpoints})
 	happen(t, db, push("a", "one"), push("b", "one"))
 	<-begun
 	stop()
-	close(release)
-	start := time.Now()
+	if _, leased, err := db.CountJobs(t.Context(), Queue); err != nil || leased != 0 {
+		t.Errorf("%d jobs are with a Notifier that has stopped, %v", leased, err)
+	}
 	running(t, db, Options{Endpoints: endpoints})
 	if got := r.await(t, 2); !slices.Equal(got, []string{"a", "b"}) {
 		t.Errorf("it got %v", got)
-	}
-	if took := time.Since(start); took > lease/2 {
-		t.Errorf("what was given back came after %v", took)
 	}
 }
 
@@ -384,27 +402,26 @@ func TestReplicas(t *testing.T) {
 	}
 }
 
+// An event is sent again while it isn't too old by then, and dropped after that.
 func TestDropsInTheEnd(t *testing.T) {
 	db := openIndex(t)
-	r := newReceiver(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
+	var n atomic.Int64
+	r := newReceiver(t, func(w http.ResponseWriter, _ *http.Request) {
+		if n.Add(1) > 1 {
+			w.Header().Set("Retry-After", "1800") // it is half an hour old
+		}
+		w.WriteHeader(http.StatusBadGateway)
+	})
 	outcomes := make(chan Outcome, 100)
 	running(t, db, Options{
-		Endpoints: []Endpoint{{Name: "e", URL: r.URL}}, Retain: 200 * time.Millisecond,
+		Endpoints: []Endpoint{{Name: "e", URL: r.URL}}, Retain: 45 * time.Minute, RetryMin: 10 * time.Millisecond, RetryMax: 40 * time.Minute,
 		Observe: func(a Attempt) { outcomes <- a.Outcome },
 	})
-	happen(t, db, push("a", "one"))
-	retried := 0
-	for o := range outcomes {
-		if o == Dropped {
-			break
-		}
-		if o != Retried {
-			t.Fatalf("outcome %s", o)
-		}
-		retried++
-	}
-	if retried == 0 {
-		t.Error("it was dropped without another attempt")
+	event := push("a", "one")
+	event.Time = event.Time.Add(-30 * time.Minute)
+	happen(t, db, event)
+	if first, second := <-outcomes, <-outcomes; first != Retried || second != Dropped {
+		t.Errorf("it was %s, and then %s", first, second)
 	}
 }
 
@@ -432,7 +449,7 @@ func TestHostileEndpoint(t *testing.T) {
 		defer mu.Unlock()
 		return log.Write(p)
 	})
-	failed := make(chan struct{}, 1000)
+	failed, redirected := make(chan struct{}, 1000), make(chan struct{}, 1000)
 	running(t, db, Options{
 		Endpoints: []Endpoint{
 			{Name: "redirecting", URL: redirecting.URL + "/?code=hidden1", Secret: "hidden2", Headers: map[string]string{"Authorization": "hidden3"}},
@@ -441,14 +458,18 @@ func TestHostileEndpoint(t *testing.T) {
 		},
 		Log: slog.New(slog.NewTextHandler(locked, nil)),
 		Observe: func(a Attempt) {
-			if a.Outcome == Retried && a.Endpoint == "nowhere" {
+			switch {
+			case a.Outcome == Retried && a.Endpoint == "nowhere":
 				failed <- struct{}{}
+			case a.Outcome == Retried && a.Endpoint == "redirecting":
+				redirected <- struct{}{}
 			}
 		},
 	})
 	happen(t, db, push("a", "one"))
 	<-failed
 	<-failed
+	<-redirected
 	<-ended
 	endless.await(t, 1)
 	mu.Lock()

@@ -103,7 +103,7 @@ func TestPushArrives(t *testing.T) {
 					t.Errorf("%s lacks %s", body, want)
 				}
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("no %s arrived", action)
 		}
 	}
