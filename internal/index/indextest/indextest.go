@@ -38,9 +38,9 @@ func Run(t *testing.T, open func(t *testing.T) *index.DB) {
 	}
 }
 
-// soon bounds what must not take long.
+// soon bounds what must not take for ever.
 func soon(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }

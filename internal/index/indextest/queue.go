@@ -114,11 +114,14 @@ func testKeysTakeTurns(t *testing.T, db *index.DB) {
 func testLeaseRunsOut(t *testing.T, db *index.DB) {
 	ctx := soon(t)
 	enqueue(t, db, "a", "a1", "a2")
-	first := lease(t, db, 9, time.Second, "a1")[0]
+	first := lease(t, db, 9, time.Hour, "a1")[0]
 	lease(t, db, 9, time.Hour)
-	time.Sleep(time.Until(first.Updated.Add(time.Second + time.Millisecond)))
+	must(t, db.Extend(ctx, first, time.Millisecond, nil)) // which shortens it
+	time.Sleep(20 * time.Millisecond)
+	first = lease(t, db, 9, 10*time.Millisecond, "a1")[0]
+	time.Sleep(20 * time.Millisecond)
 	second := lease(t, db, 9, time.Hour, "a1")[0]
-	if second.Attempts != 2 || second.ID != first.ID {
+	if second.Attempts != 3 || second.ID != first.ID {
 		t.Errorf("leased again: %+v", second)
 	}
 	if err := db.Finish(ctx, first, index.Succeeded, nil); !errors.Is(err, index.ErrLeaseLost) {
@@ -136,17 +139,19 @@ func testLeaseRunsOut(t *testing.T, db *index.DB) {
 func testRetry(t *testing.T, db *index.DB) {
 	ctx := soon(t)
 	enqueue(t, db, "a", "a1", "a2")
-	must(t, db.Retry(ctx, lease(t, db, 9, time.Hour, "a1")[0], time.Second))
+	must(t, db.Retry(ctx, lease(t, db, 9, time.Hour, "a1")[0], time.Hour))
 	lease(t, db, 9, time.Hour) // a2 stays behind a1
-	time.Sleep(1001 * time.Millisecond)
-	job := lease(t, db, 9, time.Hour, "a1")[0]
+	enqueue(t, db, "b", "b1", "b2")
+	must(t, db.Retry(ctx, lease(t, db, 9, time.Hour, "b1")[0], 10*time.Millisecond))
+	time.Sleep(20 * time.Millisecond)
+	job := lease(t, db, 9, time.Hour, "b1")[0]
 	must(t, db.Retry(ctx, job, 0))
-	job = lease(t, db, 9, time.Hour, "a1")[0]
+	job = lease(t, db, 9, time.Hour, "b1")[0]
 	if job.Attempts != 3 {
 		t.Errorf("attempt %d, want 3", job.Attempts)
 	}
 	must(t, db.Finish(ctx, job, index.Succeeded, nil))
-	lease(t, db, 9, time.Hour, "a2")
+	lease(t, db, 9, time.Hour, "b2")
 }
 
 func testCancel(t *testing.T, db *index.DB) {
