@@ -42,47 +42,43 @@ func pack(f *fixture, chunks []int) (all []byte, at []int64) {
 // chunk when it has come; nothing is fetched twice.
 func TestDelivery(t *testing.T) {
 	f := newFixture(t, 1, 1_000_000, 20_000)
-	var count blob.Counter
-	l := acquire(t, openCache(t, Options{ReadAhead: -1}), f, blob.Count(f.source(), &count))
 	order := rand.New(rand.NewPCG(1, 1)).Perm(len(f.chunks))
 	frames, at := pack(f, order)
-	d := l.cache.NewDelivery(10 * time.Second) // patient
-	defer d.Close()
-	l.Expect(d, append(order, -1, 1<<20), append(at, 0, 0))
+	synctest.Test(t, func(t *testing.T) {
+		var count blob.Counter
+		l := acquire(t, openCache(t, Options{ReadAhead: -1}), f, blob.Count(f.source(), &count))
+		d := l.cache.NewDelivery(time.Second)
+		defer d.Close()
+		l.Expect(d, append(order, -1, 1<<20), append(at, 0, 0))
 
-	pr, pw := io.Pipe()
-	put := make(chan error, 1)
-	go func() { put <- deliver(t.Context(), l, f, d.Reader(pr), order) }()
-	var wg sync.WaitGroup
-	for i := range f.chunks {
-		wg.Go(func() {
-			if err := checkRead(t.Context(), l, f, f.chunks[i].Offset, int64(f.chunks[i].Length)); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	// Who comes when some has arrived looks at the pace, which on a busy machine
-	// is nobody's promise.
-	for boarded := 0; boarded < len(f.chunks); time.Sleep(time.Millisecond) {
-		l.content.mu.Lock()
-		boarded = len(l.content.flights)
-		l.content.mu.Unlock()
-	}
-	for len(frames) > 0 {
-		n := min(len(frames), 10_000)
-		pw.Write(frames[:n])
-		frames = frames[n:]
-	}
-	wg.Wait()
-	if err := <-put; err != nil {
-		t.Error(err)
-	}
-	if n := count.Requests.Load(); n != 0 {
-		t.Errorf("%d requests for what was being delivered, want none", n)
-	}
-	if n := len(l.content.expected); n != 0 {
-		t.Errorf("%d chunks are still expected", n)
-	}
+		pr, pw := io.Pipe()
+		put := make(chan error, 1)
+		go func() { put <- deliver(t.Context(), l, f, d.Reader(pr), order) }()
+		var wg sync.WaitGroup
+		for i := range f.chunks {
+			wg.Go(func() {
+				if err := checkRead(t.Context(), l, f, f.chunks[i].Offset, int64(f.chunks[i].Length)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait() // all of them wait
+		for len(frames) > 0 {
+			n := min(len(frames), 10_000)
+			pw.Write(frames[:n])
+			frames = frames[n:]
+		}
+		wg.Wait()
+		if err := <-put; err != nil {
+			t.Error(err)
+		}
+		if n := count.Requests.Load(); n != 0 {
+			t.Errorf("%d requests for what was being delivered, want none", n)
+		}
+		if n := len(l.content.expected); n != 0 {
+			t.Errorf("%d chunks are still expected", n)
+		}
+	})
 }
 
 // TestDeliveryFails: whatever becomes of a delivery, readers of what it
@@ -95,19 +91,6 @@ func TestDeliveryFails(t *testing.T) {
 	}
 	frames, at := pack(f, order)
 	last := f.chunks[len(f.chunks)-1]
-	wait := func(t *testing.T, l *Layer) <-chan error {
-		done := make(chan error, 1)
-		go func() { done <- checkRead(t.Context(), l, f, last.Offset, int64(last.Length)) }()
-		for {
-			l.content.mu.Lock()
-			n := len(l.content.flights)
-			l.content.mu.Unlock()
-			if n > 0 {
-				return done
-			}
-			time.Sleep(time.Millisecond)
-		}
-	}
 	for name, fail := range map[string]func(d *Delivery, l *Layer, pw *io.PipeWriter){
 		"stalls": func(*Delivery, *Layer, *io.PipeWriter) {},
 		"ends":   func(d *Delivery, _ *Layer, _ *io.PipeWriter) { d.Close() },
@@ -118,60 +101,87 @@ func TestDeliveryFails(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			var count blob.Counter
-			l := acquire(t, openCache(t, Options{ReadAhead: -1}), f, blob.Count(f.source(), &count))
-			trip := time.Hour
-			if name == "stalls" {
-				trip = time.Millisecond
-			}
-			d := l.cache.NewDelivery(trip)
-			defer d.Close()
-			l.Expect(d, order, at)
-			pr, pw := io.Pipe()
-			put := make(chan error, 1)
-			go func() { put <- deliver(t.Context(), l, f, d.Reader(pr), order) }()
-			pw.Write(frames[:at[1]])
-			read := wait(t, l)
-			fail(d, l, pw)
-			select {
-			case err := <-read:
-				if err != nil {
+			synctest.Test(t, func(t *testing.T) {
+				var count blob.Counter
+				l := acquire(t, openCache(t, Options{ReadAhead: -1}), f, blob.Count(f.source(), &count))
+				d := l.cache.NewDelivery(time.Millisecond)
+				defer d.Close()
+				l.Expect(d, order, at)
+				pr, pw := io.Pipe()
+				put := make(chan error, 1)
+				go func() { put <- deliver(t.Context(), l, f, d.Reader(pr), order) }()
+				pw.Write(frames[:at[1]])
+				read := make(chan error, 1)
+				go func() { read <- checkRead(t.Context(), l, f, last.Offset, int64(last.Length)) }()
+				synctest.Wait() // the reader waits
+				began := time.Now()
+				fail(d, l, pw)
+				if err := <-read; err != nil {
 					t.Error(err)
 				}
-			case <-time.After(10 * time.Second):
-				t.Fatal("the reader still waits")
-			}
-			if n := count.Requests.Load(); n != 1 {
-				t.Errorf("%d requests, want 1", n)
-			}
-			pw.CloseWithError(io.ErrUnexpectedEOF)
-			<-put
-			if name == "stalls" { // and is waited for again once it goes on
-				d.progress(1)
-				if !d.worth(at[2]) {
-					t.Error("a delivery that went on is not waited for")
+				if waited := time.Since(began); waited > 0 && name != "stalls" || waited > minStall {
+					t.Errorf("the reader waited another %v", waited)
 				}
-			}
+				if n := count.Requests.Load(); n != 1 {
+					t.Errorf("%d requests, want 1", n)
+				}
+				pw.CloseWithError(io.ErrUnexpectedEOF)
+				<-put
+				if name == "stalls" { // and is waited for again once it goes on
+					d.progress(1)
+					if !d.worth(at[2]) {
+						t.Error("a delivery that went on is not waited for")
+					}
+				}
+			})
 		})
 	}
+}
+
+// TestDeliveryFailsOftener: a reader whom a delivery has let down fetches all
+// that it lacks, however often the delivery goes on and stalls again.
+func TestDeliveryFailsOftener(t *testing.T) {
+	f := newFixture(t, 1, 200_000, 20_000)
+	order := make([]int, len(f.chunks))
+	for i := range order {
+		order[i] = i
+	}
+	_, at := pack(f, order)
+	synctest.Test(t, func(t *testing.T) {
+		l := acquire(t, openCache(t, Options{}), f, f.source())
+		d := l.cache.NewDelivery(time.Hour)
+		defer d.Close()
+		l.Expect(d, order, at)
+		read := make(chan error, 1)
+		go func() { read <- checkRead(t.Context(), l, f, 0, l.Size()) }()
+		for range maxRounds {
+			synctest.Wait()
+			l.content.giveUp(d, false) // it goes on at once
+		}
+		if err := <-read; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestDeliveryTooFar: a reader doesn't wait for what comes long after what
 // is being brought now.
 func TestDeliveryTooFar(t *testing.T) {
-	d := openCache(t, Options{}).NewDelivery(time.Millisecond)
-	d.progress(1 << 20)
-	d.began = time.Now().Add(-time.Second)
-	if !d.worth(2 << 20) {
-		t.Error("a chunk a second away isn't waited for")
-	}
-	if d.worth(10 << 20) {
-		t.Error("a chunk nine seconds away is waited for")
-	}
-	d.Close()
-	if d.worth(0) {
-		t.Error("a chunk of a delivery that has ended is waited for")
-	}
+	synctest.Test(t, func(t *testing.T) {
+		d := openCache(t, Options{}).NewDelivery(time.Millisecond)
+		d.progress(1 << 20)
+		time.Sleep(time.Second)
+		if !d.worth(2 << 20) {
+			t.Error("a chunk a second away isn't waited for")
+		}
+		if d.worth(10 << 20) {
+			t.Error("a chunk nine seconds away is waited for")
+		}
+		d.Close()
+		if d.worth(0) {
+			t.Error("a chunk of a delivery that has ended is waited for")
+		}
+	})
 }
 
 // TestDeliveries runs deliveries that stall, break and send rubbish beside
@@ -179,7 +189,7 @@ func TestDeliveryTooFar(t *testing.T) {
 func TestDeliveries(t *testing.T) {
 	f := newFixture(t, 7, 300_000, 10_000)
 	rapid.Check(t, func(rt *rapid.T) {
-		c := openCache(t, Options{FaultTimeout: 20 * time.Second})
+		c := openCache(t, Options{})
 		seed := rapid.Uint64().Draw(rt, "source")
 		src := &source{size: int64(len(f.blob)), open: func(_ context.Context, off, n int64) (io.ReadCloser, error) {
 			return io.NopCloser(&trickle{r: bytes.NewReader(f.blob[off : off+n]), rng: rand.New(rand.NewPCG(seed, uint64(off)))}), nil

@@ -143,7 +143,9 @@ func (l *Layer) gather(ctx context.Context, wants []want, p []byte, off int64, w
 			case err != nil:
 				// Another call's fetch went through another source, or for
 				// another context: this one may have more luck.
-				w.late = w.late || errors.Is(err, errUndelivered)
+				if errors.Is(err, errUndelivered) {
+					late(wants) // all: what lets down again and again would use up the rounds
+				}
 				again, failed = !w.started && ctx.Err() == nil, err
 			default: // it is in the data file now
 				again, failed = true, fmt.Errorf("chunk %d went away before it could be read", w.chunk)
@@ -151,6 +153,13 @@ func (l *Layer) gather(ctx context.Context, wants []want, p []byte, off int64, w
 		}
 	}
 	return again, failed
+}
+
+// late has the wanted chunks fetched, whoever may be about to deliver them.
+func late(wants []want) {
+	for k := range wants {
+		wants[k].late = true
+	}
 }
 
 // overlap returns the part of p, which is to be read from off on, that chunk
