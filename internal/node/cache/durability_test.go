@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"sluice/internal/blob"
@@ -91,25 +92,27 @@ func TestFillFailsAndGoesOn(t *testing.T) {
 // TestFillStandsBack: while a read waits, Fill takes next to nothing.
 func TestFillStandsBack(t *testing.T) {
 	f := newFixture(t, 1, 2_000_000, 20_000)
-	c := openCache(t, Options{})
-	asked, open := make(chan int64, 100), make(chan struct{})
-	reader := acquire(t, c, f, gate(f, asked, open))
-	filler := acquire(t, c, f, f.source())
-	read, fill := make(chan error, 1), make(chan error, 1)
-	go func() { read <- checkRead(t.Context(), reader, f, 1_500_000, 100) }()
-	<-asked
-	go func() { fill <- filler.Fill(t.Context()) }()
-	time.Sleep(maxYield / 2)
-	if n := filler.Stored(); n > 0 {
-		t.Errorf("Fill stored %d bytes while a read was waiting", n)
-	}
-	close(open)
-	if err := <-read; err != nil {
-		t.Error(err)
-	}
-	if err := <-fill; err != nil {
-		t.Error(err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		c := openCache(t, Options{})
+		asked, open := make(chan int64, 100), make(chan struct{})
+		reader := acquire(t, c, f, gate(f, asked, open))
+		filler := acquire(t, c, f, f.source())
+		read, fill := make(chan error, 1), make(chan error, 1)
+		go func() { read <- checkRead(t.Context(), reader, f, 1_500_000, 100) }()
+		<-asked
+		go func() { fill <- filler.Fill(t.Context()) }()
+		time.Sleep(maxYield / 2)
+		if n := filler.Stored(); n > 0 {
+			t.Errorf("Fill stored %d bytes while a read was waiting", n)
+		}
+		close(open)
+		if err := <-read; err != nil {
+			t.Error(err)
+		}
+		if err := <-fill; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestFillBandwidth(t *testing.T) {

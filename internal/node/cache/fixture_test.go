@@ -57,6 +57,11 @@ func newFixture(tb testing.TB, seed uint64, size, chunkSize int) *fixture {
 		off += n
 	}
 	f.encodeTable(sha256.Sum256(f.content), sha256.Sum256(f.blob))
+	if size > 0 { // what decoders share must not belong to a bubble
+		if _, err := f.chunks[0].Decode(nil, f.frame(0)); err != nil {
+			tb.Fatal(err)
+		}
+	}
 	return f
 }
 
