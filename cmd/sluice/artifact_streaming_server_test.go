@@ -23,12 +23,7 @@ import (
 func converting(t *testing.T, args ...string) (addr string, reg *remote.Registry) {
 	t.Helper()
 	t.Setenv("DOCKER_CONFIG", t.TempDir())
-	addr, stop := startRegistry(t, append([]string{"--data", filepath.Join(t.TempDir(), "data")}, args...)...)
-	t.Cleanup(func() {
-		if err := stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	addr, _ = startRegistry(t, append([]string{"--data", filepath.Join(t.TempDir(), "data")}, args...)...)
 	reg, err := remote.New(addr, remote.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -95,7 +90,7 @@ func TestOperations(t *testing.T) {
 	if hint == nil || hint[1] != addr || hint[2] != op.ID {
 		t.Errorf("the hint is %q", stderr)
 	}
-	for deadline := time.Now().Add(30 * time.Second); op.Status != acr.StatusSucceeded; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); op.Status != acr.StatusSucceeded; time.Sleep(20 * time.Millisecond) {
 		if stdout, _, err = streamingVerb(t, "operation", "show", "-r", addr, "--repository", "team/app", "--id", op.ID, "-o", "json"); err != nil {
 			t.Fatal(err)
 		}
@@ -139,7 +134,7 @@ func TestShowAndUpdateStreaming(t *testing.T) {
 	}
 	pushed := pushImage(t, reg, "team/app", "new", "linux", "two")
 	for _, subject := range []oci.Digest{old.Digest, pushed.Digest} {
-		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 			if found, err := artifactsOf(t.Context(), reg, "team/app", subject); err == nil && len(found) == 1 {
 				break
 			}

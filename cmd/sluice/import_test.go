@@ -318,17 +318,6 @@ func TestImportOverABadLine(t *testing.T) {
 	}
 }
 
-// slowly passes bodies of PATCH requests on slowly, so that there is time to
-// interrupt them.
-func slowly(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodPatch {
-			time.Sleep(200 * time.Millisecond)
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
 // An import that was killed goes on where it was.
 func TestKilledImportGoesOn(t *testing.T) {
 	importHome(t)
@@ -336,18 +325,26 @@ func TestKilledImportGoesOn(t *testing.T) {
 	const size = 48 << 20
 	desc := pushImage(t, from, "app", "v1", "linux", randomText(size))
 	var patched atomic.Int64
+	var under sync.WaitGroup // requests
+	going, killed := make(chan struct{}), make(chan struct{})
+	goes, kill := sync.OnceFunc(func() { close(going) }), sync.OnceFunc(func() { close(killed) })
 	src := serve(t, from)
-	began := make(chan struct{})
-	var once sync.Once
-	dst := serve(t, to, slowly, func(next http.Handler) http.Handler {
+	dst := serve(t, to, func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			next.ServeHTTP(w, r)
-			if r.Method == http.MethodPatch && patched.Add(r.ContentLength) >= size/3 {
-				once.Do(func() { close(began) })
+			if r.Method == http.MethodPatch {
+				under.Add(1)
+				defer under.Done()
+				defer patched.Add(r.ContentLength)
+				if patched.Load() >= size/3 { // it gets no further before it's killed
+					goes()
+					<-killed
+				}
 			}
+			next.ServeHTTP(w, r)
 		})
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(kill)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, os.Args[0], "import", src+"/app:v1", dst+"/app")
 	cmd.Env = append(os.Environ(), programVariable+"=1")
@@ -355,7 +352,7 @@ func TestKilledImportGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	select {
-	case <-began:
+	case <-going:
 	case <-ctx.Done():
 		t.Error("the import didn't get going")
 	}
@@ -366,6 +363,8 @@ func TestKilledImportGoesOn(t *testing.T) {
 		t.Fatal("the import was done before it was killed")
 	}
 	first := patched.Load()
+	kill()
+	under.Wait()
 	got, _ := runImport(t, src+"/app:v1", dst+"/app")
 	if got.Digest != desc.Digest.String() {
 		t.Errorf("got %+v", got)

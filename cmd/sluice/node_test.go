@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -42,7 +43,7 @@ func TestMain(m *testing.M) {
 // exit code.
 func runProgram(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, os.Args[0], args...)
 	cmd.Env = append(os.Environ(), programVariable+"=1")
@@ -165,6 +166,7 @@ func TestWithoutContainerd(t *testing.T) {
 	if err := syscall.Kill(status.Daemon.PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
+	awaitEnded(t, sockets, status.Daemon.PID)
 	if _, err := exec.LookPath("runc"); err != nil {
 		t.Log("runc is not installed: running is not tested")
 	} else {
@@ -196,13 +198,9 @@ func TestWithoutContainerd(t *testing.T) {
 		t.Errorf("mounting what isn't there: exit code %d: %s", code, stderr)
 	}
 	// Nothing is mounted any more: the daemon ends by itself, and its holder.
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		if _, err := client.Status(t.Context()); errors.Is(err, control.ErrNoDaemon) {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the daemon doesn't end")
-		}
+	awaitEnded(t, sockets)
+	if _, err := client.Status(t.Context()); !errors.Is(err, control.ErrNoDaemon) {
+		t.Errorf("afterwards: %v", err)
 	}
 }
 
@@ -232,7 +230,7 @@ func checkTrace(t *testing.T, flags []string, image string) {
 	if _, stderr, code = trace("--last", "host.test/never:1"); code != 1 || !strings.Contains(stderr, "remembers no start") {
 		t.Errorf("one that never was: exit code %d, stderr %s", code, stderr)
 	}
-	if stdout, stderr, code = trace("--time", "500ms", image, "echo on; while :; do read x </dev/zero; done"); code != 0 || !strings.HasPrefix(stdout, "on\n") {
+	if stdout, stderr, code = trace("--time", "5s", image, "echo on; while :; do read x </dev/zero; done"); code != 0 || !strings.HasPrefix(stdout, "on\n") {
 		t.Errorf("a process that doesn't end: exit code %d, stdout %q, stderr %s", code, stdout, stderr)
 	}
 }
@@ -280,7 +278,7 @@ func TestNodeDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { endDaemon(t, sockets, "") })
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		out, _, code := runProgram(t, append([]string{"node", "status", "--output", "json"}, flags...)...)
 		var s control.Status
 		if code == 0 {
@@ -302,7 +300,7 @@ func TestNodeDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	client := control.NewClient(controlSocket(sockets))
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		at, err := plane.MountAt(filepath.Join(sockets, "plane", "blobs"))
 		if err != nil {
 			t.Fatal(err)
@@ -322,8 +320,10 @@ func TestNodeDaemon(t *testing.T) {
 	}
 }
 
-// endDaemon ends what a test's daemon left: its mounts, itself, its holder.
+// endDaemon ends what a test's daemon left: its mounts, itself, its holder. They have
+// ended when it returns: their directories go next.
 func endDaemon(t *testing.T, sockets, dir string) {
+	t.Helper()
 	ctx := context.WithoutCancel(t.Context())
 	if dir != "" {
 		unix.Unmount(dir, unix.MNT_DETACH)
@@ -338,4 +338,48 @@ func endDaemon(t *testing.T, sockets, dir string) {
 	}
 	// Without its mount the holder has nothing to keep, and ends.
 	unix.Unmount(filepath.Join(sockets, "plane", "blobs"), unix.MNT_DETACH)
+	awaitEnded(t, sockets)
+}
+
+// awaitEnded waits for the end of the daemon with these sockets and of its holder; of
+// only some processes, if they are given.
+func awaitEnded(t *testing.T, sockets string, only ...int) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		left := slices.DeleteFunc(processes(t, sockets), func(pid int) bool { return len(only) > 0 && !slices.Contains(only, pid) })
+		if len(left) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("processes %v don't end", left)
+			return
+		}
+	}
+}
+
+// processes returns those of this program that have to do with a directory: daemons
+// and holders are told of it by their arguments.
+func processes(t *testing.T, dir string) (pids []int) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if exe, err := os.Readlink(filepath.Join("/proc", e.Name(), "exe")); err != nil || exe != self {
+			continue // another program, or it has ended
+		}
+		if args, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline")); err == nil && strings.Contains(string(args), dir) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }

@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -28,8 +29,8 @@ import (
 )
 
 // startRegistry runs `sluice registry` with a free port until the test ends, and
-// returns its address and a function that stops it and returns what it ended
-// with.
+// returns its address and a function that stops it, waits for that, and returns what
+// it ended with.
 func startRegistry(t *testing.T, args ...string) (addr string, stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -40,14 +41,19 @@ func startRegistry(t *testing.T, args ...string) (addr string, stop func() error
 		w.CloseWithError(err)
 		done <- err
 	}()
-	t.Cleanup(cancel)
+	stop = sync.OnceValue(func() error { cancel(); return <-done })
+	t.Cleanup(func() { // before its directory goes
+		if err := stop(); err != nil {
+			t.Errorf("the registry ended: %v", err)
+		}
+	})
 	line, err := bufio.NewReader(r).ReadString('\n')
 	rest, ok := strings.CutPrefix(line, "listening on ")
 	addr, _, _ = strings.Cut(rest, ",")
 	if !ok || err != nil {
 		t.Fatalf("it said %q, %v", line, err)
 	}
-	return addr, func() error { cancel(); return <-done }
+	return addr, stop
 }
 
 // registryCommand is `sluice registry`.
