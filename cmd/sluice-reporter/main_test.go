@@ -87,12 +87,16 @@ func TestHealth(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := l.Addr().String()
+	defer l.Close()
 	log := slog.New(slog.DiscardHandler)
-	if _, err := serveHealth(address, nil, log); err == nil {
+	if _, err := serveHealth(l.Addr().String(), nil, log); err == nil {
 		t.Error("an address that is taken isn't an error")
 	}
-	l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := net.JoinHostPort("127.0.0.2", port) // nobody else gets this port meanwhile
 	ready := errors.New("the API server doesn't answer")
 	stop, err := serveHealth(address, func() error { return ready }, log)
 	if err != nil {

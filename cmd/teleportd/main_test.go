@@ -168,8 +168,11 @@ func TestDaemon(t *testing.T) {
 				conn.Close()
 				break
 			}
-			if len(done) > 0 || time.Now().After(deadline) {
-				t.Fatalf("round %d: %v; %v", round, err, <-done)
+			if len(done) > 0 {
+				t.Fatalf("round %d: %v", round, <-done)
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("round %d: it doesn't answer: %v", round, err)
 			}
 		}
 		s, err := client.Status(t.Context())
