@@ -1,6 +1,7 @@
 package registry_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/ecdsa"
@@ -18,6 +19,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"sluice/internal/registry"
@@ -49,7 +51,7 @@ func writePair(t *testing.T, certFile, keyFile string, serial int64) {
 }
 
 // serveTLS serves with a certificate from files as sluice registry does.
-func serveTLS(t *testing.T, handler http.Handler, log *slog.Logger) (addr, certFile, keyFile string, c *registry.Certificate) {
+func serveTLS(t *testing.T, listener *pipes, handler http.Handler, log *slog.Logger) (certFile, keyFile string, c *registry.Certificate) {
 	t.Helper()
 	dir := t.TempDir()
 	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
@@ -58,22 +60,31 @@ func serveTLS(t *testing.T, handler http.Handler, log *slog.Logger) (addr, certF
 	if err != nil {
 		t.Fatal(err)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
 	server := registry.NewServer(handler, slog.New(slog.DiscardHandler))
 	server.TLSConfig = c.TLSConfig()
 	done := make(chan struct{})
 	go func() { defer close(done); server.ServeTLS(listener, "", "") }()
 	t.Cleanup(func() { server.Close(); <-done })
-	return listener.Addr().String(), certFile, keyFile, c
+	return certFile, keyFile, c
+}
+
+// dialTLS connects, to whoever answers.
+func dialTLS(t *testing.T, listener *pipes, config *tls.Config) (*tls.Conn, error) {
+	t.Helper()
+	conn, err := listener.dial(t.Context(), "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	config.InsecureSkipVerify = true
+	encrypted := tls.Client(conn, config)
+	return encrypted, encrypted.HandshakeContext(t.Context())
 }
 
 // serial connects and returns the serial number of the server's certificate.
-func serial(t *testing.T, addr string) int64 {
+func serial(t *testing.T, listener *pipes) int64 {
 	t.Helper()
-	conn, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true})
+	conn, err := dialTLS(t, listener, &tls.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,39 +92,51 @@ func serial(t *testing.T, addr string) int64 {
 	return conn.ConnectionState().PeerCertificates[0].SerialNumber.Int64()
 }
 
-func TestCertificateFollowsItsFiles(t *testing.T) {
-	t.Parallel() // it waits
+func TestCertificateFollowsItsFiles(t *testing.T) { synctest.Test(t, testCertificateFollowsItsFiles) }
+
+func testCertificateFollowsItsFiles(t *testing.T) {
 	log, lines := newLog()
-	addr, certFile, keyFile, c := serveTLS(t, http.NotFoundHandler(), log)
-	if n := serial(t, addr); n != 1 {
+	listener := newPipes()
+	certFile, keyFile, c := serveTLS(t, listener, http.NotFoundHandler(), log)
+	if n := serial(t, listener); n != 1 {
 		t.Fatalf("the first certificate is %d", n)
 	}
-	open, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true})
+	open, err := dialTLS(t, listener, &tls.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer open.Close()
+	answers := bufio.NewReader(open)
+	head := func() {
+		t.Helper()
+		io.WriteString(open, "HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
+		resp, err := http.ReadResponse(answers, &http.Request{Method: http.MethodHead})
+		if err != nil || resp.StatusCode != http.StatusNotFound {
+			t.Fatalf("over the connection that is open: %v, %v", resp, err)
+		}
+	}
+	head() // the server doesn't wait long for the first
 
 	// A new certificate beside an old key, and no certificate at all.
 	writePair(t, certFile, keyFile+".new", 2)
 	if err := c.Reload(); err == nil || !strings.Contains(err.Error(), certFile) {
 		t.Errorf("half a pair: %v", err)
 	}
-	if n := serial(t, addr); n != 1 {
+	if n := serial(t, listener); n != 1 {
 		t.Errorf("with half a pair, the certificate is %d", n)
 	}
 	os.Remove(certFile)
 	if err := c.Reload(); err == nil {
 		t.Error("no file, and no error")
 	}
-	if n := serial(t, addr); n != 1 {
+	if n := serial(t, listener); n != 1 {
 		t.Errorf("without files, the certificate is %d", n)
 	}
 
 	// A broken one that nobody announces is logged, the good one after it used.
 	os.WriteFile(certFile, []byte("nonsense"), 0o600)
 	for deadline := time.Now().Add(30 * time.Second); !strings.Contains(lines.String(), "can't be used"); time.Sleep(100 * time.Millisecond) {
-		if n := serial(t, addr); n != 1 {
+		if n := serial(t, listener); n != 1 {
 			t.Fatalf("with nonsense, the certificate is %d", n)
 		}
 		if time.Now().After(deadline) {
@@ -121,7 +144,7 @@ func TestCertificateFollowsItsFiles(t *testing.T) {
 		}
 	}
 	writePair(t, certFile, keyFile, 3)
-	for deadline := time.Now().Add(30 * time.Second); serial(t, addr) != 3; time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); serial(t, listener) != 3; time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the new certificate isn't used")
 		}
@@ -130,36 +153,36 @@ func TestCertificateFollowsItsFiles(t *testing.T) {
 		t.Errorf("%d lines for one broken certificate", n)
 	}
 	writePair(t, certFile, keyFile, 4)
-	if err := c.Reload(); err != nil || serial(t, addr) != 4 {
+	if err := c.Reload(); err != nil || serial(t, listener) != 4 {
 		t.Errorf("reloaded: %v", err)
 	}
-	// The connection that was open all the time still is.
-	io.WriteString(open, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-	if got := readStatus(t, open); got != "HTTP/1.1 404 Not Found" {
-		t.Errorf("the old connection: %s", got)
-	}
+	head() // it was open all the time
 }
 
 func TestCertificateRefuses(t *testing.T) {
-	addr, certFile, _, _ := serveTLS(t, http.NotFoundHandler(), nil)
+	listener := newPipes()
+	certFile, _, _ := serveTLS(t, listener, http.NotFoundHandler(), nil)
 	if _, err := registry.LoadCertificate(certFile, "/none", nil); err == nil {
 		t.Error("no key, and no error")
 	}
-	if _, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10}); err == nil {
+	if _, err := dialTLS(t, listener, &tls.Config{MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10}); err == nil {
 		t.Error("TLS 1.1 is spoken")
 	}
 }
 
 // Over HTTP/2, pushes, ranges and deadlines are as over HTTP/1.
-func TestHTTP2(t *testing.T) {
-	t.Parallel() // it waits
-	const idle = 500 * time.Millisecond
+func TestHTTP2(t *testing.T) { synctest.Test(t, testHTTP2) }
+
+func testHTTP2(t *testing.T) {
+	const idle = time.Minute
 	reg := ocimem.New()
 	log, lines := newLog()
-	addr, _, _, _ := serveTLS(t, registry.Wrap(registry.NewHandler(reg, registry.Options{}), registry.FrontOptions{IdleTimeout: idle, Log: log}), nil)
-	transport := &http.Transport{ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	listener := newPipes()
+	addr := listener.Addr().String()
+	serveTLS(t, listener, registry.Wrap(registry.NewHandler(reg, registry.Options{}), registry.FrontOptions{IdleTimeout: idle, Log: log}), nil)
+	transport := &http.Transport{ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DialContext: listener.dial}
 	t.Cleanup(transport.CloseIdleConnections)
-	client := &http.Client{Transport: transport, Timeout: 20 * time.Second}
+	client := &http.Client{Transport: transport, Timeout: time.Hour}
 	big := bytes.Repeat([]byte(content), 1<<18)
 	digest := oci.DigestOf(big).String()
 
@@ -167,7 +190,7 @@ func TestHTTP2(t *testing.T) {
 	pipe, feed := io.Pipe()
 	go func() {
 		for piece := range len(big) / (1 << 20) {
-			time.Sleep(idle / 4)
+			time.Sleep(idle - time.Second)
 			feed.Write(big[piece<<20 : (piece+1)<<20])
 		}
 		feed.Close()

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -359,28 +360,32 @@ func TestReferrersPages(t *testing.T) {
 }
 
 // A request that stands still is ended; one that flows, however slowly, is not.
-func TestIdleTimeout(t *testing.T) {
-	t.Parallel() // it mostly waits
-	const idle = 800 * time.Millisecond
+func TestIdleTimeout(t *testing.T) { synctest.Test(t, testIdleTimeout) }
+
+func testIdleTimeout(t *testing.T) {
+	const idle = time.Minute
 	stored := openStored(t, &storage.Memory{})
-	server := serveFront(t, stored, registry.Options{}, registry.FrontOptions{IdleTimeout: idle})
+	listener := newPipes()
+	server := registry.NewServer(registry.Wrap(registry.NewHandler(stored, registry.Options{}), registry.FrontOptions{IdleTimeout: idle}), nil)
+	done := make(chan struct{})
+	go func() { defer close(done); server.Serve(listener) }()
+	t.Cleanup(func() { server.Close(); <-done })
 	slow := bytes.Repeat([]byte("x"), 10)
 	digest := oci.DigestOf(slow)
 
 	dial := func(request string) net.Conn {
-		conn, err := net.Dial("tcp", server.Listener.Addr().String())
+		conn, err := listener.dial(t.Context(), "", "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { conn.Close() })
-		conn.SetDeadline(time.Now().Add(20 * time.Second))
 		io.WriteString(conn, request)
 		return conn
 	}
 	post := fmt.Sprintf("POST /v2/a/blobs/uploads/?digest=%s HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n", digest)
 	conn := dial(post)
 	for i := range slow {
-		time.Sleep(idle / 8) // all of it takes longer than idle
+		time.Sleep(idle - time.Second)
 		conn.Write(slow[i : i+1])
 	}
 	if got := readStatus(t, conn); got != "HTTP/1.1 201 Created" {
