@@ -61,7 +61,7 @@ func (s *source) request(from, to string) acr.ImportRequest {
 // end waits for an operation's end.
 func (b *bench) end(op acr.Operation) acr.Operation {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(b.t.Context(), 2*time.Minute)
 	defer cancel()
 	op, err := b.admin().Wait(ctx, op.ID, 10*time.Millisecond, nil)
 	if err != nil {
@@ -74,12 +74,11 @@ func TestImport(t *testing.T) {
 	b, src := newBench(t, stored.Options{}), newSource(t)
 	ctx, admin := t.Context(), b.admin()
 	digest := push(t, src.reg, "library/app", "layer", "v1")
-	runImports(t, b.handler)
-
 	op, err := admin.Import(ctx, src.request("library/app:v1", "mirror/app:stable"))
-	if err != nil || op.ID == "" || op.Resource != "mirror/app:stable" || op.Status.Final() {
+	if err != nil || op.ID == "" || op.Resource != "mirror/app:stable" || op.Status != acr.StatusNotStarted {
 		t.Fatalf("%+v, %v", op, err)
 	}
+	runImports(t, b.handler)
 	if op = b.end(op); op.Status != acr.StatusSucceeded || op.Digest != digest || op.Progress != "100%" {
 		t.Errorf("it ended as %+v", op)
 	}

@@ -44,7 +44,7 @@ func newBench(t *testing.T, do func(context.Context, *Work) (string, error), gon
 			return ""
 		},
 		Gone:   func(context.Context, string, oci.Digest) bool { return gone },
-		Timing: Timing{Lease: 3 * time.Second, Beat: 10 * time.Millisecond, Poll: 5 * time.Millisecond, Pause: time.Millisecond},
+		Timing: Timing{Lease: time.Minute, Beat: 10 * time.Millisecond, Poll: 5 * time.Millisecond, Pause: time.Millisecond},
 	})
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	var running sync.WaitGroup

@@ -142,7 +142,7 @@ func (w *world) gather() {
 			w.waiting = append(w.waiting, r)
 		case <-w.finished:
 			w.running--
-		case <-time.After(20 * time.Second):
+		case <-time.After(2 * time.Minute):
 			w.t.Fatal("an actor does neither wait nor finish")
 		}
 	}

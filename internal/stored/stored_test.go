@@ -296,7 +296,11 @@ func TestCancelDuringAppend(t *testing.T) {
 		}
 		r, w := io.Pipe()
 		done := make(chan error, 1)
-		go func() { done <- u.Append(t.Context(), 0, r) }()
+		go func() {
+			err := u.Append(t.Context(), 0, r)
+			r.Close() // it may end with what it has, without reading on
+			done <- err
+		}()
 		w.Write([]byte("half"))
 		other, err := reg.ResumeUpload(t.Context(), "a", u.ID())
 		if err != nil {

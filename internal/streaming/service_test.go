@@ -224,7 +224,7 @@ func TestCanceledLeavesNothing(t *testing.T) {
 
 func waitFor(t testing.TB, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("it doesn't happen")
 		}
@@ -511,7 +511,7 @@ func TestBackfill(t *testing.T) {
 // has had time to become that: they are counted after they are seen to have
 // ended.
 func succeededIn(want int64, services ...*Service) (n int64) {
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		n = 0
 		for _, s := range services {
 			n += s.ops.Counts.Succeeded.Load()

@@ -48,7 +48,7 @@ func TestShareIsFull(t *testing.T) {
 			b := newBench(t, stored.Options{})
 			filler := small(b, taken)
 			timing := hurry()
-			timing.Pause = 200 * time.Millisecond // so that it isn't given up soon
+			timing.Pause = time.Second // so that it isn't given up within half a minute
 			s, err := newService(b.reg, b.db, Options{Directory: b.dir}, timing)
 			if err != nil {
 				t.Fatal(err)

@@ -362,8 +362,12 @@ func TestDisksOfAnotherVersion(t *testing.T) {
 	s := b.service(Options{})
 	start(t, s)
 	b.enable(s, repo)
-	b.push(repo, "v1", "amd64", layerTar("a/", "", "a/file", noise(1, 3<<20)))
+	desc := b.push(repo, "v1", "amd64", layerTar("a/", "", "a/file", noise(1, 3<<20)))
 	old := b.ready(s, repo, "v1")[0]
+	waitFor(t, "the end of its expansion, which is after its disks are there", func() bool {
+		op, err := s.Latest(t.Context(), repo, desc.Digest)
+		return err == nil && op.Status == operation.StatusSucceeded
+	})
 	for _, dir := range []string{s.share.pool(), s.share.layers(repo)} {
 		was := old
 		was.BlockSize = 0 // as records had it that didn't say

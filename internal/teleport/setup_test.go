@@ -47,8 +47,10 @@ func newBench(t testing.TB, opts stored.Options) *bench {
 	return b
 }
 
+// hurry is timing for tests: a worker of theirs never stands still for as long as its
+// lease, but everything else happens soon.
 func hurry() operation.Timing {
-	return operation.Timing{Lease: 3 * time.Second, Beat: 50 * time.Millisecond, Poll: 10 * time.Millisecond, Pause: 10 * time.Millisecond}
+	return operation.Timing{Lease: time.Minute, Beat: 50 * time.Millisecond, Poll: 10 * time.Millisecond, Pause: 10 * time.Millisecond}
 }
 
 // service returns a replica's service, which is in a hurry.
@@ -87,7 +89,7 @@ func enabled(on bool) func(*index.Attributes) error {
 
 func waitFor(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !f(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !f(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited too long for %s", what)
 		}

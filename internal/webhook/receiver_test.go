@@ -122,7 +122,7 @@ func post(t *testing.T, h http.Handler, body string, header ...string) int {
 // idle waits until nothing is queued or running.
 func idle(t *testing.T, db *index.DB) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		queued, running, err := db.CountJobs(t.Context(), "webhook:")
 		if err != nil {
 			t.Fatal(err)

@@ -219,7 +219,7 @@ func start(t *testing.T, s storage.Store) storage.Upload {
 
 func resume(t *testing.T, s storage.Store, id string) storage.Upload {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	u, err := s.ResumeUpload(ctx, id)
 	if err != nil {
