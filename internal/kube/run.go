@@ -98,7 +98,7 @@ func (r *Reporter) Ready() error {
 	if s := r.state.get(); !s.up {
 		return fmt.Errorf("the node daemon doesn't answer since %s", s.since.Format(time.RFC3339))
 	}
-	if !r.labels.get().known {
+	if r.labels.get().told == 0 {
 		return fmt.Errorf("the API server hasn't said what labels node %s has", r.opts.Node)
 	}
 	if why := r.ask.Failing(); why != "" {

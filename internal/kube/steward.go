@@ -14,15 +14,16 @@ const stewardRetry = 5 * time.Second
 
 // nodeLabels is what is known of the node's labels.
 type nodeLabels struct {
-	known  bool
+	told   int // how often the watch has told; 0: they aren't known
 	labels map[string]string
 }
 
 // watchNode brings the node's labels, until ctx ends.
 func watchNode(ctx context.Context, ask *asker, node string, labels *latest[nodeLabels]) error {
+	told := 0
 	for pause := minBackoff; ; pause = min(2*pause, maxBackoff) {
 		began := time.Now()
-		err := ask.cluster.WatchNode(ctx, node, func(l map[string]string) { labels.set(nodeLabels{true, l}) })
+		err := ask.cluster.WatchNode(ctx, node, func(l map[string]string) { told++; labels.set(nodeLabels{told, l}) })
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -86,7 +87,7 @@ func (s *steward) run(ctx context.Context) error {
 // again, whatever happens; 0: never. Its error is that of ctx.
 func (s *steward) look(ctx context.Context) (again time.Duration, err error) {
 	daemon, node := s.state.get(), s.labels.get()
-	if !node.known {
+	if node.told == 0 {
 		return 0, nil
 	}
 	off := s.opts.OptOutLabel != "" && node.labels[s.opts.OptOutLabel] == "false"
@@ -121,7 +122,7 @@ func (s *steward) look(ctx context.Context) (again time.Duration, err error) {
 	if has, ok := node.labels[s.opts.Label]; ok == (want != "") && has == want {
 		return again, nil
 	}
-	return s.label(ctx, want, again)
+	return s.label(ctx, node, want, again)
 }
 
 // tell tells the daemon whether to stream, and asks whether it does.
@@ -140,8 +141,8 @@ func (s *steward) tell(ctx context.Context, off bool) error {
 	return err
 }
 
-// label gives the node its label, or takes it away.
-func (s *steward) label(ctx context.Context, want string, again time.Duration) (time.Duration, error) {
+// label gives the node with these labels its label, or takes it away.
+func (s *steward) label(ctx context.Context, node nodeLabels, want string, again time.Duration) (time.Duration, error) {
 	var value *string
 	if want != "" {
 		value = &want
@@ -156,14 +157,17 @@ func (s *steward) label(ctx context.Context, want string, again time.Duration) (
 		s.ask.refuse("the node's label isn't changed", err, "node", s.opts.Node, "label", s.opts.Label)
 		return max(again, maxAfter), nil
 	}
-	s.labels.edit(func(n nodeLabels) nodeLabels { // until the watch says so
+	s.labels.edit(func(now nodeLabels) nodeLabels { // until the watch says so
+		if now.told != node.told {
+			return now // it has, or that somebody has changed it since
+		}
 		labels := map[string]string{}
-		maps.Copy(labels, n.labels)
+		maps.Copy(labels, now.labels)
 		delete(labels, s.opts.Label)
 		if want != "" {
 			labels[s.opts.Label] = want
 		}
-		return nodeLabels{n.known, labels}
+		return nodeLabels{now.told, labels}
 	})
 	s.log.Info("the node's label is changed", "label", s.opts.Label, "value", want)
 	return again, nil

@@ -85,6 +85,25 @@ func TestNodeLabelIsGivenAgain(t *testing.T) {
 	})
 }
 
+// A label that somebody takes away just when it was given is given again.
+func TestNodeLabelIsTakenAwayAtOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bed) {
+		b.cluster.set(nil, func(request string, _ kube.PodRef) error {
+			if request == "label" {
+				b.cluster.set(nil, nil)
+				b.memory.AddNode(node, nil)
+				time.Sleep(time.Millisecond) // the watch tells before the request returns
+			}
+			return nil
+		})
+		b.memory.AddNode(node, nil)
+		b.wait(time.Second)
+		if b.label() != "true" {
+			t.Error("the label that was taken away isn't there again")
+		}
+	})
+}
+
 // The node's other label switches streaming off and on, for each daemon.
 func TestOptOut(t *testing.T) {
 	inBubble(t, func(t *testing.T, b *bed) {
