@@ -94,10 +94,10 @@ func sleeper(t *testing.T, script string) Daemon {
 	}
 }
 
-const sleeps = `echo $$ >"$1.new"; mv "$1.new" "$1"; echo it runs; exec sleep 1000`
+const sleeps = `echo it runs; echo $$ >"$1.new"; mv "$1.new" "$1"; exec sleep 1000`
 
 // TestSupervise: a daemon that ends is started again, and the supervisor's end
-// isn't the daemon's.
+// isn't the daemon's. All that they log is shown.
 func TestSupervise(t *testing.T) {
 	d := sleeper(t, sleeps)
 	ctx, stop := context.WithCancel(t.Context())
@@ -108,7 +108,7 @@ func TestSupervise(t *testing.T) {
 	kill(t, first)
 	second := await(t, d, first)
 	t.Cleanup(func() { kill(t, second) })
-	for end := time.Now().Add(time.Minute); !strings.Contains(out.String(), "it runs"); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); strings.Count(out.String(), "it runs") < 2; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("of the log it has shown %q", out.String())
 		}
@@ -212,7 +212,7 @@ func TestLogIsBounded(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { defer close(done); d.follow(ctx, io.Discard) }()
+	go func() { defer close(done); d.follow(ctx, maxLog+1, io.Discard) }()
 	defer func() { stop(); <-done }()
 	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		now, err := os.Stat(d.Log)

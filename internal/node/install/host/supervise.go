@@ -81,9 +81,13 @@ const (
 // is. It also ends when the daemon isn't wanted any more, with ErrNotWanted. What
 // the daemon logs is copied to out.
 func (d Daemon) Supervise(ctx context.Context, out io.Writer, log *slog.Logger) error {
+	at := int64(0) // what is there already somebody else has shown
+	if fi, err := os.Stat(d.Log); err == nil {
+		at = fi.Size()
+	}
 	following, stop := context.WithCancel(ctx)
 	followed := make(chan struct{})
-	go func() { defer close(followed); d.follow(following, out) }()
+	go func() { defer close(followed); d.follow(following, at, out) }()
 	defer func() { stop(); <-followed }()
 	for pause := firstPause; ; pause = min(2*pause, longPause) {
 		begin := time.Now()
@@ -131,15 +135,11 @@ func awaitEnd(ctx context.Context, pid int) error {
 	return ctx.Err()
 }
 
-// follow copies what is appended to the log, and keeps the log bounded, until
-// ctx ends.
-func (d Daemon) follow(ctx context.Context, out io.Writer) {
+// follow copies what is appended to the log after its first at bytes, and keeps the
+// log bounded, until ctx ends.
+func (d Daemon) follow(ctx context.Context, at int64, out io.Writer) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	at := int64(0)
-	if fi, err := os.Stat(d.Log); err == nil {
-		at = fi.Size()
-	}
 	for {
 		select {
 		case <-ctx.Done():
