@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -142,18 +143,22 @@ func TestManyConnections(t *testing.T) {
 // At bcrypt's usual cost, a password that was right minutes ago costs nothing.
 func TestVerificationIsRemembered(t *testing.T) {
 	b := open(t, new(storage.Memory), newClock(), func(o *auth.Options) { o.HashCost = 8 })
-	ci := b.token("ci", auth.MapPull)
-	if _, err := b.who(basic("ci", ci)); err != nil {
-		t.Fatal(err)
-	}
-	began := time.Now()
-	for range 100 {
-		if _, err := b.who(basic("ci", ci)); err != nil {
+	ci := basic("ci", b.token("ci", auth.MapPull))
+	verify := func() time.Duration {
+		began := time.Now()
+		if _, err := b.who(ci); err != nil {
 			t.Fatal(err)
 		}
+		return time.Since(began)
 	}
-	if took := time.Since(began); took > time.Second { // bcrypt would take more
-		t.Errorf("100 verifications took %s", took)
+	first := verify()
+	var again []time.Duration
+	for range 51 {
+		again = append(again, verify())
+	}
+	slices.Sort(again)
+	if usual := again[len(again)/2]; usual > first/2 {
+		t.Errorf("the first verification took %s, those after it %s", first, usual)
 	}
 }
 

@@ -315,7 +315,7 @@ func TestCheckBoundsOverlap(t *testing.T) {
 	if _, err := open(t, seal(image)).Check(t.Context(), Limits{}); !errors.Is(err, ErrCorrupt) {
 		t.Error(err)
 	}
-	if d := time.Since(start); d > 10*time.Second {
+	if d := time.Since(start); d > time.Minute {
 		t.Errorf("Check took %v", d)
 	}
 }

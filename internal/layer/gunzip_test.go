@@ -120,7 +120,7 @@ func TestGunzipEndsWithItsCaller(t *testing.T) {
 	gz := gzipped(t, noise(8<<20))
 	ctx, cancel := context.WithCancelCause(t.Context())
 	enough := errors.New("enough")
-	d, err := script(t, "exec sleep 60").Decompress(ctx, bytes.NewReader(gz))
+	d, err := script(t, "exec sleep 600").Decompress(ctx, bytes.NewReader(gz))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +142,7 @@ func TestGunzipEndsWithItsCaller(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if took := time.Since(start); took > 20*time.Second {
+	if took := time.Since(start); took > 5*time.Minute {
 		t.Errorf("it took %v", took)
 	}
 }

@@ -439,10 +439,9 @@ func TestLinksAreBounded(t *testing.T) {
 	}
 	for name, in := range map[string][]tar.Header{"deep": deep, "chain": chain} {
 		data := tarOf(t, in...)
-		start := time.Now()
 		_, err := layer.Read(t.Context(), bytes.NewReader(data), layer.Options{})
-		if took := time.Since(start); err == nil || !strings.Contains(err.Error(), "too much work") || took > time.Minute {
-			t.Errorf("%s: error %.300v after %v", name, err, took)
+		if err == nil || !strings.Contains(err.Error(), "too much work") {
+			t.Errorf("%s: error %.300v", name, err)
 		}
 	}
 }
