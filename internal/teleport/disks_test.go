@@ -1,14 +1,18 @@
 package teleport
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"sluice/internal/operation"
+	"sluice/internal/storage"
 	"sluice/internal/stored"
 	"sluice/oci"
 )
@@ -69,13 +73,64 @@ func TestDeletedMeanwhile(t *testing.T) {
 		}
 	}
 	b.ready(s, repo, "stays")
-	waitFor(t, "the end of what was deleted", func() bool {
-		queued, running, err := b.db.CountJobs(t.Context(), stored.ExpandQueues)
-		return err == nil && queued+running == 0
-	})
-	if n := b.files(""); n != 3*2 {
-		t.Errorf("%d files are left", n)
+	// What an expansion has made that came to nothing goes by a job that comes after its own.
+	waitFor(t, "the end of what was deleted", func() bool { return b.jobs() == 0 && b.files("") == 3*2 })
+}
+
+// jobs returns how many jobs wait or are being done.
+func (b *bench) jobs() int {
+	b.t.Helper()
+	queued, running, err := b.db.CountJobs(b.t.Context(), stored.ExpandQueues)
+	if err != nil {
+		b.t.Fatal(err)
 	}
+	return queued + running
+}
+
+// held is a store that stops the first to read an object.
+type held struct {
+	storage.Store
+	key           string // the end of the object's; empty: none
+	once          sync.Once
+	reached, free chan struct{}
+}
+
+func (h *held) Open(ctx context.Context, key string, off, n int64) (storage.Object, error) {
+	if h.key != "" && strings.HasSuffix(key, h.key) {
+		h.once.Do(func() {
+			close(h.reached)
+			<-h.free
+		})
+	}
+	return h.Store.Open(ctx, key, off, n)
+}
+
+// It leaves nothing either where the disks that nothing needs are looked for before
+// the last of the image's own is there.
+func TestDeletedAtTheLastLayer(t *testing.T) {
+	b := newBench(t, stored.Options{})
+	store := &held{Store: b.store, reached: make(chan struct{}), free: make(chan struct{})}
+	b.reg = stored.New(store, b.db, stored.Options{Expand: true})
+	s := b.service(Options{Workers: 2})
+	b.enable(s, repo)
+	desc := b.push(repo, "goes", "amd64", layerTar("a", "a"))
+	m, err := b.reg.GetManifest(t.Context(), repo, desc.Digest.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := oci.ParseManifestInfo(m.Content, m.Descriptor.MediaType)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store.key = info.Blobs[len(info.Blobs)-1].Digest.String()
+	start(t, s)
+	<-store.reached
+	if err := b.reg.DeleteManifest(t.Context(), repo, desc.Digest); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the removal of what nothing needs", func() bool { return b.jobs() == 1 })
+	close(store.free)
+	waitFor(t, "the end of what the expansion has made", func() bool { return b.jobs() == 0 && b.files("") == 0 })
 }
 
 // What an expansion has made that came to nothing goes, but for what other images

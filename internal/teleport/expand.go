@@ -127,6 +127,11 @@ func (s *Service) expand(ctx context.Context, repo string, img convert.Image) (m
 	if all, err := s.disks(repo, img); err != nil || len(all) == 0 {
 		return made, errors.Join(err, errors.New("somebody has removed disks while others were made"))
 	}
+	// If it was deleted while the last of them was made, what was removed then didn't
+	// include that one.
+	if _, err := s.registry.Manifest(ctx, repo, img.Manifest.Digest); err != nil {
+		return made, err
+	}
 	return made, nil
 }
 
