@@ -69,6 +69,7 @@ var levels = map[string]int{
 
 	"internal/teleport/mountserver": 5,
 	"internal/node/report/teleport": 6,
+	"internal/node/serve":           6,
 }
 
 // homes pins heavy or delicate libraries to the packages that may import them.

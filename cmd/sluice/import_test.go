@@ -24,8 +24,8 @@ import (
 	"sluice/oci/ocimem"
 )
 
-// serve returns the address of a registry, behind the wrappers.
-func serve(t *testing.T, reg oci.Registry, wrap ...func(http.Handler) http.Handler) string {
+// serveRegistry returns the address of a registry, behind the wrappers.
+func serveRegistry(t *testing.T, reg oci.Registry, wrap ...func(http.Handler) http.Handler) string {
 	t.Helper()
 	var h http.Handler = registry.NewHandler(reg, registry.Options{})
 	for _, w := range wrap {
@@ -67,7 +67,7 @@ func runImport(t *testing.T, args ...string) (imported, string) {
 func TestImport(t *testing.T) {
 	importHome(t)
 	from, to := ocimem.New(), ocimem.New()
-	src, dst := serve(t, from), serve(t, to)
+	src, dst := serveRegistry(t, from), serveRegistry(t, to)
 	desc := pushImage(t, from, "team/app", "v1", "linux", "one", strings.Repeat("two ", 300_000))
 
 	dry, _ := runImport(t, src+"/team/app:v1", dst+"/copy/app", "--dry-run")
@@ -108,7 +108,7 @@ func TestImport(t *testing.T) {
 func TestImportWithCredentials(t *testing.T) {
 	importHome(t)
 	from, to := ocimem.New(), ocimem.New()
-	src := serve(t, from, func(next http.Handler) http.Handler {
+	src := serveRegistry(t, from, func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if user, password, _ := r.BasicAuth(); user != "me" || password != "secret" {
 				w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
@@ -118,7 +118,7 @@ func TestImportWithCredentials(t *testing.T) {
 			next.ServeHTTP(w, r)
 		})
 	})
-	dst := serve(t, to)
+	dst := serveRegistry(t, to)
 	pushImage(t, from, "app", "v1", "linux", "one")
 	try := func(password string, args ...string) error {
 		cmd := newCommand()
@@ -174,7 +174,7 @@ func savedImage(t *testing.T, name string) []byte {
 func TestImportOfArchives(t *testing.T) {
 	importHome(t)
 	to := ocimem.New()
-	dst := serve(t, to)
+	dst := serveRegistry(t, to)
 	content := savedImage(t, "app:v7")
 	t.Chdir(t.TempDir())
 	for _, name := range []string{"saved.tar", "odd:name@x.tar"} {
@@ -191,7 +191,7 @@ func TestImportOfArchives(t *testing.T) {
 		"odd:name@x.tar", "docker-archive:odd:name@x.tar:docker.io/library/app:v7", "-",
 	} {
 		to := ocimem.New()
-		dst := serve(t, to)
+		dst := serveRegistry(t, to)
 		var out bytes.Buffer
 		cmd := newCommand()
 		cmd.SetArgs([]string{"import", from, dst + "/team/app"})
@@ -305,7 +305,7 @@ func TestImportOverABadLine(t *testing.T) {
 	const size = 24 << 20
 	desc := pushImage(t, from, "app", "v1", "linux", randomText(size))
 	in, out := &cutter{after: 5 << 20}, &cutter{after: 11 << 20}
-	src, dst := in.listen(t, serve(t, from)), out.listen(t, serve(t, to))
+	src, dst := in.listen(t, serveRegistry(t, from)), out.listen(t, serveRegistry(t, to))
 	got, _ := runImport(t, src+"/app:v1", dst+"/app")
 	if got.Digest != desc.Digest.String() {
 		t.Errorf("got %+v", got)
@@ -328,8 +328,8 @@ func TestKilledImportGoesOn(t *testing.T) {
 	var under sync.WaitGroup // requests
 	going, killed := make(chan struct{}), make(chan struct{})
 	goes, kill := sync.OnceFunc(func() { close(going) }), sync.OnceFunc(func() { close(killed) })
-	src := serve(t, from)
-	dst := serve(t, to, func(next http.Handler) http.Handler {
+	src := serveRegistry(t, from)
+	dst := serveRegistry(t, to, func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Method == http.MethodPatch {
 				under.Add(1)
@@ -381,7 +381,7 @@ func TestInterruptedImportSaysSo(t *testing.T) {
 	pushImage(t, from, "app", "v1", "linux", randomText(24<<20))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	src, dst := serve(t, from), serve(t, to, func(next http.Handler) http.Handler {
+	src, dst := serveRegistry(t, from), serveRegistry(t, to, func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Method == http.MethodPatch {
 				cancel()

@@ -15,6 +15,7 @@ import (
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
 	"sluice/internal/node/plane"
+	"sluice/internal/node/serve"
 )
 
 // imageFlags are the flags of verbs that take an image.
@@ -133,7 +134,7 @@ func unmountImage(ctx context.Context, f daemonFlags, dir string) error {
 		if err != nil {
 			return err
 		}
-		client := control.NewClient(controlSocket(f.sockets(r)))
+		client := control.NewClient(serve.Control(f.sockets(r)))
 		err = client.Unmount(ctx, dir)
 		if errors.Is(err, control.ErrNoDaemon) && r != nodeRoot {
 			if _, serr := os.Stat(r); serr == nil {

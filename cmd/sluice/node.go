@@ -6,24 +6,24 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
+	"sluice/internal/background"
 	"sluice/internal/blob"
 	"sluice/internal/node/cache"
-	"sluice/internal/node/endpoint"
+	"sluice/internal/node/credentials"
+	"sluice/internal/node/happening"
 	"sluice/internal/node/hosts"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
 	"sluice/internal/node/plane/fanotify"
 	"sluice/internal/node/plane/fuse"
-	"sluice/internal/node/snapshot"
+	"sluice/internal/node/serve"
 	"sluice/internal/node/timeline"
 )
 
@@ -147,8 +147,6 @@ func runDir(root string) string {
 	return filepath.Join(nodeRun, fmt.Sprintf("root-%x", sum[:6]))
 }
 
-func controlSocket(run string) string { return filepath.Join(run, "control.sock") }
-
 // daemon is the parts of a running node daemon.
 type daemon struct {
 	config nodeConfig
@@ -156,7 +154,9 @@ type daemon struct {
 	cache  *cache.Cache
 	self   string      // this program's file
 	plane  servedPlane // nil where the kernel can't
-	creds  *nodeCredentials
+	creds  *credentials.Chain
+	passed *credentials.Passed // by kubelet; nil: it isn't listened to
+	work   *background.Work    // that renews credentials
 	hosts  *hosts.Hosts
 	images *mount.Manager
 	info   control.Info
@@ -177,13 +177,7 @@ func runNode(ctx context.Context, c nodeConfig) error {
 	if err := c.makeDirs(); err != nil {
 		return err
 	}
-	for {
-		err := runDaemon(ctx, c, log)
-		if !errors.Is(err, errLost) || ctx.Err() != nil {
-			return err
-		}
-		log.Error("starting anew with fresh mounts; containers that run have lost their images and must be restarted", "error", err)
-	}
+	return serve.Until(ctx, log, func(ctx context.Context) error { return runDaemon(ctx, c, log) })
 }
 
 // runDaemon runs the daemon until ctx ends or the plane is lost.
@@ -234,7 +228,7 @@ func (c *nodeConfig) makeDirs() (err error) {
 
 // openDaemon opens state and plane and goes on with what is mounted.
 func openDaemon(ctx context.Context, c nodeConfig, log *slog.Logger) (_ *daemon, err error) {
-	d := &daemon{config: c, log: log, info: control.Info{Root: c.root, Standalone: c.standalone}}
+	d := &daemon{config: c, log: log, work: background.New(), info: control.Info{Root: c.root, Standalone: c.standalone}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())
@@ -244,7 +238,8 @@ func openDaemon(ctx context.Context, c nodeConfig, log *slog.Logger) (_ *daemon,
 	if err != nil {
 		return nil, err
 	}
-	d.creds = c.credentials.open(c.run, c.registries.plainHTTP, log)
+	d.creds, d.passed = c.credentials.open(c.run, c.registries.plainHTTP, log)
+	d.work.Go(d.creds.Run)
 	d.hosts = c.registries.open(d.creds.For, log)
 	d.info.Credentials, d.info.Registries = d.creds.Status, registryProblems(d.hosts)
 	images, err := d.openPlane(ctx)
@@ -292,90 +287,34 @@ func (d *daemon) close() error {
 	if d.hosts != nil {
 		d.hosts.Close()
 	}
-	if d.creds != nil {
-		d.creds.close()
-	}
+	d.work.Stop()
 	return errors.Join(errs...)
 }
 
-// closeAny closes the listeners that there are.
-func closeAny(all ...net.Listener) error {
-	var errs []error
-	for _, l := range all {
-		if l != nil {
-			errs = append(errs, l.Close())
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// errLost ends a daemon whose FUSE mount was taken away. The next one makes a
-// new one.
-var errLost = errors.New("the FUSE connection is lost: somebody unmounted or aborted it")
-
-// serve answers containerd and control clients.
+// serve answers containerd, kubelet and control clients.
 func (d *daemon) serve(ctx context.Context) error {
-	events, err := d.openEvents()
-	if err != nil {
-		return err
-	}
-	defer events.close(d.log)
-	sn, err := snapshot.Open(ctx, snapshot.Options{
-		Root: d.config.root, Images: d.images, Observer: events, MountOptions: d.config.mountOptions, RemapIDs: d.config.remapIDs, Log: d.log,
+	d.info.Events = happening.NewLog(happening.Capacity)
+	front, err := serve.Listen(ctx, serve.Options{
+		Root: d.config.root, Run: d.config.run, Images: d.images,
+		Events: d.info.Events, OptOut: d.config.events.optOut,
+		Containerd: d.config.credentials.cri, Passed: d.passed, References: d.references,
+		MountOptions: d.config.mountOptions, RemapIDs: d.config.remapIDs,
+		Metrics: d.config.report.metrics, Log: d.log,
 	})
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err := sn.Close(); err != nil {
-			d.log.Error("close the snapshotter", "error", err)
-		}
-	}()
-	d.images.Settled()
-	d.info.Snapshotter = filepath.Join(d.config.run, "snapshotter.sock")
-	snapshots, err := endpoint.Listen(d.info.Snapshotter)
-	if err != nil {
-		return err
+	d.info.Snapshotter = serve.Snapshotter(d.config.run)
+	if address := front.Metrics(); address != "" {
+		d.info.Metrics = "http://" + address + "/metrics"
 	}
-	kubelet, err := d.listenCRI()
-	if err != nil {
-		return errors.Join(err, snapshots.Close())
+	return front.Serve(ctx, d.controlHandler(), d.metricsHandler(), d.lost())
+}
+
+// references are the images on the node.
+func (d *daemon) references(ctx context.Context) (all []string) {
+	for _, i := range d.images.Status(ctx).Images {
+		all = append(all, i.Reference)
 	}
-	metrics, err := d.listenMetrics(ctx)
-	if err != nil {
-		return errors.Join(err, snapshots.Close(), closeAny(kubelet))
-	}
-	controls, err := endpoint.Listen(controlSocket(d.config.run))
-	if err != nil {
-		return errors.Join(err, snapshots.Close(), closeAny(kubelet, metrics))
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer context.AfterFunc(ctx, events.kept.Close)() // who follows isn't waited for
-	var wg sync.WaitGroup
-	wg.Go(func() { events.Run(ctx) })
-	wg.Go(func() { cancel(snapshot.Serve(ctx, snapshots, sn)) })
-	wg.Go(func() { cancel(endpoint.Serve(ctx, controls, d.controlHandler())) })
-	if kubelet != nil {
-		wg.Go(func() { cancel(d.serveCRI(ctx, kubelet, events)) })
-	}
-	if metrics != nil {
-		wg.Go(func() { cancel(endpoint.Serve(ctx, metrics, d.metricsHandler())) })
-	}
-	wg.Go(func() { // what a crash left; containerd asks for it only when it has removed something
-		if err := sn.Cleanup(ctx); err != nil {
-			d.log.Warn("left-over directories of snapshots stay", "error", err)
-		}
-	})
-	d.log.Info("ready", "snapshotter", d.info.Snapshotter, "metrics", d.info.Metrics, "root", d.config.root)
-	select {
-	case <-ctx.Done():
-	case <-d.lost():
-		cancel(errLost)
-	}
-	wg.Wait()
-	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
-		return err
-	}
-	return nil
+	return all
 }

@@ -23,6 +23,7 @@ import (
 
 	"sluice/internal/node/mount/control"
 	"sluice/internal/node/plane"
+	"sluice/internal/node/serve"
 	"sluice/internal/node/timeline"
 	"sluice/internal/remote"
 	"sluice/oci"
@@ -158,7 +159,7 @@ func TestWithoutContainerd(t *testing.T) {
 	}
 
 	// The daemon is killed; the next command starts another, and reads go on.
-	client := control.NewClient(controlSocket(sockets))
+	client := control.NewClient(serve.Control(sockets))
 	status, err := client.Status(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -299,7 +300,7 @@ func TestNodeDaemon(t *testing.T) {
 	if err := unix.Unmount(filepath.Join(sockets, "plane", "blobs"), unix.MNT_DETACH); err != nil {
 		t.Fatal(err)
 	}
-	client := control.NewClient(controlSocket(sockets))
+	client := control.NewClient(serve.Control(sockets))
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		at, err := plane.MountAt(filepath.Join(sockets, "plane", "blobs"))
 		if err != nil {
@@ -328,7 +329,7 @@ func endDaemon(t *testing.T, sockets, dir string) {
 	if dir != "" {
 		unix.Unmount(dir, unix.MNT_DETACH)
 	}
-	if s, err := control.NewClient(controlSocket(sockets)).Status(ctx); err == nil {
+	if s, err := control.NewClient(serve.Control(sockets)).Status(ctx); err == nil {
 		for _, img := range s.Images {
 			for _, m := range img.Mounts {
 				unix.Unmount(m.Path, unix.MNT_DETACH)

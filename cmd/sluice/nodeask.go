@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sluice/internal/node/mount/control"
+	"sluice/internal/node/serve"
 )
 
 // registerAsk registers the flags of verbs that ask a daemon that runs.
@@ -32,7 +33,7 @@ func askDaemon[T any](ctx context.Context, f daemonFlags, ask func(*control.Clie
 		if err != nil {
 			return none, err
 		}
-		answer, err := ask(control.NewClient(controlSocket(f.sockets(dir))), ctx)
+		answer, err := ask(control.NewClient(serve.Control(f.sockets(dir))), ctx)
 		switch {
 		case errors.Is(err, os.ErrPermission):
 			return none, errors.New("the node daemon answers root only: run it with sudo")

@@ -16,6 +16,7 @@ import (
 	"sluice/internal/durable"
 	"sluice/internal/node/mount/control"
 	"sluice/internal/node/plane"
+	"sluice/internal/node/serve"
 	"sluice/internal/node/snapshot"
 )
 
@@ -51,7 +52,7 @@ func (c nodeConfig) withdraw(ctx context.Context, f uninstallFlags, pod string, 
 			err = errors.Join(err, <-served)
 		}
 	}()
-	client := control.NewClient(controlSocket(c.run))
+	client := control.NewClient(serve.Control(c.run))
 	for limit := time.Now().Add(withdrawTime); ; {
 		if _, err = client.Status(ctx); err == nil {
 			w, err = snapshot.Withdraw(ctx, f.containerd, f.snapshotter, pod, f.force)

@@ -14,6 +14,7 @@ import (
 
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
+	"sluice/internal/node/serve"
 )
 
 // TestNodeDisk is an operator who looks where the disk went, and takes it back.
@@ -71,7 +72,7 @@ func TestNodeDisk(t *testing.T) {
 			}
 		}
 	}
-	client := control.NewClient(controlSocket(sockets))
+	client := control.NewClient(serve.Control(sockets))
 	waitFor("answers", func() bool { _, err := client.Status(t.Context()); return err == nil })
 
 	must("mount", image, dir)

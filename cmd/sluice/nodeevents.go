@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -15,8 +14,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"sluice/internal/human"
-	"sluice/internal/node/attribution"
-	"sluice/internal/node/cri"
 	"sluice/internal/node/happening"
 	"sluice/internal/node/mount/control"
 )
@@ -28,38 +25,6 @@ type eventsConfig struct {
 
 func (c *eventsConfig) register(f *pflag.FlagSet) {
 	f.StringVar(&c.optOut, "opt-out-annotation", "sluice.dev/artifact-streaming", "`KEY` of the annotation by which a pod says, with\n\"false\", to pull its images the ordinary way; needs\n--cri-socket")
-}
-
-// nodeEvents makes events of what happens to images, and keeps them.
-type nodeEvents struct {
-	*attribution.Attributor
-	kept    *happening.Log
-	runtime *cri.Runtime // nil: nobody knows which pod a container belongs to
-}
-
-// openEvents makes a daemon's. The caller closes them.
-func (d *daemon) openEvents() (*nodeEvents, error) {
-	e := &nodeEvents{kept: happening.NewLog(happening.Capacity)}
-	o := attribution.Options{Events: e.kept, Images: d.images, OptOut: d.config.events.optOut, Log: d.log}
-	if socket := d.config.credentials.cri; socket != "" {
-		var err error
-		if e.runtime, err = cri.NewRuntime(socket); err != nil {
-			return nil, err
-		}
-		o.Containers = e.runtime
-	}
-	e.Attributor = attribution.New(o)
-	d.info.Events = e.kept
-	return e, nil
-}
-
-func (e *nodeEvents) close(log *slog.Logger) {
-	if e.runtime == nil {
-		return
-	}
-	if err := e.runtime.Close(); err != nil {
-		log.Warn("close the connection to containerd's CRI", "error", err)
-	}
 }
 
 func newNodeEventsCommand() *cobra.Command {

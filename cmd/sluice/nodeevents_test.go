@@ -16,6 +16,7 @@ import (
 	"sluice/internal/node/hosts"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
+	"sluice/internal/node/serve"
 	"sluice/oci"
 )
 
@@ -65,7 +66,7 @@ func TestEventsVerb(t *testing.T) {
 		t.Errorf("as XML: %d, %s", code, stderr)
 	}
 	log := happening.NewLog(4)
-	l, err := endpoint.Listen(controlSocket(dir))
+	l, err := endpoint.Listen(serve.Control(dir))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 
 	"github.com/spf13/pflag"
@@ -57,18 +55,4 @@ func (d *daemon) metricsHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", report.Metrics(d.images.Status, d.info.Events))
 	return mux
-}
-
-// listenMetrics listens where --metrics-listen says; nil without it.
-func (d *daemon) listenMetrics(ctx context.Context) (net.Listener, error) {
-	if d.config.report.metrics == "" {
-		return nil, nil
-	}
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", d.config.report.metrics)
-	if err != nil {
-		return nil, fmt.Errorf("--metrics-listen: %w", err)
-	}
-	d.info.Metrics = "http://" + l.Addr().String() + "/metrics"
-	return l, nil
 }

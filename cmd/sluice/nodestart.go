@@ -14,6 +14,7 @@ import (
 	"sluice/internal/node/install"
 	"sluice/internal/node/install/host"
 	"sluice/internal/node/mount/control"
+	"sluice/internal/node/serve"
 	"sluice/internal/node/snapshot"
 )
 
@@ -212,7 +213,7 @@ func supervised(i install.Installation) host.Daemon {
 		Command: append([]string{i.Program, "node", "launch", "--", i.Program, "node"}, i.Flags...),
 		Log:     supervisedLog,
 		Process: func(ctx context.Context) (int, error) {
-			pid, err := control.NewClient(controlSocket(i.Sockets)).Process(ctx)
+			pid, err := control.NewClient(serve.Control(i.Sockets)).Process(ctx)
 			if errors.Is(err, control.ErrNoDaemon) {
 				return 0, nil
 			}

@@ -19,6 +19,7 @@ import (
 	"sluice/internal/node/install/host"
 	"sluice/internal/node/mount"
 	"sluice/internal/node/mount/control"
+	"sluice/internal/node/serve"
 	"sluice/internal/node/snapshot"
 )
 
@@ -186,13 +187,13 @@ func survey(ctx context.Context, f uninstallFlags, pod string) (snapshot.Withdra
 // look finds what there is of the daemons, and refuses when somebody needs it.
 func (u *uninstalled) look(ctx context.Context, nodes []nodeConfig, pod snapshot.Pod, f uninstallFlags) error {
 	for _, c := range nodes {
-		pid, err := control.NewClient(controlSocket(c.run)).Process(ctx)
+		pid, err := control.NewClient(serve.Control(c.run)).Process(ctx)
 		switch {
 		case errors.Is(err, control.ErrNoDaemon):
 		case err != nil:
 			return err
 		case pid == 0:
-			return fmt.Errorf("the daemon at %s runs in a container: stop it there first", controlSocket(c.run))
+			return fmt.Errorf("the daemon at %s runs in a container: stop it there first", serve.Control(c.run))
 		default:
 			u.Daemons = append(u.Daemons, pid)
 		}

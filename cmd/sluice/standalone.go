@@ -10,14 +10,15 @@ import (
 
 	"sluice/internal/node/endpoint"
 	"sluice/internal/node/mount/control"
+	"sluice/internal/node/serve"
 )
 
 // serveStandalone answers control clients, until there's nothing mounted for a
 // while.
 func (d *daemon) serveStandalone(ctx context.Context) error {
 	d.images.Settled()
-	idle, err := endpoint.ServeWhileUsed(ctx, controlSocket(d.config.run), d.controlHandler(), func() (bool, error) {
-		return len(d.images.Claims()) > 0, d.isLost()
+	idle, err := endpoint.ServeWhileUsed(ctx, serve.Control(d.config.run), d.controlHandler(), func() (bool, error) {
+		return len(d.images.Claims()) > 0, serve.Lost(d.lost())
 	})
 	if err != nil || !idle { // mounts stay
 		return err
@@ -34,16 +35,6 @@ func (d *daemon) serveStandalone(ctx context.Context) error {
 	return err
 }
 
-// isLost is errLost once the plane is of no use any more.
-func (d *daemon) isLost() error {
-	select {
-	case <-d.lost():
-		return errLost
-	default:
-		return nil
-	}
-}
-
 // connect returns a client of the machine's node daemon, or of a standalone
 // one, which it starts if need be. With a root, only of the one there.
 func connect(ctx context.Context, f daemonFlags, plainHTTP []string) (*control.Client, error) {
@@ -52,7 +43,7 @@ func connect(ctx context.Context, f daemonFlags, plainHTTP []string) (*control.C
 	}
 	root := f.root
 	if root == "" {
-		client := control.NewClient(controlSocket(f.sockets(nodeRoot)))
+		client := control.NewClient(serve.Control(f.sockets(nodeRoot)))
 		_, err := client.Status(ctx)
 		if !errors.Is(err, control.ErrNoDaemon) {
 			return client, err
@@ -64,7 +55,7 @@ func connect(ctx context.Context, f daemonFlags, plainHTTP []string) (*control.C
 		return nil, err
 	}
 	run := f.sockets(root)
-	client := control.NewClient(controlSocket(run))
+	client := control.NewClient(serve.Control(run))
 	if _, err := client.Status(ctx); !errors.Is(err, control.ErrNoDaemon) {
 		return client, err
 	}

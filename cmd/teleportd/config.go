@@ -14,6 +14,7 @@ import (
 
 	"sluice/internal/node/cache"
 	"sluice/internal/node/hosts"
+	"sluice/internal/node/serve"
 )
 
 // The directories of the machine's teleportd.
@@ -124,10 +125,8 @@ func (c *config) snapshotter() string {
 	if c.standalone {
 		return ""
 	}
-	return filepath.Join(c.run, "snapshotter.sock")
+	return serve.Snapshotter(c.run)
 }
-
-func controlSocket(run string) string { return filepath.Join(run, "control.sock") }
 
 // makeDirs makes the daemon's directories.
 func (c *config) makeDirs() (err error) {

@@ -3,24 +3,23 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
+	"sluice/internal/background"
 	"sluice/internal/blob"
 	"sluice/internal/node/cache"
+	"sluice/internal/node/credentials"
 	"sluice/internal/node/disks"
 	"sluice/internal/node/disks/control"
-	"sluice/internal/node/endpoint"
+	"sluice/internal/node/happening"
 	"sluice/internal/node/hosts"
 	"sluice/internal/node/plane/fuse"
 	"sluice/internal/node/pulled"
+	"sluice/internal/node/serve"
 	"sluice/internal/node/smb"
-	"sluice/internal/node/snapshot"
 	"sluice/internal/remote"
 	"sluice/oci"
 )
@@ -31,7 +30,9 @@ type daemon struct {
 	log         *slog.Logger
 	cache       *cache.Cache
 	plane       *fuse.Plane // nil where the kernel can't
-	creds       *nodeCredentials
+	creds       *credentials.Chain
+	passed      *credentials.Passed // by kubelet; nil: it isn't listened to
+	work        *background.Work    // that renews credentials
 	hosts       *hosts.Hosts
 	images      *disks.Manager
 	connections smb.Tally // with file servers
@@ -39,13 +40,9 @@ type daemon struct {
 	known       node      // what doesn't change
 
 	ordinary *pulled.Store // images that orca has and that aren't teleported
-	events   *nodeEvents
+	events   *happening.Log
 	control  *control.Server
 }
-
-// errLost ends a daemon whose FUSE mount was taken away. The next one makes a new
-// one.
-var errLost = errors.New("the FUSE connection is lost: somebody unmounted or aborted it")
 
 // runDaemon runs the daemon until ctx ends.
 func runDaemon(ctx context.Context, c config) error {
@@ -59,13 +56,7 @@ func runDaemon(ctx context.Context, c config) error {
 	if err := c.makeDirs(); err != nil {
 		return err
 	}
-	for {
-		err := runOnce(ctx, c, log)
-		if !errors.Is(err, errLost) || ctx.Err() != nil {
-			return err
-		}
-		log.Error("starting anew with fresh mounts; containers that run have lost their images and must be restarted", "error", err)
-	}
+	return serve.Until(ctx, log, func(ctx context.Context) error { return runOnce(ctx, c, log) })
 }
 
 // runOnce runs the daemon until ctx ends or the plane is lost.
@@ -83,7 +74,7 @@ func runOnce(ctx context.Context, c config, log *slog.Logger) (err error) {
 
 // openDaemon opens state and plane and goes on with what is mounted.
 func openDaemon(ctx context.Context, c config, log *slog.Logger) (_ *daemon, err error) {
-	d := &daemon{config: c, log: log}
+	d := &daemon{config: c, log: log, work: background.New(), events: happening.NewLog(happening.Capacity)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())
@@ -93,7 +84,8 @@ func openDaemon(ctx context.Context, c config, log *slog.Logger) (_ *daemon, err
 	if err != nil {
 		return nil, err
 	}
-	d.creds = c.credentials.open(c.run, c.plainHTTP, log)
+	d.creds, d.passed = c.credentials.open(c.run, c.plainHTTP, log)
+	d.work.Go(d.creds.Run)
 	d.hosts = hosts.Open(hosts.Options{Dirs: c.hostsDirs, PlainHTTP: c.plainHTTP, Credentials: d.creds.For, Log: log})
 	images, mode, err := d.openPlane(ctx)
 	if err != nil {
@@ -114,11 +106,8 @@ func openDaemon(ctx context.Context, c config, log *slog.Logger) (_ *daemon, err
 	if err != nil {
 		return nil, err
 	}
-	if d.events, err = d.openEvents(); err != nil {
-		return nil, err
-	}
 	d.control, err = control.Open(ctx, control.Options{
-		Root: filepath.Join(c.root, "claims"), Teleport: d.images, Ordinary: d.ordinary, Events: d.events.kept,
+		Root: filepath.Join(c.root, "claims"), Teleport: d.images, Ordinary: d.ordinary, Events: d.events,
 		Info: control.Info{Root: c.root, Standalone: c.standalone, Snapshotter: c.snapshotter(), Unusable: d.unusable}, Node: d.describe, Log: log,
 	})
 	return d, err
@@ -155,9 +144,6 @@ func (d *daemon) close() error {
 	if d.control != nil {
 		d.control.Close()
 	}
-	if d.events != nil {
-		d.events.close(d.log)
-	}
 	if d.ordinary != nil {
 		errs = append(errs, d.ordinary.Close())
 	}
@@ -173,109 +159,28 @@ func (d *daemon) close() error {
 	if d.hosts != nil {
 		d.hosts.Close()
 	}
-	if d.creds != nil {
-		d.creds.close()
-	}
+	d.work.Stop()
 	return errors.Join(errs...)
 }
 
-// listeners are where the daemon answers.
-type listeners struct{ snapshots, controls, kubelet, metrics net.Listener }
-
-// listen listens everywhere, or nowhere.
-func (d *daemon) listen(ctx context.Context) (l listeners, err error) {
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, l.close())
-		}
-	}()
-	if l.kubelet, err = d.listenCRI(); err != nil {
-		return l, err
-	}
-	if l.metrics, err = d.listenMetrics(ctx); err != nil {
-		return l, err
-	}
-	if l.controls, err = endpoint.Listen(controlSocket(d.config.run)); err != nil {
-		return l, err
-	}
-	l.snapshots, err = endpoint.Listen(d.config.snapshotter()) // the last: who waits for it finds the others
-	return l, err
-}
-
-// address is where metrics are served, "" if nowhere but at the control socket.
-func (l listeners) address() string {
-	if l.metrics == nil {
-		return ""
-	}
-	return l.metrics.Addr().String()
-}
-
-func (l listeners) close() error {
-	var errs []error
-	for _, one := range []net.Listener{l.snapshots, l.controls, l.kubelet, l.metrics} {
-		if one != nil {
-			errs = append(errs, one.Close())
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// listenMetrics listens where --metrics says; nil without it.
-func (d *daemon) listenMetrics(ctx context.Context) (net.Listener, error) {
-	if d.config.metrics == "" {
-		return nil, nil
-	}
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", d.config.metrics)
-	if err != nil {
-		return nil, fmt.Errorf("--metrics: %w", err)
-	}
-	return l, nil
-}
-
-// serve answers containerd and control clients.
+// serve answers containerd, kubelet and control clients.
 func (d *daemon) serve(ctx context.Context) error {
-	sn, err := snapshot.Open(ctx, snapshot.Options{Root: d.config.root, Images: d.images, Observer: d.events, Log: d.log})
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err := sn.Close(); err != nil {
-			d.log.Error("close the snapshotter", "error", err)
-		}
-	}()
-	d.images.Settled()
-	l, err := d.listen(ctx)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer context.AfterFunc(ctx, d.events.kept.Close)() // who follows isn't waited for
-	var wg sync.WaitGroup
-	wg.Go(func() { d.events.Run(ctx) })
-	wg.Go(func() { cancel(snapshot.Serve(ctx, l.snapshots, sn)) })
-	wg.Go(func() { cancel(endpoint.Serve(ctx, l.controls, d.handler())) })
-	if l.kubelet != nil {
-		wg.Go(func() { cancel(d.serveCRI(ctx, l.kubelet)) })
-	}
-	if l.metrics != nil {
-		wg.Go(func() { cancel(endpoint.Serve(ctx, l.metrics, d.metrics())) })
-	}
-	wg.Go(func() { // what a crash left; containerd asks for it only when it has removed something
-		if err := sn.Cleanup(ctx); err != nil {
-			d.log.Warn("left-over directories of snapshots stay", "error", err)
-		}
+	front, err := serve.Listen(ctx, serve.Options{
+		Root: d.config.root, Run: d.config.run, Images: d.images,
+		Events: d.events, Namespace: d.config.namespace, Remedy: disks.Remedy,
+		Containerd: d.config.credentials.cri, Passed: d.passed, References: d.references,
+		Metrics: d.config.metrics, Log: d.log,
 	})
-	d.log.Info("ready", "snapshotter", d.config.snapshotter(), "metrics", l.address(), "root", d.config.root)
-	select {
-	case <-ctx.Done():
-	case <-d.lost():
-		cancel(errLost)
-	}
-	wg.Wait()
-	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+	if err != nil {
 		return err
 	}
-	return nil
+	return front.Serve(ctx, d.handler(), d.metrics(), d.lost())
+}
+
+// references are the images on the node.
+func (d *daemon) references(ctx context.Context) (all []string) {
+	for _, i := range d.images.Status(ctx).Images {
+		all = append(all, i.Reference)
+	}
+	return all
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -13,17 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"sluice/internal/node/attribution"
-	"sluice/internal/node/cache"
-	"sluice/internal/node/disks"
 	"sluice/internal/node/disks/control"
-	"sluice/internal/node/happening"
-	"sluice/internal/node/mount"
-	"sluice/internal/node/plane"
-	"sluice/internal/node/smb"
-	"sluice/internal/node/smb/smbmem"
-	"sluice/internal/remote"
-	"sluice/oci"
+	"sluice/internal/node/serve"
 )
 
 // TestMain is the holder, too, when a daemon of the tests starts one.
@@ -161,7 +151,7 @@ func TestDaemon(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- runDaemon(ctx, c) }()
-		client := control.NewClient(controlSocket(run))
+		client := control.NewClient(serve.Control(run))
 		for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 			conn, err := net.Dial("unix", filepath.Join(run, "snapshotter.sock"))
 			if err == nil {
@@ -184,7 +174,7 @@ func TestDaemon(t *testing.T) {
 			t.Errorf("round %d: %v\n%s", round, err, text)
 		}
 		web := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", controlSocket(run))
+			return (&net.Dialer{}).DialContext(ctx, "unix", serve.Control(run))
 		}}}
 		resp, err := web.Get("http://teleportd/metrics")
 		if err != nil {
@@ -209,58 +199,4 @@ func TestDaemon(t *testing.T) {
 	if mounted, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(mounted), dir) {
 		t.Errorf("something is still mounted: %v\n%s", err, mounted)
 	}
-}
-
-// Containers of other namespaces of containerd aren't told of.
-func TestNamespace(t *testing.T) {
-	m := newManager(t)
-	for namespace, want := range map[string]int{"k8s.io": 1, "": 2} {
-		e := &nodeEvents{namespace: namespace, kept: happening.NewLog(8)}
-		e.Attributor = attribution.New(attribution.Options{Events: e.kept, Images: m})
-		for _, key := range []string{"moby/1/theirs", "k8s.io/2/ours"} {
-			e.Created(key, oci.DigestOf([]byte("image")))
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() { e.Run(ctx); close(done) }()
-		for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
-			events, _ := e.kept.After(happening.Cursor{})
-			if len(events) == want || time.Now().After(deadline) {
-				cancel()
-				<-done
-				if events, _ = e.kept.After(happening.Cursor{}); len(events) != want {
-					t.Errorf("namespace %q: %d events, want %d", namespace, len(events), want)
-				}
-				break
-			}
-		}
-	}
-}
-
-// newManager returns the images of a machine that can't mount anything.
-func newManager(t *testing.T) *disks.Manager {
-	t.Helper()
-	dir := t.TempDir()
-	c, err := cache.Open(t.Context(), cache.Options{Dir: filepath.Join(dir, "cache")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	m, err := disks.Open(t.Context(), disks.Options{
-		Root: filepath.Join(dir, "root"), Cache: c,
-		Plane:    mount.NoPlane(&plane.UnsupportedError{Reasons: []string{"a test has no kernel"}}),
-		Registry: func(_, _ string) (*remote.Registry, error) { return nil, os.ErrNotExist },
-		Share: func(login func(ctx context.Context, refused string) (smb.Login, error)) smb.Share {
-			return smb.New(new(smbmem.Server), smb.Options{Login: login, Log: slog.New(slog.DiscardHandler)})
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := m.Close(); err != nil {
-			t.Error(err)
-		}
-		c.Close()
-	})
-	return m
 }

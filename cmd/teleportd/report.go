@@ -21,7 +21,7 @@ func (d *daemon) handler() http.Handler {
 
 // metrics answers with Prometheus metrics.
 func (d *daemon) metrics() http.Handler {
-	return teleport.Metrics(d.images.Status, &d.connections, d.events.kept)
+	return teleport.Metrics(d.images.Status, &d.connections, d.events)
 }
 
 // node is how Teleport fares on this machine.

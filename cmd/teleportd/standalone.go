@@ -6,14 +6,15 @@ import (
 	"time"
 
 	"sluice/internal/node/endpoint"
+	"sluice/internal/node/serve"
 )
 
 // serveStandalone answers control clients, until there's nothing mounted for a
 // while.
 func (d *daemon) serveStandalone(ctx context.Context) error {
 	d.images.Settled()
-	idle, err := endpoint.ServeWhileUsed(ctx, controlSocket(d.config.run), d.handler(), func() (bool, error) {
-		return !d.control.Idle(), d.isLost()
+	idle, err := endpoint.ServeWhileUsed(ctx, serve.Control(d.config.run), d.handler(), func() (bool, error) {
+		return !d.control.Idle(), serve.Lost(d.lost())
 	})
 	if err != nil || !idle { // mounts stay
 		return err
@@ -30,14 +31,4 @@ func (d *daemon) serveStandalone(ctx context.Context) error {
 	err = errors.Join(err, d.plane.Shutdown(ctx))
 	d.plane = nil
 	return err
-}
-
-// isLost is errLost once the plane is of no use any more.
-func (d *daemon) isLost() error {
-	select {
-	case <-d.lost():
-		return errLost
-	default:
-		return nil
-	}
 }

@@ -16,6 +16,7 @@ import (
 	"sluice/internal/human"
 	"sluice/internal/node/disks"
 	"sluice/internal/node/disks/control"
+	"sluice/internal/node/serve"
 	"sluice/oci"
 )
 
@@ -30,7 +31,7 @@ func newStatusCommand() *cobra.Command {
 			if output != "table" && output != "json" {
 				return fmt.Errorf("--output %q: use table or json", output)
 			}
-			s, err := control.NewClient(controlSocket(run)).Status(cmd.Context())
+			s, err := control.NewClient(serve.Control(run)).Status(cmd.Context())
 			switch {
 			case errors.Is(err, os.ErrPermission):
 				return errors.New("teleportd answers root only: run it with sudo")

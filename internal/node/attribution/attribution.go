@@ -55,6 +55,10 @@ type Options struct {
 	// no pod.
 	Containers Containers
 
+	// Namespace is containerd's namespace whose containers are told of. Empty:
+	// all.
+	Namespace string
+
 	// OptOut is the annotation by which pods say, with the value "false", that
 	// what is pulled for them isn't to be streamed. Empty: they can't.
 	OptOut string

@@ -265,6 +265,17 @@ func TestOnlyOwn(t *testing.T) {
 	}
 }
 
+// Containers of other namespaces of containerd aren't told of.
+func TestNamespace(t *testing.T) {
+	_, a := newNode(t)
+	a.opts.Containers, a.opts.Namespace = nil, "k8s.io"
+	a.Created("moby/1/theirs", artifact)
+	a.Created("k8s.io/2/ours", artifact)
+	if e := event(t, a, 0); e.ContainerID != "ours" {
+		t.Errorf("told of %+v", e)
+	}
+}
+
 // Without anybody who knows pods it's the image that counts, and what the
 // snapshotter has seen of its pull.
 func TestWithoutCRI(t *testing.T) {

@@ -31,6 +31,9 @@ type start struct {
 // beneath, "" if it isn't streamed. It's quick.
 func (a *Attributor) Created(key string, artifact oci.Digest) {
 	namespace, rest, _ := strings.Cut(key, "/")
+	if a.opts.Namespace != "" && namespace != a.opts.Namespace {
+		return
+	}
 	s := start{namespace: namespace, id: rest[strings.LastIndex(rest, "/")+1:], artifact: artifact, at: time.Now()}
 	if artifact == "" && !a.asks(s) {
 		return // nobody says which image it is
