@@ -64,16 +64,14 @@ const mediaTypeStored = "application/octet-stream"
 
 // storedPage returns the page of n chunks from the given one on, with its chunks.
 func storedPage(first, n int, size, blockSize int64, sums []byte) *page {
-	chunks := make([]Chunk, n)
+	begin := int64(first) * blockSize
+	end := min(begin+int64(n)*blockSize, size)
+	p := &page{first: first, n: n, begin: begin, end: end, blobBegin: begin, blobEnd: end, stored: true}
+	chunks := make([]chunkEntry, n)
 	for i := range chunks {
-		off := int64(first+i) * blockSize
-		length := uint32(min(blockSize, size-off))
-		chunks[i] = Chunk{Offset: off, Length: length, BlobOffset: off, BlobLength: length, Stored: true}
-		copy(chunks[i].Digest[:], sums[(first+i)*sha256.Size:])
+		end := uint32(min(int64(i+1)*blockSize, size-begin))
+		chunks[i] = chunkEntry{end: end, blobEnd: end, digest: [sha256.Size]byte(sums[(first+i)*sha256.Size:])}
 	}
-	last := chunks[n-1]
-	p := &page{first: first, n: n, begin: chunks[0].Offset, end: last.Offset + int64(last.Length)}
-	p.blobBegin, p.blobEnd = p.begin, p.end
 	p.chunks.Store(&chunks)
 	return p
 }

@@ -199,6 +199,35 @@ func TestTablePagesAreReadOnceWhenNeeded(t *testing.T) {
 	}
 }
 
+// What was forgotten is read again when it's needed, and not before.
+func TestForgottenPagesAreReadAgain(t *testing.T) {
+	data := fakeDevice(1, 3000, MediaTypeLayer)
+	content, ref := encodedTable(t, data)
+	var n blob.Counter
+	table, err := OpenTable(t.Context(), ref, blob.Count(blob.FromBytes(content), &n))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := table.Devices[0]
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	table.Forget()
+	before := n.Bytes.Load()
+	if _, err := d.Chunk(canceled, 2000); !errors.Is(err, context.Canceled) || d.Loaded() {
+		t.Errorf("nobody has read the page again, and its chunk gives %v", err)
+	}
+	if _, err := d.Chunk(t.Context(), 2000); err != nil {
+		t.Error(err)
+	}
+	if _, err := d.Chunk(canceled, 2001); err != nil {
+		t.Errorf("a chunk of a page that has been read again: %v", err)
+	}
+	if got := n.Bytes.Load() - before; got != ChunksPerPage*chunkEntrySize {
+		t.Errorf("%d bytes were read again, a page has %d", got, ChunksPerPage*chunkEntrySize)
+	}
+	checkDevice(t, d, data)
+}
+
 // A page that arrives damaged is an error, and right the next time.
 func TestTablePageIsAskedForAgain(t *testing.T) {
 	content, ref := encodedTable(t, fakeDevice(1, 20000, MediaTypeLayer))

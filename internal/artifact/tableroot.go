@@ -37,8 +37,8 @@ type TableRef struct {
 
 // OpenTable reads the table's root from src, which must have the table's blob,
 // and verifies it. A small table is read whole, in one request, and what is good
-// of it not again; other pages are read from src as they are needed, for as long
-// as the Table is used.
+// of it not again until it's forgotten; other pages are read from src as they are
+// needed, for as long as the Table is used.
 func OpenTable(ctx context.Context, ref TableRef, src blob.Source) (*Table, error) {
 	if err := ref.check(); err != nil {
 		return nil, err
@@ -226,22 +226,20 @@ func (d *Device) adjoin() error {
 
 // parse parses the page's content, whose digest has been verified and whose
 // length is p.n entries.
-func (p *page) parse(content []byte) ([]Chunk, error) {
-	chunks := make([]Chunk, p.n)
-	offset, blobOffset := p.begin, p.blobBegin
+func (p *page) parse(content []byte) ([]chunkEntry, error) {
+	chunks := make([]chunkEntry, p.n)
+	var end, blobEnd uint32
 	for i := range chunks {
 		e := content[i*chunkEntrySize:][:chunkEntrySize]
-		c := &chunks[i]
-		c.Offset, c.BlobOffset = offset, blobOffset
-		c.Length, c.BlobLength = binary.LittleEndian.Uint32(e), binary.LittleEndian.Uint32(e[4:])
-		copy(c.Digest[:], e[8:])
-		if c.Length == 0 || c.Length > MaxChunkLength || c.BlobLength == 0 || c.BlobLength > MaxFrameLength {
-			return nil, fmt.Errorf("chunk %d: %d bytes in a frame of %d", p.first+i, c.Length, c.BlobLength)
+		length, blobLength := binary.LittleEndian.Uint32(e), binary.LittleEndian.Uint32(e[4:])
+		if length == 0 || length > MaxChunkLength || blobLength == 0 || blobLength > MaxFrameLength {
+			return nil, fmt.Errorf("chunk %d: %d bytes in a frame of %d", p.first+i, length, blobLength)
 		}
-		offset += int64(c.Length)
-		blobOffset += int64(c.BlobLength)
+		end += length
+		blobEnd += blobLength
+		chunks[i] = chunkEntry{end: end, blobEnd: blobEnd, digest: [sha256.Size]byte(e[8:])}
 	}
-	if offset != p.end || blobOffset != p.blobEnd {
+	if offset, blobOffset := p.begin+int64(end), p.blobBegin+int64(blobEnd); offset != p.end || blobOffset != p.blobEnd {
 		return nil, fmt.Errorf("its chunks end at %d of the device and %d of the blob, the root says %d and %d", offset, blobOffset, p.end, p.blobEnd)
 	}
 	return chunks, nil
