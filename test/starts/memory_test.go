@@ -3,8 +3,8 @@ package starts
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"sluice/internal/artifact"
 	"sluice/internal/node/mount/control"
 	"sluice/internal/remote"
 	"sluice/oci"
@@ -23,17 +24,22 @@ import (
 const (
 	mountedImages = 100
 	idleTime      = 10 * time.Second
-	mostMemory    = 100 << 20 // beyond that the test fails; the goal is 60 MB
+
+	// The goal is 60 MB resident. How much of that are pages of the program, which
+	// are the page cache's and shared, is the kernel's choice: 27 to 45 MB. What is
+	// the daemon's own is 17 to 21.
+	mostMemory = 80 << 20
+	mostOwn    = 28 << 20
 )
 
 // TestManyImagesMounted measures memory and processor time of a daemon with many
-// images mounted that have 23,000 files each.
+// images mounted that have 23,000 files each, and nothing in common that the daemon
+// could know of.
 func TestManyImagesMounted(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("mounting images needs root")
 	}
-	s, n := daemonWithImage(t)
-	refs := variants(t, s)
+	refs, n := manyImages(t)
 	client := control.NewClient(filepath.Join(n.Dir, "run", "control.sock"))
 	for i, ref := range refs {
 		dir := filepath.Join(n.Dir, "mnt", strconv.Itoa(i))
@@ -49,22 +55,34 @@ func TestManyImagesMounted(t *testing.T) {
 	before := processorTime(t, n)
 	time.Sleep(idleTime)
 	used := processorTime(t, n) - before
-	resident := memory(t, n, "VmRSS")
-	t.Logf("FIGURE %d images mounted: the daemon has %.1f MB resident, %.1f MB at the most; idle it takes %.2f %% of a processor",
-		len(refs), float64(resident)/1e6, float64(peak)/1e6, 100*used.Seconds()/idleTime.Seconds())
-	if resident > mostMemory {
-		t.Errorf("%d bytes resident, more than %d", resident, mostMemory)
+	resident, own := memory(t, n, "VmRSS"), memory(t, n, "RssAnon")
+	t.Logf("FIGURE %d images mounted: the daemon has %.1f MB resident, %.1f MB of that its own, %.1f MB at the most; idle it takes %.2f %% of a processor",
+		len(refs), float64(resident)/1e6, float64(own)/1e6, float64(peak)/1e6, 100*used.Seconds()/idleTime.Seconds())
+	if resident > mostMemory || own > mostOwn {
+		t.Errorf("%d bytes resident, %d of them its own: more than %d or %d", resident, own, mostMemory, mostOwn)
 	}
 }
 
-// daemonWithImage starts a registry with an image and a node daemon.
-func daemonWithImage(t *testing.T) (s *bed.Stage, n *bed.Node) {
+// manyImages starts a registry with images and a node daemon. Each image has a diff
+// ID of its own, so that its layer is no other's; the content is the same, which
+// nobody here looks at.
+func manyImages(t *testing.T) (refs []string, n *bed.Node) {
 	t.Helper()
-	s = setUp(t)
+	const repo = "many"
+	s := setUp(t)
 	images, err := bed.Debian(t.Context(), func(s string) { t.Log(s) })
 	if err != nil {
 		t.Fatal(err)
 	}
+	dir := filepath.Join(s.Work, repo)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r, err := bed.StartRegistry(t.Context(), s.Sluice, dir, "SLUICE_REGISTRY_PUSH_ALLOW_STREAMING=true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Stop() })
 	if n, err = bed.NewNode(s.Tools, s.Sluice, filepath.Join(s.Work, "node"), "--no-fill"); err != nil {
 		t.Fatal(err)
 	}
@@ -73,61 +91,121 @@ func daemonWithImage(t *testing.T) (s *bed.Stage, n *bed.Node) {
 			t.Error(err)
 		}
 	})
-	if err := errors.Join(s.Push(t.Context(), images.OneLayer, "many:0"), n.StartSluice(t.Context())); err != nil {
-		t.Fatal(err)
-	}
-	return s, n
-}
-
-// variants pushes images that differ from many:0 in their config, converts all
-// and returns their references.
-func variants(t *testing.T, s *bed.Stage) []string {
-	t.Helper()
-	const repo = "many"
-	reg, err := remote.New(s.Registry.Addr, remote.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := reg.GetManifest(t.Context(), repo, "0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var m oci.ImageManifest
-	if err := json.Unmarshal(got.Content, &m); err != nil {
-		t.Fatal(err)
-	}
-	base, err := readBlob(t.Context(), reg, repo, m.Config.Digest)
-	if err != nil {
-		t.Fatal(err)
-	}
-	create := func(ref string, flags ...string) {
-		if err := s.Convert(t.Context(), ref, flags...); err != nil {
+	for _, step := range []func() error{
+		func() error { return r.Push(t.Context(), s.Tools, images.OneLayer, repo+":0") },
+		func() error { return s.Convert(t.Context(), r.Addr+"/"+repo+":0") },
+		func() error { return n.StartSluice(t.Context()) },
+	} {
+		if err := step(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	create(s.Ref("many:0")) // its layers are everybody's
-	var refs []string
+	reg, err := remote.New(r.Addr, remote.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := readStreaming(t, reg, repo, "0")
 	for i := range mountedImages {
 		tag := strconv.Itoa(i + 1)
-		config := bytes.Replace(base, []byte(`{`), fmt.Appendf(nil, `{"author":%q,`, tag), 1)
-		m.Config.Digest, m.Config.Size = oci.DigestOf(config), int64(len(config))
-		if _, err := reg.PushBlob(t.Context(), repo, m.Config, bytes.NewReader(config)); err != nil {
-			t.Fatal(err)
-		}
-		content, err := json.Marshal(m)
+		first.renamed(t, tag).push(t, reg, repo, tag)
+		refs = append(refs, r.Addr+"/"+repo+":"+tag)
+	}
+	return refs, n
+}
+
+// streaming is what a node reads of an image with one layer before it mounts it,
+// but for the metadata.
+type streaming struct {
+	config, image   []byte
+	table, artifact []byte
+	rootSize        int64
+}
+
+// readStreaming reads an image with its artifact.
+func readStreaming(t *testing.T, reg *remote.Registry, repo, tag string) streaming {
+	t.Helper()
+	image, err := reg.GetManifest(t.Context(), repo, tag)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := streaming{image: image.Content}
+	for d, err := range reg.Referrers(t.Context(), repo, image.Descriptor.Digest, oci.ArtifactTypeStreaming) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := reg.PushManifest(t.Context(), repo, tag, got.Descriptor.MediaType, content); err != nil {
+		m, err := reg.GetManifest(t.Context(), repo, d.Digest.String())
+		if err != nil {
 			t.Fatal(err)
 		}
-		refs = append(refs, s.Ref("many:"+tag))
-		create(refs[i], "--no-wait")
+		found.artifact = m.Content
 	}
-	for _, ref := range refs {
-		create(ref)
+	parsed, err := artifact.ParseManifest(found.artifact)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return refs
+	found.rootSize = parsed.Table.RootSize
+	if found.config, err = readBlob(t.Context(), reg, repo, parsed.Config.Digest); err != nil {
+		t.Fatal(err)
+	}
+	if found.table, err = readBlob(t.Context(), reg, repo, parsed.Table.Blob.Digest); err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// renamed returns the same with another diff ID, made of the name, wherever that is
+// told.
+func (s streaming) renamed(t *testing.T, name string) streaming {
+	t.Helper()
+	var m oci.ImageManifest
+	if err := json.Unmarshal(s.artifact, &m); err != nil {
+		t.Fatal(err)
+	}
+	m.Config.Data = nil // it's another one's
+	var err error
+	if s.artifact, err = json.Marshal(m); err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := artifact.ParseManifest(s.artifact)
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace := func(old, by oci.Digest, in ...*[]byte) {
+		for _, b := range in {
+			*b = bytes.ReplaceAll(*b, []byte(old), []byte(by))
+		}
+	}
+	raw := func(d oci.Digest) []byte {
+		b, err := hex.DecodeString(d.Encoded())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	was, is := parsed.Layers[0].DiffID, oci.DigestOf([]byte(name))
+	s.table = bytes.Replace(s.table, raw(was), raw(is), 1)
+	replace(was, is, &s.config, &s.artifact)
+	replace(parsed.Config.Digest, oci.DigestOf(s.config), &s.image, &s.artifact)
+	replace(parsed.Subject.Digest, oci.DigestOf(s.image), &s.artifact)
+	replace(parsed.Table.Blob.Digest, oci.DigestOf(s.table), &s.artifact)
+	replace(parsed.Table.RootDigest, oci.DigestOf(s.table[:s.rootSize]), &s.artifact)
+	return s
+}
+
+// push pushes all but the layer, which is there.
+func (s streaming) push(t *testing.T, reg *remote.Registry, repo, tag string) {
+	t.Helper()
+	for _, content := range [][]byte{s.config, s.table} {
+		desc := oci.Descriptor{Digest: oci.DigestOf(content), Size: int64(len(content))}
+		if _, err := reg.PushBlob(t.Context(), repo, desc, bytes.NewReader(content)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for ref, content := range map[string][]byte{tag: s.image, oci.DigestOf(s.artifact).String(): s.artifact} {
+		if _, err := reg.PushManifest(t.Context(), repo, ref, oci.MediaTypeImageManifest, content); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func readBlob(ctx context.Context, reg oci.Reader, repo string, d oci.Digest) ([]byte, error) {

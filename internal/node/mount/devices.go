@@ -9,7 +9,8 @@ import (
 
 // shareDevices lets images that have a layer in common have its part of their
 // chunk tables in memory once: a device's key says that two are the same. What
-// isn't all loaded still needs its own image's table, and isn't shared.
+// isn't all loaded still needs the registry of its own image, and isn't shared;
+// other tables have a file by the time they are forgotten.
 func (m *Manager) shareDevices(t *artifact.Table) {
 	m.sharing.Lock()
 	defer m.sharing.Unlock()

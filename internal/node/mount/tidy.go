@@ -6,8 +6,15 @@ import (
 	"time"
 )
 
-// tidyAfter is how long after the last pull its memory is given back.
-const tidyAfter = 5 * time.Second
+const (
+	// tidyAfter is how long after the last pull its memory is given back.
+	tidyAfter = 5 * time.Second
+
+	// forgetInterval is how often chunk tables are forgotten. What is read
+	// meanwhile needs them, and what is read next reads them again, which is
+	// little once in that time.
+	forgetInterval = time.Minute
+)
 
 // noteGarbage tells that there is memory to give back.
 func (m *Manager) noteGarbage() {
@@ -23,6 +30,8 @@ func (m *Manager) noteGarbage() {
 func (m *Manager) tidyLoop(ctx context.Context) {
 	due := time.NewTimer(tidyAfter) // the start has read and checked images, too
 	defer due.Stop()
+	forget := time.NewTicker(forgetInterval)
+	defer forget.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -30,7 +39,23 @@ func (m *Manager) tidyLoop(ctx context.Context) {
 		case <-m.garbage:
 			due.Reset(tidyAfter)
 		case <-due.C:
+			m.forgetTables()
 			debug.FreeOSMemory()
+		case <-forget.C:
+			m.forgetTables()
 		}
+	}
+}
+
+// forgetTables gives back the memory of all chunk tables that are on the disk. It
+// would grow with the images that are mounted, and most of them have all that
+// they need.
+func (m *Manager) forgetTables() {
+	for _, img := range m.list() {
+		img.opening.Lock()
+		if img.table != nil && img.tables.local.Load() != nil {
+			img.table.Forget()
+		}
+		img.opening.Unlock()
 	}
 }
