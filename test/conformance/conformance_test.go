@@ -164,7 +164,7 @@ func serve(t *testing.T, program string, env ...string) string {
 	}
 	t.Cleanup(func() {
 		cmd.Process.Signal(syscall.SIGTERM)
-		kill := time.AfterFunc(10*time.Second, func() { cmd.Process.Kill() })
+		kill := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
 		defer kill.Stop()
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("the registry didn't stop cleanly: %v", err)

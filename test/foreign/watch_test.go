@@ -19,8 +19,12 @@ func TestWatchDistribution(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := listener.Addr().String() // for later: distribution is told of it first
-	listener.Close()
+	defer listener.Close()
+	_, port, err := net.SplitHostPort(listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := net.JoinHostPort("127.0.0.2", port) // for later: distribution is told of it first, and nobody else gets this port meanwhile
 	t.Setenv("REGISTRY_NOTIFICATIONS_ENDPOINTS", fmt.Sprintf(
 		"[{name: sluice, url: %q, timeout: 5s, threshold: 100, backoff: 200ms, headers: {Authorization: [Bearer s3cret]}}]", "http://"+address+"/hook"))
 	p := withRegistry(t, "distribution")
@@ -72,7 +76,7 @@ func (p *program) artifacts(repo string, subject oci.Descriptor) (n int) {
 
 func (p *program) awaitArtifact(repo string, subject oci.Descriptor) {
 	p.t.Helper()
-	for deadline := time.Now().Add(time.Minute); p.artifacts(repo, subject) == 0; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); p.artifacts(repo, subject) == 0; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			p.t.Fatalf("%s of %s has no streaming artifact", subject.Digest, repo)
 		}
