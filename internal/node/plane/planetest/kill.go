@@ -73,7 +73,7 @@ func (s Stress) Run(t *testing.T) {
 	if r.Wrong > 0 || r.Refused > 0 && !s.MayRefuse {
 		t.Errorf("%d reads gave wrong bytes, %d failed; the first: %v", r.Wrong, r.Refused, r.First)
 	}
-	if r.Longest > 5*time.Second {
+	if r.Longest > 30*time.Second { // which spans many restarts, on any machine
 		t.Errorf("a read took %v", r.Longest)
 	}
 	if r.Good < int64(s.Kills) { // how many there are is the machine's; ten times as many, and more, on an idle one
