@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"sluice/internal/remote"
 	"sluice/oci"
 )
@@ -129,9 +131,13 @@ func TestExactRangesOnly(t *testing.T) {
 func hang(_ http.ResponseWriter, req *http.Request) {
 	select {
 	case <-req.Context().Done():
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 	}
 }
+
+// patience is the timeout of tests in which something is slow, and still in time
+// on a machine that stands still for a while. They wait side by side.
+const patience = 5 * time.Second
 
 func TestRangesIgnored(t *testing.T) {
 	reg := serve(t, answer(200, string(blob)), once)
@@ -152,19 +158,20 @@ func TestRangesIgnored(t *testing.T) {
 }
 
 func TestBrokenBodies(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		finish func(w http.ResponseWriter, req *http.Request)
 		want   string
 	}{
 		"cut":     {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "unexpected EOF"},
-		"stalled": {hang, "no progress for 2s"},
+		"stalled": {hang, "no progress for " + patience.String()},
 	} {
 		reg := serve(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 			w.Header().Set("Content-Length", "100")
 			w.Write(blob[:60])
 			w.(http.Flusher).Flush()
 			test.finish(w, req)
-		}), remote.Options{Retries: -1, ReadTimeout: 2 * time.Second})
+		}), remote.Options{Retries: -1, ReadTimeout: patience})
 		r, err := reg.GetBlob(t.Context(), "some/repo", blobDigest)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -181,14 +188,15 @@ func TestBrokenBodies(t *testing.T) {
 
 // A body that keeps coming, however slowly, is progress.
 func TestSlowBody(t *testing.T) {
+	t.Parallel()
 	reg := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Length", "100")
 		for i := range 10 {
 			w.Write(blob[10*i : 10*i+10])
 			w.(http.Flusher).Flush()
-			time.Sleep(300 * time.Millisecond)
+			time.Sleep(patience / 8)
 		}
-	}), remote.Options{Retries: -1, ReadTimeout: 2 * time.Second})
+	}), remote.Options{Retries: -1, ReadTimeout: patience})
 	r, err := reg.GetBlob(t.Context(), "some/repo", blobDigest)
 	if err != nil {
 		t.Fatal(err)
@@ -201,9 +209,10 @@ func TestSlowBody(t *testing.T) {
 
 // Neither is it the server's fault when the caller takes its time.
 func TestSlowCaller(t *testing.T) {
-	opts := remote.Options{Retries: -1, ReadTimeout: 2 * time.Second, WriteTimeout: 2 * time.Second}
+	t.Parallel()
+	opts := remote.Options{Retries: -1, ReadTimeout: patience, WriteTimeout: patience}
 	reg := serve(t, inMemory(), opts)
-	slow := io.MultiReader(bytes.NewReader(blob[:10]), pause(3*time.Second), bytes.NewReader(blob[10:]))
+	slow := io.MultiReader(bytes.NewReader(blob[:10]), pause(patience+time.Second), bytes.NewReader(blob[10:]))
 	if _, err := reg.PushBlob(t.Context(), "some/repo", oci.Descriptor{Digest: blobDigest, Size: 100}, slow); err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +224,7 @@ func TestSlowCaller(t *testing.T) {
 	if _, err := io.ReadFull(r, make([]byte, 10)); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(3 * time.Second)
+	time.Sleep(patience + time.Second)
 	if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, blob[10:]) {
 		t.Errorf("got %d bytes, %v", len(got), err)
 	}
@@ -487,9 +496,23 @@ func TestRetry(t *testing.T) {
 }
 
 func TestConnectionRefused(t *testing.T) {
-	server := httptest.NewServer(http.NotFoundHandler())
-	reg := connect(t, server, once)
-	server.Close()
-	_, err := reg.GetManifest(t.Context(), "some/repo", "tag")
+	// A port that is taken, so that nobody else comes to listen on it.
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg, err := remote.New(fmt.Sprintf("127.0.0.1:%d", at.(*unix.SockaddrInet4).Port), once)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = reg.GetManifest(t.Context(), "some/repo", "tag")
 	checkMessage(t, "closed", err, reg, "connection refused")
 }

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"sluice/internal/remote"
 	"sluice/oci"
@@ -149,6 +150,7 @@ func TestTokenOutlivesWhoAskedFirst(t *testing.T) {
 		if t.Context().Err() != nil {
 			t.Fatal("nobody asks for a token")
 		}
+		time.Sleep(time.Millisecond)
 	}
 	second := make(chan error, 1)
 	go func() {
