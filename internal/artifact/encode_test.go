@@ -284,7 +284,7 @@ func TestEncodingFailsCleanly(t *testing.T) {
 				t.Errorf("%d blobs were committed, %d are open", len(c.sink.blobs), c.sink.open)
 			}
 			// What context.AfterFunc and timers started may take a moment to end.
-			for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
+			for deadline := time.Now().Add(time.Minute); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
 				if time.Now().After(deadline) {
 					t.Fatalf("%d goroutines before, %d after", before, runtime.NumGoroutine())
 				}
