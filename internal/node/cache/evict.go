@@ -114,10 +114,11 @@ func (c *Cache) room(s *slot, n int64) error {
 	if m.used+n <= bound || bound == math.MaxInt64 {
 		return nil
 	}
-	if m.used+n-c.evict(min(m.low, bound-n), than) <= bound {
-		return nil
+	c.evict(min(m.low, bound-n), than)
+	if c.used()+n > bound { // looked at anew: others evict, too
+		return ErrQuota
 	}
-	return ErrQuota
+	return nil
 }
 
 // candidate is a layer that could be removed.

@@ -87,6 +87,28 @@ func TestEvictionOrder(t *testing.T) {
 	}
 }
 
+// TestRoomThatOthersMade: what somebody else evicts meanwhile, as the flusher
+// does, is room for a Fill, too.
+func TestRoomThatOthersMade(t *testing.T) {
+	const mib = 1 << 20
+	old, f := newFixture(t, 1, mib, 64<<10), newFixture(t, 2, 2*mib, 64<<10)
+	c := openCache(t, Options{Quota: Space{Bytes: 5 * mib / 2}})
+	l := acquire(t, c, old, old.source())
+	if err := l.Fill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	l.Release()
+	key := l.dev.Key
+	c.Settled(func() map[oci.Digest]Need {
+		c.Remove(key)
+		return nil
+	})
+	l = acquire(t, c, f, f.source())
+	if err := l.Fill(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // smallDisk returns a tmpfs, which ends with the test.
 func smallDisk(t *testing.T, options string) string {
 	t.Helper()
