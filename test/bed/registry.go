@@ -3,7 +3,9 @@ package bed
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -63,14 +65,32 @@ func (r *Registry) Expand(ctx context.Context, name string) error {
 	return run(exec.CommandContext(ctx, r.sluice, "teleport", "check-expansion", r.Addr+"/"+name))
 }
 
-// freeAddress returns an address of loopback that nobody listens on.
+// firstPort is above those of services that machines have.
+const firstPort = 10_000
+
+// freeAddress returns an address of loopback that nobody listens on, and that stays
+// free while its server starts, or is down for a while: the kernel gives its port to
+// nobody who wants any, be it a listener or a client's end of a connection.
 func freeAddress() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
 	if err != nil {
 		return "", err
 	}
-	defer ln.Close()
-	return ln.Addr().String(), nil
+	var end, last int // what the kernel gives away
+	if _, err := fmt.Sscan(string(b), &end, &last); err != nil {
+		return "", fmt.Errorf("the kernel's range of ports is %q: %w", b, err)
+	}
+	if end <= firstPort {
+		return "", fmt.Errorf("the kernel gives away the ports from %d on: raise net.ipv4.ip_local_port_range", end)
+	}
+	for range 100 {
+		addr := fmt.Sprintf("127.0.0.1:%d", firstPort+rand.IntN(end-firstPort))
+		var ln net.Listener
+		if ln, err = net.Listen("tcp", addr); err == nil {
+			return addr, ln.Close()
+		}
+	}
+	return "", err
 }
 
 // freePort is freeAddress, and its parts.
