@@ -240,7 +240,7 @@ func (c *Cluster) makeCgroups() error {
 // last processes have gone.
 func (c *Cluster) removeCgroups() error {
 	var last error
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		last = nil
 		for _, top := range c.cgroups {
 			var dirs []string

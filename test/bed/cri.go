@@ -81,6 +81,19 @@ func (n *Node) EnableCRI(c CRI, registries ...string) error {
 	return nil
 }
 
+// answersKubelet reports whether containerd's CRI does what it is asked for.
+func (n *Node) answersKubelet(ctx context.Context) bool {
+	k, err := n.Kubelet("")
+	if err != nil {
+		return false
+	}
+	defer k.Close()
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	_, err = k.Runtime.Version(ctx, &runtimeapi.VersionRequest{})
+	return err == nil
+}
+
 // Kubelet is the part of kubelet that talks to a container runtime.
 type Kubelet struct {
 	Runtime runtimeapi.RuntimeServiceClient

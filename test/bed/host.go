@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -39,17 +40,20 @@ const hostIP = "10.77.0.2"
 // hostDisk is the size of the host's own disk, in bytes. It is a sparse file.
 const hostDisk = 6 << 30
 
-// hostSetup makes a new mount, network and UTS namespace a host. What other tests
-// have mounted on this machine it lets go: they could not end their FUSE mounts as
-// long as a copy is there. $1 is the
+// LetMountsGo is for the shell, in a new mount namespace whose mounts are nobody
+// else's: of what tests have mounted on this machine it lets its copies go. They could
+// not end their FUSE mounts, nor have their loop devices back, as long as one is there.
+const LetMountsGo = `awk '$5 ~ "^/tmp/" { print $5 }' /proc/self/mountinfo | tac | while read -r at; do umount -l "$at"; done
+`
+
+// hostSetup makes a new mount, network and UTS namespace a host. $1 is the
 // host's directory, $2 its name, $3 its address, $4 the size of the disk that
 // /var/lib is.
 const hostSetup = `
 mount --make-rprivate /
 mount --make-rshared /
 mount -t proc proc /proc
-awk '$5 ~ "^/tmp/" { print $5 }' /proc/self/mountinfo | tac | while read -r at; do umount -l "$at"; done
-hostname "$2"
+` + LetMountsGo + `hostname "$2"
 cd "$1"
 mkdir -p upper/etc work/etc upper/usr-local work/usr-local var/log opt proc-sys
 printf '127.0.0.1 localhost\n%s %s\n' "$3" "$2" >upper/etc/hosts
@@ -185,7 +189,7 @@ func (h *Host) Start(name string, env []string, path string, args ...string) (p 
 // output; an error has what it printed to standard error.
 func (h *Host) Output(ctx context.Context, name string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
-	var out, problems firstOutput
+	var out, problems buffer
 	cmd.Stdout, cmd.Stderr = &out, &problems
 	cmd.WaitDelay = time.Second // for what it left running with its output
 	var err error
@@ -194,9 +198,28 @@ func (h *Host) Output(ctx context.Context, name string, args ...string) ([]byte,
 		err = cmd.Wait()
 	}
 	if err != nil {
-		return []byte(out.text()), fmt.Errorf("%s %q: %w\n%s", name, args, err, tail([]byte(problems.text()+out.text()), 4<<10))
+		return out.bytes(), fmt.Errorf("%s %q: %w\n%s", name, args, err, tail(slices.Concat(problems.bytes(), out.bytes()), 4<<10))
 	}
-	return []byte(out.text()), nil
+	return out.bytes(), nil
+}
+
+// buffer collects what is written to it, also by what a command left running.
+type buffer struct {
+	mu  sync.Mutex
+	buf []byte // guarded by mu
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.buf = append(b.buf, p...)
+	return len(p), nil
+}
+
+func (b *buffer) bytes() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.buf)
 }
 
 // Run is Output for commands of which only the end matters.

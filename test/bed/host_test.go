@@ -20,7 +20,7 @@ func TestHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	outside, err := os.Readlink("/proc/self/ns/mnt")
 	if err != nil {
@@ -90,7 +90,7 @@ func TestHost(t *testing.T) {
 	h.Stop()
 	select {
 	case <-p.done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Error("a process outlived its host")
 	}
 }

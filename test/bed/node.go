@@ -1,12 +1,14 @@
 package bed
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -44,9 +46,9 @@ func NewNode(t Tools, sluice, dir string, flags ...string) (*Node, error) {
 }
 
 // StartNode starts both with empty state in dir, which must not lie on
-// overlayfs.
-func StartNode(ctx context.Context, t Tools, sluice, dir string) (*Node, error) {
-	n, err := NewNode(t, sluice, dir)
+// overlayfs. flags are further ones of sluice node.
+func StartNode(ctx context.Context, t Tools, sluice, dir string, flags ...string) (*Node, error) {
+	n, err := NewNode(t, sluice, dir, flags...)
 	if err != nil {
 		return nil, err
 	}
@@ -165,7 +167,11 @@ func (n *Node) StartContainerd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := p.Await(ctx, func() bool { return n.ctr(ctx, "version").Run() == nil }); err != nil {
+	err = p.Await(ctx, func() bool { return n.ctr(ctx, "version").Run() == nil })
+	if err == nil && n.cri != nil { // which has pods to look for first, and refuses everything meanwhile
+		err = p.Await(ctx, func() bool { return n.answersKubelet(ctx) })
+	}
+	if err != nil {
 		p.Kill()
 		return err
 	}
@@ -243,20 +249,20 @@ type Ran struct {
 // Run runs a command, or the image's own if there is none, in a container and
 // waits for its end.
 func (n *Node) Run(ctx context.Context, snapshotter, ref, id string, command ...string) (Ran, error) {
-	return n.follow(ctx, snapshotter, ref, id, command, func(*firstOutput, time.Duration) bool { return false })
+	return n.follow(ctx, snapshotter, ref, id, command, func(bool, time.Duration) bool { return false })
 }
 
-// patience is how long RunToOutput waits for a word.
-const patience = 20 * time.Second
+// firstWord is how long RunToOutput waits for one.
+const firstWord = time.Minute
 
 // RunToOutput is Run, but ends the container once it has printed something:
 // what an image runs by itself is often a server.
 func (n *Node) RunToOutput(ctx context.Context, snapshotter, ref, id string, command ...string) (Ran, error) {
-	r, err := n.follow(ctx, snapshotter, ref, id, command, func(out *firstOutput, after time.Duration) bool {
-		return out.any() || after > patience
+	r, err := n.follow(ctx, snapshotter, ref, id, command, func(printed bool, after time.Duration) bool {
+		return printed || after > firstWord
 	})
-	if r.Output == "" && r.FirstOutput > patience {
-		return r, fmt.Errorf("%s printed nothing within %v: give a command that prints something", ref, patience)
+	if r.Output == "" && r.FirstOutput > firstWord {
+		return r, fmt.Errorf("%s printed nothing within %v: give a command that prints something", ref, firstWord)
 	}
 	if r.Output != "" {
 		return r, nil // its end was our doing, or doesn't matter any more
@@ -264,13 +270,51 @@ func (n *Node) RunToOutput(ctx context.Context, snapshotter, ref, id string, com
 	return r, err
 }
 
+// output is a file into which a container's shim writes what the container prints.
+// ctr would print that itself, but gives up reading, and sometimes opening, what the
+// shim writes when the container has ended. What the container prints to standard
+// error is in it, too, but may lack its end: the shim is done with the file when it is
+// with standard output.
+type output string
+
+func (n *Node) newOutput() (output, error) {
+	f, err := os.CreateTemp(n.Dir, "output-")
+	if err != nil {
+		return "", err
+	}
+	return output(f.Name()), f.Close()
+}
+
+// flags are ctr's.
+func (o output) flags() []string { return []string{"--log-uri", "file://" + string(o)} }
+
+// first returns when something was printed, as seen soon after; zero if nothing was.
+func (o output) first() time.Time {
+	fi, err := os.Stat(string(o))
+	if err != nil || fi.Size() == 0 {
+		return time.Time{}
+	}
+	return fi.ModTime()
+}
+
+// take returns what was printed, and removes the file.
+func (o output) take() string {
+	b, _ := os.ReadFile(string(o)) // without it nothing was printed
+	os.Remove(string(o))
+	return string(b)
+}
+
 // follow runs a command in a container until it ends, or until enough says
 // that it may be killed.
-func (n *Node) follow(ctx context.Context, snapshotter, ref, id string, command []string, enough func(*firstOutput, time.Duration) bool) (Ran, error) {
-	args := append([]string{"run", "--rm", "--net-host", "--snapshotter", snapshotter, ref, id}, command...)
-	cmd := n.ctr(ctx, args...)
-	var out, problems firstOutput
-	cmd.Stdout, cmd.Stderr = &out, &problems
+func (n *Node) follow(ctx context.Context, snapshotter, ref, id string, command []string, enough func(printed bool, after time.Duration) bool) (Ran, error) {
+	out, err := n.newOutput()
+	if err != nil {
+		return Ran{}, err
+	}
+	args := append([]string{"run", "--rm", "--net-host", "--snapshotter", snapshotter}, out.flags()...)
+	cmd := n.ctr(ctx, append(append(args, ref, id), command...)...)
+	var problems bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &problems, &problems
 	start := time.Now()
 	if err := cmd.Start(); err != nil {
 		return Ran{}, err
@@ -278,28 +322,61 @@ func (n *Node) follow(ctx context.Context, snapshotter, ref, id string, command 
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	most := 0
-	var killed time.Time
+	var first, killed time.Time
 	for {
 		select {
 		case err := <-ended:
-			r := Ran{Output: out.text(), FirstOutput: time.Since(start), Mounts: most}
-			if out.any() {
-				r.FirstOutput = out.first().Sub(start)
+			r := Ran{FirstOutput: time.Since(start), Mounts: most}
+			if first.IsZero() {
+				first = out.first()
 			}
+			if !first.IsZero() {
+				r.FirstOutput = first.Sub(start)
+			}
+			r.Output = out.take()
 			if err != nil {
-				return r, fmt.Errorf("ctr run %s: %w\n%s", ref, err, tail([]byte(problems.text()), 2<<10))
+				return r, fmt.Errorf("ctr run %s: %w\n%s%s", ref, err, tail(problems.Bytes(), 2<<10), tail([]byte(r.Output), 2<<10))
 			}
 			return r, nil
 		case <-time.After(3 * time.Millisecond):
 			if now, err := Mounts(n.Dir); err == nil {
 				most = max(most, len(now))
 			}
-			if enough(&out, time.Since(start)) && time.Since(killed) > time.Second {
+			if first.IsZero() {
+				first = out.first()
+			}
+			if enough(!first.IsZero(), time.Since(start)) && time.Since(killed) > time.Second {
 				killed = time.Now()
 				_ = n.ctr(ctx, "tasks", "kill", "--signal", "SIGKILL", id).Run() // it may be ending by itself
 			}
 		}
 	}
+}
+
+// Exec runs a command in a running container and returns what it printed; an error
+// has that, too.
+func (n *Node) Exec(ctx context.Context, id string, command ...string) (string, error) {
+	return n.printed(ctx, []string{"tasks", "exec"}, append([]string{"--exec-id", fmt.Sprint("e", time.Now().UnixNano()), id}, command...)...)
+}
+
+// Restart runs the command of a container that has ended again, to its end, and
+// returns what it printed.
+func (n *Node) Restart(ctx context.Context, id string) (string, error) {
+	return n.printed(ctx, []string{"tasks", "start"}, id)
+}
+
+// printed runs a verb of ctr's and returns what the container printed.
+func (n *Node) printed(ctx context.Context, verb []string, args ...string) (string, error) {
+	out, err := n.newOutput()
+	if err != nil {
+		return "", err
+	}
+	problems, err := n.ctr(ctx, slices.Concat(verb, out.flags(), args)...).CombinedOutput()
+	text := out.take()
+	if err != nil {
+		err = fmt.Errorf("ctr %s: %w\n%s%s", strings.Join(append(verb, args...), " "), err, tail(problems, 2<<10), tail([]byte(text), 2<<10))
+	}
+	return text, err
 }
 
 // endTasks ends containers that still run, because the command or the test that
@@ -308,7 +385,7 @@ func (n *Node) endTasks() {
 	if n.Containerd == nil || n.Containerd.Ended() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	tasks, err := n.Ctr(ctx, "tasks", "ls", "--quiet")
 	if err != nil {
@@ -339,7 +416,7 @@ func (n *Node) PowerOff(ctx context.Context) error {
 // Clear ends whatever is left of the node after Stop: of pods, and mounts, of a test
 // that failed halfway.
 func (n *Node) Clear() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	return errors.Join(n.killBelow(ctx), UnmountAll(n.Dir))
 }

@@ -1,7 +1,6 @@
 package bed
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -10,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -96,12 +94,16 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
-// Stop asks the process to end, and insists after ten seconds.
+// patience bounds what only takes long on a machine that is very busy, or when
+// something hangs.
+const patience = 2 * time.Minute
+
+// Stop asks the process to end, and insists after half a minute.
 func (p *Process) Stop() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		p.Kill()
 	}
 }
@@ -135,9 +137,9 @@ func (p *Process) AwaitHTTP(ctx context.Context, url string, status int) error {
 	})
 }
 
-// Await waits until ready says so, at most 30 seconds.
+// Await waits until ready says so, as long as the process lives and patience allows.
 func (p *Process) Await(ctx context.Context, ready func() bool) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for !ready() {
 		select {
@@ -157,35 +159,4 @@ func (p *Process) lastWords() []byte {
 		return nil
 	}
 	return tail(b, 2<<10)
-}
-
-// firstOutput is a writer that remembers when it was first written to.
-type firstOutput struct {
-	mu  sync.Mutex
-	at  time.Time
-	buf bytes.Buffer
-}
-
-func (f *firstOutput) Write(p []byte) (int, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.at.IsZero() {
-		f.at = time.Now()
-	}
-	return f.buf.Write(p)
-}
-
-// any reports whether anything was written, first when, text what.
-func (f *firstOutput) any() bool { return !f.first().IsZero() }
-
-func (f *firstOutput) first() time.Time {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.at
-}
-
-func (f *firstOutput) text() string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.buf.String()
 }

@@ -53,7 +53,7 @@ func StartSamba(ctx context.Context, dir, accounts string, config func(port, sta
 			return nil, err
 		}
 	}
-	script := fmt.Sprintf("mount --bind %s /etc/nsswitch.conf && mount --bind %s /var/lib/extrausers && exec smbd --foreground --no-process-group --configfile=%s", names, accounts, conf)
+	script := LetMountsGo + fmt.Sprintf("mount --bind %s /etc/nsswitch.conf && mount --bind %s /var/lib/extrausers && exec smbd --foreground --no-process-group --configfile=%s", names, accounts, conf)
 	s := &Samba{Host: host, Port: port, dir: dir, script: script}
 	return s, s.Restart(ctx)
 }

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -49,7 +48,7 @@ func (s *stage) podLife(t *testing.T, tools bed.Tools, local bool) {
 	}
 	pod, err := k.RunPod(t.Context(), s.Ref("app:1"), false, "/bin/sh", "-c", "sha256sum /data/*; echo ready; sleep 1000000")
 	must(t, err)
-	eventually(t, 20*time.Second, "the container printed what its files are", func() bool { return podPrinted(pod, sumsOf(s.app)+"ready\n") })
+	eventually(t, patience, "the container printed what its files are", func() bool { return podPrinted(pod, sumsOf(s.app)+"ready\n") })
 	s.figures(t, n, k)
 
 	n.Sluice.Kill()
@@ -61,7 +60,7 @@ func (s *stage) podLife(t *testing.T, tools bed.Tools, local bool) {
 	if got.Status.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("after restarts of both daemons the container is %v", got.Status.State)
 	}
-	exec, err := k.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: pod.Container, Cmd: checkSums(), Timeout: 20})
+	exec, err := k.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: pod.Container, Cmd: checkSums(), Timeout: 60})
 	must(t, err)
 	if string(exec.Stdout) != sumsOf(s.app) {
 		t.Errorf("after restarts of both daemons: %s%s", exec.Stdout, exec.Stderr)
@@ -117,8 +116,7 @@ func layerBlobs(t *testing.T, n *bed.Node) []string {
 // came second they go with it, not with app:1.
 const sharedLayers = 2
 
-// isFreed waits until app:1, which was removed, has given back its content: soon,
-// because kubelet's eviction looks at the disk right after.
+// isFreed waits until app:1, which was removed, has given back its content.
 func isFreed(t *testing.T, n *bed.Node) {
 	t.Helper()
 	defer func() {
@@ -127,7 +125,7 @@ func isFreed(t *testing.T, n *bed.Node) {
 			t.Logf("%d layers, images %+v, snapshots\n%s", cachedLayers(t, n), status(t, n).Images, snapshots)
 		}
 	}()
-	eventually(t, 5*time.Second, "the removed image's content is gone", func() bool { return cachedLayers(t, n) == sharedLayers })
+	collected(t, n, "the removed image's content is gone", func() bool { return cachedLayers(t, n) == sharedLayers })
 }
 
 // cachedLayers counts the layers in the node's cache.

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
@@ -194,14 +193,14 @@ func (v *vault) ordinaryPull(t *testing.T, n *bed.Node, k *bed.Kubelet) {
 	}
 	pod, err := k.RunPod(t.Context(), ref, false, "/bin/sh", "-c", "sha256sum /data/*; sleep 1000000")
 	must(t, err)
-	eventually(t, 20*time.Second, "the container printed what its files are", func() bool { return podPrinted(pod, sumsOf(v.secret)) })
+	eventually(t, patience, "the container printed what its files are", func() bool { return podPrinted(pod, sumsOf(v.secret)) })
 	must(t, k.RemovePod(t.Context(), pod))
 }
 
 // podReads reads a file in a pod.
 func (s *stage) podReads(t *testing.T, k *bed.Kubelet, pod bed.Pod, file string) {
 	t.Helper()
-	got, err := k.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: pod.Container, Cmd: []string{"/bin/sha256sum", file}, Timeout: 20})
+	got, err := k.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: pod.Container, Cmd: []string{"/bin/sha256sum", file}, Timeout: 60})
 	must(t, err)
 	if want := s.app.Sums[file] + "  " + file + "\n"; string(got.Stdout) != want {
 		t.Errorf("read %s%s, want %s", got.Stdout, got.Stderr, want)

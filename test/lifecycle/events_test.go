@@ -189,7 +189,7 @@ func (e *eventsOf) sandbox(annotations map[string]string) bed.Sandbox {
 	s, err := e.k.StartSandbox(e.Context(), false, annotations)
 	must(e.T, err)
 	e.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if err := e.k.RemovePod(ctx, bed.Pod{Sandbox: s.ID}); err != nil {
 			e.Error(err)
@@ -231,7 +231,7 @@ func (e *eventsOf) next() control.Happening {
 			e.Fatalf("%d events were lost, it goes on: %t", h.Lost, ok)
 		}
 		return h
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		e.Fatal("nothing is told")
 		return control.Happening{}
 	}

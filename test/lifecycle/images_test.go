@@ -52,9 +52,8 @@ func detached(t *testing.T, n *bed.Node, ref, id string) {
 // look compares what a container of detached is made of.
 func look(t *testing.T, n *bed.Node, id string, box bed.Toolbox) {
 	t.Helper()
-	args := append([]string{"tasks", "exec", "--exec-id", fmt.Sprint("e", time.Now().UnixNano()), id}, checkSums()...)
-	out, err := n.CtrCommand(t.Context(), args...).Output()
-	if err != nil || string(out) != sumsOf(box) {
+	out, err := n.Exec(t.Context(), id, checkSums()...)
+	if err != nil || out != sumsOf(box) {
 		t.Errorf("container %s has %s, %v", id, out, err)
 	}
 }
@@ -79,17 +78,25 @@ func connected(t *testing.T, n *bed.Node) {
 	must(t, n.AwaitConnection(t.Context()))
 }
 
-// isEmpty waits until nothing is left of images that were removed. What is
-// deleted while containerd collects garbage it doesn't know to be garbage until
-// something else is deleted, and so something is.
+// isEmpty waits until nothing is left of images that were removed.
 func isEmpty(t *testing.T, n *bed.Node) {
 	t.Helper()
-	deleted := time.Now()
-	eventually(t, 20*time.Second, "nothing is left of the removed images", func() bool {
+	collected(t, n, "nothing is left of the removed images", func() bool {
 		images, _ := os.ReadDir(filepath.Join(n.Dir, "sluice", "images"))
 		snapshots, _ := os.ReadDir(filepath.Join(n.Dir, "sluice", "snapshots"))
 		mounts, _ := os.ReadDir(filepath.Join(n.Dir, "sluice", "m"))
-		if len(images)+len(snapshots)+len(mounts)+cachedLayers(t, n) == 0 {
+		return len(images)+len(snapshots)+len(mounts)+cachedLayers(t, n) == 0
+	})
+}
+
+// collected waits for what comes of containerd's collection of garbage. What is
+// deleted while it collects it doesn't know to be garbage until something else is
+// deleted, and so something is.
+func collected(t *testing.T, n *bed.Node, what string, is func() bool) {
+	t.Helper()
+	deleted := time.Now()
+	eventually(t, patience, what, func() bool {
+		if is() {
 			return true
 		}
 		if time.Since(deleted) > time.Second {
@@ -103,12 +110,13 @@ func isEmpty(t *testing.T, n *bed.Node) {
 // collect has containerd collect garbage.
 func collect(t *testing.T, n *bed.Node) {
 	t.Helper()
-	_, err := n.Ctr(t.Context(), "leases", "create", "--id", "collect")
+	lease := fmt.Sprint("collect-", time.Now().UnixNano())
+	_, err := n.Ctr(t.Context(), "leases", "create", "--id", lease)
 	must(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
-	_, err = n.Ctr(ctx, "leases", "delete", "--sync", "collect")
-	if err != nil && ctx.Err() == nil { // it's deleted in any case; the next collection may be a while off
+	_, err = n.Ctr(ctx, "leases", "delete", "--sync", lease)
+	if err != nil && ctx.Err() == nil { // the next collection may be a while off
 		t.Fatal(err)
 	}
 }
@@ -155,7 +163,7 @@ func TestConvertedLater(t *testing.T) {
 	s.runs(t, n, bed.Sluice, "later:1", box)
 	end(t, n, id)
 	remove(t, n, ref)
-	eventually(t, 10*time.Second, "the image streams when it is pulled again", func() bool {
+	eventually(t, patience, "the image streams when it is pulled again", func() bool {
 		must(t, n.Pull(t.Context(), bed.Sluice, ref))
 		if len(status(t, n).Images) == 1 {
 			return true
@@ -190,7 +198,7 @@ func TestSharedLayers(t *testing.T) {
 	if st := status(t, n); len(st.Images) != 2 {
 		t.Errorf("streamed images: %+v, want app:1 and second:1", st.Images)
 	}
-	eventually(t, 20*time.Second, "the cache has each layer once", func() bool { return cachedLayers(t, n) == len(s.app.Sums)+2+len(second.Sums) })
+	eventually(t, patience, "the cache has each layer once", func() bool { return cachedLayers(t, n) == len(s.app.Sums)+2+len(second.Sums) })
 	remove(t, n, refs[0])
 	n.Sluice.Kill()
 	must(t, n.StartSluice(t.Context()))
@@ -218,7 +226,7 @@ func TestTwoRegistries(t *testing.T) {
 	for _, ref := range refs {
 		must(t, n.Pull(t.Context(), bed.Sluice, ref))
 	}
-	eventually(t, 20*time.Second, "all content has arrived, once", func() bool {
+	eventually(t, patience, "all content has arrived, once", func() bool {
 		i := status(t, n).Images
 		return len(i) == 1 && i[0].Complete
 	})

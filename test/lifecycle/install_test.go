@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -94,11 +93,11 @@ func TestInstalledByPod(t *testing.T) {
 	if out, err := m.command("kill", "-9", strconv.Itoa(updated.Daemon.PID)); err != nil {
 		t.Fatalf("kill the daemon: %v: %s", err, out)
 	}
-	eventually(t, 20*time.Second, "the killed daemon is started again", func() bool {
+	eventually(t, patience, "the killed daemon is started again", func() bool {
 		now, err := m.status()
 		return err == nil && now.Daemon.PID != updated.Daemon.PID
 	})
-	_, err = m.pods.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: app.container, Cmd: []string{"/bin/touch", "/go"}, Timeout: 10})
+	_, err = m.pods.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: app.container, Cmd: []string{"/bin/touch", "/go"}, Timeout: 60})
 	must(t, err)
 	app.prints("all")
 	for file, sum := range s.app.Sums {

@@ -42,7 +42,7 @@ const machineInit = `
 mount --make-rprivate /
 mount --make-rshared /
 mount -t proc proc /proc
-cd "$1"
+` + bed.LetMountsGo + `cd "$1"
 mkdir etc etc-work local local-work lib log bin
 cp "$2"/* "$3"/runc bin/
 mount -t overlay -o lowerdir=/etc,upperdir=etc,workdir=etc-work overlay /etc
@@ -91,7 +91,7 @@ func (s *stage) newMachine(t *testing.T) *machine {
 	must(t, cmd.Start())
 	t.Cleanup(func() { m.end(cmd) })
 	children := fmt.Sprintf("/proc/%d/task/%d/children", cmd.Process.Pid, cmd.Process.Pid)
-	eventually(t, 10*time.Second, "the machine has a first process", func() bool {
+	eventually(t, patience, "the machine has a first process", func() bool {
 		b, _ := os.ReadFile(children)
 		m.pid, _ = strconv.Atoi(strings.TrimSpace(string(b)))
 		return m.pid != 0
@@ -127,8 +127,8 @@ func (m *machine) path(name string) string {
 
 func (m *machine) containerdAnswers() {
 	m.t.Helper()
-	eventually(m.t, 20*time.Second, "containerd answers", func() bool {
-		ctx, cancel := context.WithTimeout(m.t.Context(), time.Second)
+	eventually(m.t, patience, "containerd answers", func() bool {
+		ctx, cancel := context.WithTimeout(m.t.Context(), 5*time.Second)
 		defer cancel()
 		s, err := m.pods.Status(ctx, &runtimeapi.StatusRequest{})
 		return err == nil && len(s.Status.Conditions) > 0 && s.Status.Conditions[0].Status
@@ -145,7 +145,7 @@ func (m *machine) command(args ...string) (string, error) {
 // pull has containerd pull an image as kubelet does.
 func (m *machine) pull(name string) {
 	m.t.Helper()
-	ctx, cancel := context.WithTimeout(m.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(m.t.Context(), patience)
 	defer cancel()
 	_, err := m.images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: m.Ref(name)}})
 	must(m.t, err)
@@ -164,7 +164,7 @@ func (m *machine) run(name string, privileged bool, command ...string) pod {
 	m.t.Helper()
 	m.n++
 	id := fmt.Sprintf("%s-%d", strings.ReplaceAll(name, ":", "-"), m.n)
-	ctx, cancel := context.WithTimeout(m.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(m.t.Context(), patience)
 	defer cancel()
 	spaces := &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE, Pid: runtimeapi.NamespaceMode_CONTAINER}
 	var mounts []*runtimeapi.Mount
@@ -215,14 +215,14 @@ func (p pod) prints(what string) {
 			p.m.t.Logf("the pod printed\n%s", p.printed())
 		}
 	}()
-	eventually(p.m.t, 40*time.Second, "the pod printed "+what, func() bool { return strings.Contains(p.printed(), what) })
+	eventually(p.m.t, patience, "the pod printed "+what, func() bool { return strings.Contains(p.printed(), what) })
 }
 
 // exits waits for the container's end and returns its exit code.
 func (p pod) exits() int {
 	p.m.t.Helper()
 	code := -1
-	eventually(p.m.t, 60*time.Second, "the container has ended", func() bool {
+	eventually(p.m.t, patience, "the container has ended", func() bool {
 		s, err := p.m.pods.ContainerStatus(p.m.t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: p.container})
 		if err != nil || s.Status.State != runtimeapi.ContainerState_CONTAINER_EXITED {
 			return false
@@ -236,7 +236,7 @@ func (p pod) exits() int {
 // remove ends and removes the pod, as its deletion does.
 func (p pod) remove() {
 	p.m.t.Helper()
-	ctx, cancel := context.WithTimeout(p.m.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(p.m.t.Context(), patience)
 	defer cancel()
 	_, err := p.m.pods.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.sandbox})
 	must(p.m.t, err)

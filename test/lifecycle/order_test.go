@@ -26,7 +26,7 @@ func TestStartOrder(t *testing.T) {
 	must(t, s.Registry.Restart(t.Context()))
 
 	// containerd tries to connect again every three seconds at least.
-	eventually(t, 20*time.Second, "containerd pulls once the snapshotter is there", func() bool {
+	eventually(t, patience, "containerd pulls once the snapshotter is there", func() bool {
 		return n.Pull(t.Context(), bed.Sluice, s.Ref("app:1")) == nil
 	})
 	streams(t, n, s.Ref("app:1"))
@@ -59,11 +59,11 @@ func TestReboot(t *testing.T) {
 		"/bin/sh", "-c", "if test -e /kept; then cat /kept; sha256sum /data/*; else echo mine >/kept; sync; sleep 1000000; fi")
 	must(t, err)
 	upper := filepath.Join(n.Dir, "sluice", "snapshots", "*", "fs", "kept")
-	eventually(t, 10*time.Second, "the container wrote its file", func() bool {
+	eventually(t, patience, "the container wrote its file", func() bool {
 		all, _ := filepath.Glob(upper)
 		return len(all) == 1
 	})
-	eventually(t, 20*time.Second, "all content has arrived", func() bool {
+	eventually(t, patience, "all content has arrived", func() bool {
 		i := status(t, n).Images
 		return len(i) == 1 && i[0].Complete
 	})
@@ -72,12 +72,12 @@ func TestReboot(t *testing.T) {
 	reg.Stop()
 	must(t, n.StartContainerd(t.Context()))
 	must(t, n.StartSluice(t.Context()))
-	var got []byte
-	eventually(t, 20*time.Second, "the container starts again", func() bool {
-		got, err = n.CtrCommand(t.Context(), "tasks", "start", "survivor").Output()
+	var got string
+	eventually(t, patience, "the container starts again", func() bool {
+		got, err = n.Restart(t.Context(), "survivor")
 		return err == nil
 	})
-	if want := "mine\n" + sumsOf(s.app); string(got) != want {
+	if want := "mine\n" + sumsOf(s.app); got != want {
 		t.Errorf("after the reboot the container has %s, want %s", got, want)
 	}
 	s.runs(t, n, bed.Sluice, "plain:1", s.plain)
@@ -97,7 +97,7 @@ func TestUserNamespaces(t *testing.T) {
 		`echo $(cat /proc/self/uid_map); stat -c '%u %g' /data/0 /bin/busybox; echo new >/data/new && stat -c %u /data/new; sha256sum /data/0 /data/1 /data/2`)
 	must(t, err)
 	want := "0 100000 65536\n0 0\n0 0\n0\n" + sumsOf(s.app)
-	eventually(t, 20*time.Second, "root in the container has the image's files, and nobody's outside", func() bool {
+	eventually(t, patience, "root in the container has the image's files, and nobody's outside", func() bool {
 		return podPrinted(pod, want)
 	})
 	streams(t, n, s.Ref("app:1"))

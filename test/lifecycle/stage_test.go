@@ -148,6 +148,10 @@ func streams(t *testing.T, n *bed.Node, ref string) {
 	}
 }
 
+// patience is how long the tests wait for what takes a second or two, unless the
+// machine is very busy.
+const patience = time.Minute
+
 // eventually waits for something that happens by itself.
 func eventually(t *testing.T, bound time.Duration, what string, is func() bool) {
 	t.Helper()

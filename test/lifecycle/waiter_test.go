@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"sluice/test/bed"
 )
@@ -21,7 +20,7 @@ func (s *stage) startWaiter(t *testing.T, n *bed.Node) {
 
 // letWaiterRead has the container begin.
 func letWaiterRead(ctx context.Context, n *bed.Node) error {
-	_, err := n.Ctr(ctx, "tasks", "exec", "--exec-id", "go", "waiter", "/bin/touch", "/go")
+	_, err := n.Exec(ctx, "waiter", "/bin/touch", "/go")
 	return err
 }
 
@@ -29,7 +28,7 @@ func letWaiterRead(ctx context.Context, n *bed.Node) error {
 func (s *stage) waiterReads(t *testing.T, n *bed.Node) {
 	t.Helper()
 	sums := filepath.Join(n.Dir, "sluice", "snapshots", "*", "fs", "sums")
-	eventually(t, 20*time.Second, "the container reads what its files are", func() bool {
+	eventually(t, patience, "the container reads what its files are", func() bool {
 		all, _ := filepath.Glob(sums)
 		if len(all) != 1 {
 			return false
