@@ -40,7 +40,7 @@ func TestTeleportdTellsPods(t *testing.T) {
 		select {
 		case l := <-told:
 			return l
-		case <-time.After(30 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("nothing is told")
 			return feed.Line{}
 		}
@@ -50,7 +50,7 @@ func TestTeleportdTellsPods(t *testing.T) {
 		sandbox, err := kubelet.StartSandbox(t.Context(), false, nil)
 		must(t, err)
 		t.Cleanup(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
 			if err := kubelet.RemovePod(ctx, bed.Pod{Sandbox: sandbox.ID}); err != nil {
 				t.Error(err)
