@@ -3,12 +3,17 @@ package orca
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -137,18 +142,16 @@ func TestWhileItExpands(t *testing.T) {
 		t.Fatal(err)
 	}
 	repo := "team/new-" + filepath.Base(n.dir)
-	image := all.teleport.Addr + "/" + repo + ":v1"
 	if err := all.teleport.Push(t.Context(), all.Tools, box.Layout, repo+":v1"); err != nil {
 		t.Fatal(err)
 	}
-	enable := exec.CommandContext(t.Context(), all.Sluice, "teleport", "edit-attribute", all.teleport.Addr+"/"+repo, "enable")
-	if out, err := enable.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	n.orca("run", image, "sh", "-c", "echo ok").is(t, 0, "ok\n", "can't be teleported (", "expand", "): pulling it the ordinary way\n")
 	if err := all.teleport.Expand(t.Context(), repo+":v1"); err != nil {
 		t.Fatal(err)
 	}
+	front, expands := expanding(t)
+	image := front + "/" + repo + ":v1"
+	n.orca("run", image, "sh", "-c", "echo ok").is(t, 0, "ok\n", "can't be teleported (", "expand", "): pulling it the ordinary way\n")
+	expands.Store(false)
 	eventually(t, "it is teleported", func() bool {
 		return strings.Contains(n.orca("run", image, "sha256sum", "/data/0").stderr, "Successfully teleported!")
 	})
@@ -156,6 +159,27 @@ func TestWhileItExpands(t *testing.T) {
 		left, err := filepath.Glob(filepath.Join(n.root(), "pulled/images/*"))
 		return err == nil && len(left) == 0
 	})
+}
+
+// expanding returns the address of a front of the teleporting registry that says, as
+// long as it's told to, that layers are being expanded: the registry itself does that
+// in no time.
+func expanding(t *testing.T) (addr string, expands *atomic.Bool) {
+	t.Helper()
+	expands = new(atomic.Bool)
+	expands.Store(true)
+	back := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: all.teleport.Addr})
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !expands.Load() || !strings.HasPrefix(r.URL.Path, "/mount/v1/") {
+			back.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("Retry-After", "2")
+		w.WriteHeader(http.StatusConflict)
+		fmt.Fprint(w, `{"errors":[{"code":"TELEPORT_EXPANDING","message":"the layers are being expanded, 50%: ask again","detail":{"status":"Running","progress":50}}]}`)
+	}))
+	t.Cleanup(front.Close)
+	return strings.TrimPrefix(front.URL, "http://"), expands
 }
 
 func TestRegistryDown(t *testing.T) {
