@@ -58,6 +58,23 @@ func TestListenKeepsFiles(t *testing.T) {
 	}
 }
 
+// Who is told to end before it has begun has closed its listener, too: the next
+// can listen there at once.
+func TestServeEndsAtOnce(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s.sock")
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 200 {
+		l, err := endpoint.Listen(socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := endpoint.Serve(ended, l, http.NotFoundHandler()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // Who has asked gets an answer, though the daemon is to end.
 func TestServeEnds(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s.sock")

@@ -30,8 +30,10 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	}
 	last, stop := context.WithTimeout(context.WithoutCancel(ctx), lastTimeout)
 	defer stop()
-	if err := server.Shutdown(last); err != nil {
-		return errors.Join(err, server.Close())
+	err := server.Shutdown(last)
+	if err != nil {
+		err = errors.Join(err, server.Close())
 	}
-	return nil
+	<-served // which closes l, also if it had yet to begin
+	return err
 }

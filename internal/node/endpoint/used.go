@@ -55,7 +55,7 @@ func ServeWhileUsed(ctx context.Context, socket string, h http.Handler, used fun
 func waitIdle(ctx context.Context, used func() (bool, error)) error {
 	tick := time.NewTicker(idleCheck)
 	defer tick.Stop()
-	last := time.Now()
+	var since time.Time // when used began to say false
 	for {
 		select {
 		case <-ctx.Done():
@@ -67,8 +67,10 @@ func waitIdle(ctx context.Context, used func() (bool, error)) error {
 		case err != nil:
 			return err
 		case now:
-			last = time.Now()
-		case time.Since(last) > IdleTime:
+			since = time.Time{}
+		case since.IsZero():
+			since = time.Now()
+		case time.Since(since) > IdleTime:
 			return nil
 		}
 	}
