@@ -22,16 +22,15 @@ import (
 // once; everything comes from the registry.
 func TestBadMirrorsCostOnce(t *testing.T) {
 	for name, mirror := range map[string]func(t *testing.T) (url string, asked func() int){
-		"refuses connections": func(t *testing.T) (string, func() int) {
-			s := serve(t)
-			s.Close()
-			return "http://" + s.addr(), func() int { return 0 }
+		"refuses connections": func(*testing.T) (string, func() int) {
+			return "http://127.0.0.1:1", func() int { return 0 }
 		},
 		"is a black hole": func(t *testing.T) (string, func() int) {
 			return "http://" + blackHole(t), func() int { return 0 }
 		},
 		"never answers": stalls(func(net.Conn) {}),
 		"stalls in the middle": stalls(func(c net.Conn) {
+			_, _ = c.Read(make([]byte, 4<<10)) // the request
 			fmt.Fprintf(c, "HTTP/1.1 206 Partial\r\nContent-Type: application/octet-stream\r\nContent-Range: bytes 0-99/%d\r\nContent-Length: 100\r\n\r\nfirst", len(content))
 		}),
 		"has nothing": func(t *testing.T) (string, func() int) { return counted(serve(t)) },
@@ -327,7 +326,7 @@ func TestLittlePatience(t *testing.T) {
 	if _, err := r.ResolveManifest(ended, repo, "v1"); !errors.Is(err, context.Canceled) || len(h.Problems()) > 0 {
 		t.Errorf("%v, problems are %+v", err, h.Problems())
 	}
-	soon, cancel := context.WithTimeoutCause(t.Context(), time.Second, errors.New("the pull can't wait"))
+	soon, cancel := context.WithTimeoutCause(t.Context(), 3*time.Second, errors.New("the pull can't wait")) // but longer than what blames nobody
 	defer cancel()
 	if _, err := r.ResolveManifest(soon, repo, "v1"); err == nil || !strings.Contains(err.Error(), "the pull can't wait") {
 		t.Errorf("without patience: %v", err)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"sluice/internal/node/smb"
@@ -35,7 +36,9 @@ func TestShare(t *testing.T) {
 }
 
 // What the server does to its readers when it is told to.
-func TestFaults(t *testing.T) {
+func TestFaults(t *testing.T) { synctest.Test(t, testFaults) }
+
+func testFaults(t *testing.T) {
 	s := New(map[string][]byte{"disk": []byte("content")})
 	share := s.Share(smb.Options{Timeout: 300 * time.Millisecond})
 	defer share.Close()

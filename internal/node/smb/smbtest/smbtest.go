@@ -189,9 +189,7 @@ func testSize(t *testing.T, s Server) {
 		t.Errorf("truncated: %v", err)
 	}
 	s.Put("disk", content)
-	if err := read(t, share, "disk", content); err != nil {
-		t.Errorf("mended: %v", err)
-	}
+	eventually(t, share, "disk", content) // what was read ahead of the error may just have it open as it was
 }
 
 func mentions(err error, words ...string) bool {
@@ -382,7 +380,7 @@ func testStopped(t *testing.T, s Server) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	began := time.Now()
-	if _, err := share.ReadFile(ctx, "disk", 2<<20); err == nil || time.Since(began) > 2*time.Second {
+	if _, err := share.ReadFile(ctx, "disk", 2<<20); err == nil || time.Since(began) > bound {
 		t.Errorf("after %v: %v", time.Since(began), err)
 	}
 	s.Start()
