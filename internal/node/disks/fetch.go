@@ -28,7 +28,8 @@ import (
 // others more than they work.
 const atOnce = 32
 
-// fetch brings home what an image lacks, mounts its layers and makes it known.
+// fetch brings home what an image lacks, mounts its layers and makes it known, and
+// kept.
 func (m *Manager) fetch(ctx context.Context, rec record, o origin, answer mountapi.Mount) (*image, error) {
 	m.mu.Lock()
 	r := m.repoOf(o.repo())
@@ -75,7 +76,7 @@ func (m *Manager) fetch(ctx context.Context, rec record, o origin, answer mounta
 	return m.install(rec, o, disks)
 }
 
-// install stores and makes known an image whose disks are here.
+// install stores and makes known an image whose disks are here, and keeps it.
 func (m *Manager) install(rec record, o origin, disks []*disk) (*image, error) {
 	m.files.Lock()
 	defer m.files.Unlock()
@@ -96,6 +97,7 @@ func (m *Manager) install(rec record, o origin, disks []*disk) (*image, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.enter(img)
+	img.kept++
 	return img, nil
 }
 

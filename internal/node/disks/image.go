@@ -29,7 +29,7 @@ type image struct {
 	holders map[string]int // how many layers, from the lowest on, an owner holds
 	used    time.Time
 	removed bool // it, or some of its layers, was held and isn't any more
-	kept    int  // calls whose answer it is, which somebody hasn't used yet
+	kept    int  // who were told that it's here, and haven't used that yet
 }
 
 // record says what an image is. Its digest is the image's ID.

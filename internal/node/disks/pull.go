@@ -111,7 +111,9 @@ func (m *Manager) pullOnce(ctx context.Context, r oci.Reference, s subject) (mou
 	m.mu.Lock()
 	if img := m.images[m.known[s]]; img != nil {
 		img.used, img.removed = time.Now(), false
+		img.kept++
 		m.mu.Unlock()
+		defer m.unkeep(img)
 		public, err := m.ready(ctx, img.id)
 		return public, nil, err
 	}
@@ -142,6 +144,13 @@ func (m *Manager) pullOnce(ctx context.Context, r oci.Reference, s subject) (mou
 	}
 	img, err := m.ready(ctx, c.image)
 	return img, c, err
+}
+
+// unkeep tells that somebody who was about to use an image has it, or not.
+func (m *Manager) unkeep(img *image) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	img.kept--
 }
 
 // left tells that one less waits for a call's answer.
@@ -189,9 +198,12 @@ func (m *Manager) run(ctx context.Context, c *call, ref oci.Reference, s subject
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err == nil && c.waiters > 0 {
+	switch {
+	case err != nil:
+	case c.waiters > 0:
 		c.kept = img
-		img.kept++
+	default:
+		img.kept--
 	}
 	c.until = time.Now().Add(m.opts.Remember)
 	if err == nil && s.digest != "" {
@@ -214,7 +226,8 @@ func (m *Manager) logOutcome(o mount.Outcome) {
 	}
 }
 
-// pull asks where an image's disks are and brings home what mounting them needs.
+// pull asks where an image's disks are and brings home what mounting them needs. The
+// image is kept.
 func (m *Manager) pull(ctx context.Context, ref oci.Reference, s subject) (*image, error) {
 	answer, err := m.find(ctx, s)
 	m.noteRegistry(s.registry, err)

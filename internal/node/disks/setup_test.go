@@ -20,6 +20,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -305,9 +306,9 @@ func newNode(t testing.TB) *node {
 	if t, ok := t.(*testing.T); ok {
 		t.Parallel() // a node waits a lot
 	}
-	n := &node{site: newSite(t), root: t.TempDir(), patience: 5 * time.Second}
+	n := &node{site: newSite(t), root: t.TempDir(), patience: 30 * time.Second}
 	n.opts = Options{Retry: blob.RetryOptions{Attempts: 2, MinBackoff: time.Millisecond, MaxBackoff: time.Millisecond}}
-	n.cache = cache.Options{FaultTimeout: 5 * time.Second}
+	n.cache = cache.Options{FaultTimeout: time.Minute}
 	t.Cleanup(n.tearDown)
 	return n
 }
@@ -437,12 +438,22 @@ func within(t testing.TB, dirs []string, fn func(dir string)) {
 	if err := unix.Mount("overlay", at, "overlay", unix.MS_RDONLY, "lowerdir="+strings.Join(dirs, ":")); err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
-		if err := unix.Unmount(at, 0); err != nil {
-			t.Error(err)
-		}
-	}()
-	fn(at)
+	alone(func() {
+		defer func() {
+			if err := unix.Unmount(at, 0); err != nil {
+				t.Error(err)
+			}
+		}()
+		fn(at)
+	})
+}
+
+// alone opens files of mounts, closed when it returns, while no other test starts a
+// process: that would have them, too, until it has its own program.
+func alone(open func()) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	open()
 }
 
 // tree returns the regular files beneath dir, with their contents.
