@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -203,7 +204,7 @@ func (n *node) start() *mount.Manager {
 	ctx := context.Background() // a clean-up starts it too
 	log := slog.New(slog.NewTextHandler(testWriter{n.t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	var err error
-	if n.cache, err = cache.Open(ctx, cache.Options{Dir: filepath.Join(n.root, "cache"), FaultTimeout: 5 * time.Second, Log: log}); err != nil {
+	if n.cache, err = cache.Open(ctx, cache.Options{Dir: filepath.Join(n.root, "cache"), FaultTimeout: time.Minute, Log: log}); err != nil {
 		n.t.Fatal(err)
 	}
 	n.plane, err = fuse.Open(ctx, fuse.Options{
@@ -506,9 +507,12 @@ func (n *node) unembed(image oci.Digest) {
 
 const testRef = testHost + "/" + testRepo + ":v1"
 
-// checkImage compares a mounted test image with its layers.
+// checkImage compares a mounted test image with its layers. Meanwhile no other test
+// starts a process, which would have the files open, too, until it has its own program.
 func checkImage(t *testing.T, dir string) {
 	t.Helper()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	for name, want := range map[string][]byte{"etc/hello": []byte("second"), "big": noise(1, 3<<20), "top": noise(2, 700_000), "link": noise(2, 700_000)} {
 		got, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
@@ -552,7 +556,7 @@ func unmount(t *testing.T, m *mount.Manager, name string) {
 // eventually waits for a condition that background work brings about.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("it never came about that %s", what)
 		}

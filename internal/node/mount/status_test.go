@@ -14,9 +14,13 @@ func TestStatusOfAnImage(t *testing.T) {
 	m.Settled()
 	_, dir := n.pulled(manifest, "a")
 	checkImage(t, dir)
-	s := m.Status(t.Context())
-	if len(s.Images) != 1 || len(s.NotStreaming) != 0 {
-		t.Fatalf("status is %+v", s)
+	var s mount.Status
+	eventually(t, "the image's traffic is all there was", func() bool { // when nothing is under way
+		s = m.Status(t.Context())
+		return len(s.Images) == 1 && s.Images[0].Traffic == s.Traffic
+	})
+	if len(s.NotStreaming) != 0 {
+		t.Errorf("status is %+v", s)
 	}
 	i := s.Images[0]
 	if i.State != mount.StateStreaming || i.Plane != "fuse" || i.Percent <= 0 || i.Remedy != "" {
@@ -33,8 +37,8 @@ func TestStatusOfAnImage(t *testing.T) {
 	if faults != r.Faults {
 		t.Errorf("the histogram has %d faults, there were %d", faults, r.Faults)
 	}
-	if i.Traffic.Requests == 0 || i.Traffic.Bytes < r.Bytes["fault"] || i.Traffic != s.Traffic {
-		t.Errorf("traffic is %+v, of all images %+v", i.Traffic, s.Traffic)
+	if i.Traffic.Requests == 0 || i.Traffic.Bytes < r.Bytes["fault"] {
+		t.Errorf("traffic is %+v", i.Traffic)
 	}
 	if len(s.Counts) != 1 || s.Counts[0].Reason != "" || s.Counts[0].Pulls != 1 || s.Counts[0].Time <= 0 {
 		t.Errorf("pulls are %+v", s.Counts)
