@@ -40,7 +40,7 @@ func worker(dir string) {
 	}
 	fmt.Println("ready")
 	s := newService(reg, db, Options{Store: store},
-		operation.Timing{Lease: 200 * time.Millisecond, Beat: 20 * time.Millisecond, Poll: 5 * time.Millisecond, Pause: time.Millisecond})
+		operation.Timing{Lease: 2 * time.Second, Beat: 20 * time.Millisecond, Poll: 5 * time.Millisecond, Pause: time.Millisecond})
 	s.Run(ctx)
 }
 

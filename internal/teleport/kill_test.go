@@ -36,7 +36,7 @@ func worker(dir string) {
 	if err == nil {
 		var s *Service
 		s, err = newService(b.reg, b.db, Options{Directory: b.dir},
-			operation.Timing{Lease: 200 * time.Millisecond, Beat: 20 * time.Millisecond, Poll: 5 * time.Millisecond, Pause: time.Millisecond})
+			operation.Timing{Lease: 2 * time.Second, Beat: 20 * time.Millisecond, Poll: 5 * time.Millisecond, Pause: time.Millisecond})
 		if err == nil {
 			fmt.Println("ready")
 			s.Run(context.Background())
