@@ -1,7 +1,6 @@
 package auth_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -14,11 +13,6 @@ import (
 	"sluice/internal/storage"
 	"sluice/oci"
 )
-
-// contextWithTurn ends at once: what is done before waiting is done.
-func contextWithTurn(t *testing.T) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(t.Context(), 200*time.Millisecond)
-}
 
 func from(address string, with credentials) credentials {
 	return func(r *http.Request) { with(r); r.RemoteAddr = address }

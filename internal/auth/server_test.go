@@ -13,8 +13,10 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -213,9 +215,14 @@ func TestKeyRotation(t *testing.T) {
 // maintain is one turn of Run.
 func maintain(t *testing.T, b *bed) {
 	t.Helper()
-	ctx, cancel := contextWithTurn(t)
-	defer cancel()
-	b.Run(ctx)
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { b.Run(ctx) })
+		synctest.Wait() // until it waits for the next
+		cancel()
+		running.Wait()
+	})
 }
 
 func countPrivate(t *testing.T, store storage.Store) int {
