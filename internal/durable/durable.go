@@ -16,8 +16,9 @@
 // proves nothing. A failed fsync here therefore always discards the file.
 //
 // Files under way have names that begin with TempPrefix. A crash can leave some
-// behind: an owner of a directory calls Sweep when it starts, and skips such
-// names (IsTemp) when it lists.
+// behind: an owner of a directory (Directory, Lock) calls Sweep when it starts,
+// skips such names (IsTemp) when it lists, and believes no file's length
+// (ReadFile).
 package durable
 
 import (

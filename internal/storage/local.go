@@ -71,38 +71,21 @@ func OpenLocal(dir string, opts LocalOptions) (*Local, error) {
 			return nil, fmt.Errorf("data directory %s can't be used: %w", dir, err)
 		}
 	}
-	// The lock is of the open file, so it ends with the process however that
-	// ends. The file itself is never removed: another process might have it
-	// open and lock a file that has no name any more.
-	lock, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o644)
+	ctx, cancel := context.WithTimeout(context.Background(), lockPatience)
+	defer cancel()
+	lock, err := durable.Lock(ctx, filepath.Join(dir, lockFile))
+	if errors.Is(err, durable.ErrLocked) {
+		return nil, fmt.Errorf("data directory %s: %w", dir, ErrLocked)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("data directory %s can't be used: %w", dir, err)
-	}
-	if err := lockFor(lock, lockPatience); err != nil {
-		lock.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("data directory %s: %w", dir, ErrLocked)
-		}
-		return nil, fmt.Errorf("data directory %s: lock: %w", dir, err)
 	}
 	s.lock = lock
 	return s, nil
 }
 
-// lockPatience is how long OpenLocal waits for another process. One that was
-// killed while it was starting a program is survived by that, which has the lock
-// too until it has begun (between fork and exec).
+// lockPatience is how long OpenLocal waits for another process to end.
 const lockPatience = time.Second
-
-// lockFor locks a file, and waits at most that long for who has it.
-func lockFor(file *os.File, patience time.Duration) error {
-	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
-			return err
-		}
-	}
-}
 
 // Close lets other processes open the directory. No method may be called
 // afterwards, and uploads must be closed before.

@@ -34,7 +34,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"sluice/internal/blob"
@@ -99,7 +98,9 @@ func Open(ctx context.Context, opts Options) (*Cache, error) {
 	if err := durable.MkdirAll(opts.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open cache: %w", err)
 	}
-	lock, err := lockDir(ctx, opts.Dir)
+	lctx, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	lock, err := durable.Lock(lctx, filepath.Join(opts.Dir, "lock"))
 	if err != nil {
 		return nil, fmt.Errorf("open cache: %w", err)
 	}
@@ -124,32 +125,6 @@ func Open(ctx context.Context, opts Options) (*Cache, error) {
 	}
 	c.stopped.Go(c.flusher)
 	return c, nil
-}
-
-// lockDir takes the directory for this process, until the file is closed.
-func lockDir(ctx context.Context, dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, lockPatience)
-	defer cancel()
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return f, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			f.Close()
-			return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("lock %s: another process has the cache; stop it first: %w", f.Name(), ctx.Err())
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
 }
 
 // scan finds the layers that earlier processes left, and removes what they

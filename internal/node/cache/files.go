@@ -3,7 +3,6 @@ package cache
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
@@ -79,19 +78,8 @@ func openFile(name string) (*os.File, error) {
 // readComplete reports whether the marker of a complete layer is there, and
 // is this layer's.
 func (c *content) readComplete() bool {
-	b, err := readSmall(filepath.Join(c.dir, completeFile))
+	b, err := durable.ReadFile(filepath.Join(c.dir, completeFile), 1<<10)
 	return err == nil && string(b) == c.completeMark()
-}
-
-// readSmall returns what a file holds, but not more than one needs to know of
-// a marker.
-func readSmall(name string) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, 1<<10))
 }
 
 func (c *content) completeMark() string { return c.key.String() + "\n" }

@@ -148,11 +148,11 @@ func (m *Manager) checkPinned(ctx context.Context, reg oci.Reader, img *image, o
 
 // storedConfig reads an image's config from the disk.
 func (m *Manager) storedConfig(img *image) ([]byte, error) {
-	manifest, err := readSmall(m.fileName(img.id, manifestSuffix), oci.MaxManifestSize)
+	manifest, err := durable.ReadFile(m.fileName(img.id, manifestSuffix), oci.MaxManifestSize)
 	if err != nil {
 		return nil, err
 	}
-	config, err := readSmall(m.fileName(img.id, configSuffix), oci.MaxManifestSize)
+	config, err := durable.ReadFile(m.fileName(img.id, configSuffix), oci.MaxManifestSize)
 	if err != nil {
 		return nil, err
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"sluice/internal/artifact"
+	"sluice/internal/durable"
 	"sluice/internal/erofs"
 	"sluice/internal/node/cache"
 	"sluice/internal/node/plane"
@@ -191,7 +192,7 @@ func (d *disk) load() (*artifact.Device, error) {
 	if err := d.check(); err != nil {
 		return nil, err
 	}
-	sums, err := readSmall(filepath.Join(d.dir, fileSums), d.sumsSize())
+	sums, err := durable.ReadFile(filepath.Join(d.dir, fileSums), d.sumsSize())
 	if err != nil {
 		return nil, err
 	}

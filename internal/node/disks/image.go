@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -185,7 +184,7 @@ func (m *Manager) load() error {
 
 // loadImage reads one image.
 func (m *Manager) loadImage(id oci.Digest) error {
-	doc, err := readSmall(m.fileName(id, recordSuffix), maxStored)
+	doc, err := durable.ReadFile(m.fileName(id, recordSuffix), maxStored)
 	if err != nil {
 		return err
 	}
@@ -241,20 +240,6 @@ func (m *Manager) forget(img *image) {
 			delete(m.known, s)
 		}
 	}
-}
-
-// readSmall reads a file of at most limit bytes.
-func readSmall(name string, limit int64) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	content, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(content)) > limit {
-		err = fmt.Errorf("%s is longer than %d bytes", name, limit)
-	}
-	return content, err
 }
 
 // removeTemp removes what a crash left half made in dir.

@@ -144,21 +144,9 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		offers: make(map[string]bool),
 	}
 	m.ledger = mount.NewLedger(m.logOutcome)
-	if err := durable.MkdirAll(o.Root, 0o700); err != nil {
-		return nil, fmt.Errorf("directory of disks: %w", err)
-	}
-	// Mounts are looked up in the mount table, which has no symbolic links.
 	var err error
-	if m.opts.Root, err = filepath.EvalSymlinks(o.Root); err == nil {
-		m.opts.Root, err = filepath.Abs(m.opts.Root)
-	}
-	if err != nil {
+	if m.opts.Root, err = durable.Directory(o.Root, imagesName, disksName, mountsName); err != nil {
 		return nil, fmt.Errorf("directory of disks: %w", err)
-	}
-	for _, dir := range []string{m.imagesDir(), m.disksDir(), m.mountsDir()} {
-		if err := durable.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("directory of disks: %w", err)
-		}
 	}
 	if err := m.load(); err != nil {
 		return nil, fmt.Errorf("read the images of %s: %w", o.Root, err)
@@ -198,9 +186,16 @@ func (m *Manager) Settled() {
 	m.opts.Cache.Settled(m.needs)
 }
 
-func (m *Manager) imagesDir() string { return filepath.Join(m.opts.Root, "images") }
-func (m *Manager) disksDir() string  { return filepath.Join(m.opts.Root, "disks") }
-func (m *Manager) mountsDir() string { return filepath.Join(m.opts.Root, "m") }
+// The directories in the Manager's.
+const (
+	imagesName = "images"
+	disksName  = "disks"
+	mountsName = "m" // short: mount options have many
+)
+
+func (m *Manager) imagesDir() string { return filepath.Join(m.opts.Root, imagesName) }
+func (m *Manager) disksDir() string  { return filepath.Join(m.opts.Root, disksName) }
+func (m *Manager) mountsDir() string { return filepath.Join(m.opts.Root, mountsName) }
 
 // lookup returns an image that is here.
 func (m *Manager) lookup(id oci.Digest) (*image, error) {

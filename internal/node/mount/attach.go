@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"sluice/internal/artifact"
+	"sluice/internal/durable"
 	"sluice/internal/node/cache"
 	"sluice/internal/node/plane"
 	"sluice/oci"
@@ -252,7 +253,7 @@ func (m *Manager) openTable(ctx context.Context, img *image) (*artifact.Table, e
 			return nil, localError(err)
 		}
 	} else {
-		root, err := readSmall(filepath.Join(img.dir, fileRoot), artifact.MaxRootSize)
+		root, err := durable.ReadFile(filepath.Join(img.dir, fileRoot), artifact.MaxRootSize)
 		if err != nil {
 			return nil, localError(err)
 		}

@@ -285,7 +285,7 @@ func (m *Manager) loadClaims(ctx context.Context) {
 // claims' directories: two may have the same, when one couldn't be mounted at the
 // last start.
 func (m *Manager) loadClaim(ctx context.Context, file string, showing *sync.Mutex) error {
-	content, err := readSmall(file, oci.MaxManifestSize)
+	content, err := durable.ReadFile(file, oci.MaxManifestSize)
 	if err != nil {
 		return err
 	}

@@ -38,7 +38,7 @@ func (m *Manager) PullChecked(ctx context.Context, ref string) (Image, []byte, e
 		return Image{}, nil, err
 	}
 	m.log.WarnContext(ctx, "the registry can't be asked: the image that was last pulled under this name is used", "image", ref, "error", err)
-	config, cerr := readSmall(filepath.Join(m.imagesDir(), dirName(local.ID), fileConfig), oci.MaxManifestSize)
+	config, cerr := durable.ReadFile(filepath.Join(m.imagesDir(), dirName(local.ID), fileConfig), oci.MaxManifestSize)
 	if cerr != nil {
 		return Image{}, nil, err
 	}

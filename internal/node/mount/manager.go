@@ -203,21 +203,9 @@ func Open(ctx context.Context, opts Options) (*Manager, error) {
 		mute:      make(map[string]time.Time),
 	}
 	m.ledger = NewLedger(m.logOutcome)
-	if err := durable.MkdirAll(opts.Root, 0o700); err != nil {
-		return nil, fmt.Errorf("mount manager's directory: %w", err)
-	}
-	// Mounts are looked up in the mount table, which has no symbolic links.
 	var err error
-	if m.opts.Root, err = filepath.EvalSymlinks(opts.Root); err == nil {
-		m.opts.Root, err = filepath.Abs(m.opts.Root)
-	}
-	if err != nil {
+	if m.opts.Root, err = durable.Directory(opts.Root, imagesName, mountsName, claimsName); err != nil {
 		return nil, fmt.Errorf("mount manager's directory: %w", err)
-	}
-	for _, dir := range []string{m.imagesDir(), m.mountsDir(), m.claimsDir()} {
-		if err := durable.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("mount manager's directory: %w", err)
-		}
 	}
 	if err := m.load(); err != nil {
 		return nil, fmt.Errorf("read the images of %s: %w", opts.Root, err)
@@ -259,12 +247,16 @@ func (m *Manager) Settled() {
 	m.opts.Cache.Settled(m.needs)
 }
 
-// mountsName is the directory beneath Root where images are mounted.
-const mountsName = "m"
+// The directories in the Manager's.
+const (
+	imagesName = "images"
+	mountsName = "m" // where images are mounted; short: mount options have many
+	claimsName = "claims"
+)
 
-func (m *Manager) imagesDir() string { return filepath.Join(m.opts.Root, "images") }
+func (m *Manager) imagesDir() string { return filepath.Join(m.opts.Root, imagesName) }
 func (m *Manager) mountsDir() string { return filepath.Join(m.opts.Root, mountsName) }
-func (m *Manager) claimsDir() string { return filepath.Join(m.opts.Root, "claims") }
+func (m *Manager) claimsDir() string { return filepath.Join(m.opts.Root, claimsName) }
 
 // Hold keeps an image's state, and the content of its lowest layers up to the
 // given one, from 0, for owner until Release.

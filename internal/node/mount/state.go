@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -223,14 +222,14 @@ func (m *Manager) load() error {
 // loadImage reads one image's directory.
 func loadImage(dir string) (*image, error) {
 	var s stored
-	content, err := readSmall(filepath.Join(dir, fileImage), oci.MaxManifestSize)
+	content, err := durable.ReadFile(filepath.Join(dir, fileImage), oci.MaxManifestSize)
 	if err != nil {
 		return nil, err
 	}
 	if err := json.Unmarshal(content, &s); err != nil {
 		return nil, fmt.Errorf("%s: %w", fileImage, err)
 	}
-	if content, err = readSmall(filepath.Join(dir, fileManifest), oci.MaxManifestSize); err != nil {
+	if content, err = durable.ReadFile(filepath.Join(dir, fileManifest), oci.MaxManifestSize); err != nil {
 		return nil, err
 	}
 	if _, err := oci.ParseDigest(s.Artifact.String()); err != nil || dirName(s.Artifact) != filepath.Base(dir) {
@@ -256,23 +255,6 @@ func loadImage(dir string) (*image, error) {
 	}
 	slices.Reverse(img.origins)
 	return img, nil
-}
-
-// readSmall reads a file of at most limit bytes.
-func readSmall(name string, limit int64) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	content, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(content)) > limit {
-		return nil, fmt.Errorf("%s is longer than %d bytes", name, limit)
-	}
-	return content, nil
 }
 
 // saveOrigins writes image.json again.

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -122,7 +121,7 @@ func (s *Store) loadImage(id oci.Digest) (Image, error) {
 
 // readJSON reads a small file.
 func readJSON(name string, v any) error {
-	content, err := readSmall(name, oci.MaxManifestSize)
+	content, err := durable.ReadFile(name, oci.MaxManifestSize)
 	if err != nil {
 		return err
 	}
@@ -130,23 +129,6 @@ func readJSON(name string, v any) error {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
-}
-
-// readSmall reads a file of at most limit bytes.
-func readSmall(name string, limit int64) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	content, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(content)) > limit {
-		return nil, fmt.Errorf("%s has more than %d bytes", name, limit)
-	}
-	return content, nil
 }
 
 // discard makes a directory disappear at once, and removes it.
@@ -316,7 +298,7 @@ func (s *Store) Config(_ context.Context, id oci.Digest) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	content, err := readSmall(filepath.Join(s.imageDir(id), fileConfig), oci.MaxManifestSize)
+	content, err := durable.ReadFile(filepath.Join(s.imageDir(id), fileConfig), oci.MaxManifestSize)
 	if err != nil {
 		return nil, err
 	}

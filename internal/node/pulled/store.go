@@ -43,8 +43,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"sluice/internal/durable"
 	"sluice/internal/node/plane"
 	"sluice/oci"
@@ -125,21 +123,13 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		locks: locks{held: make(map[string]*namedLock)},
 	}
 	s.log = s.opts.Log
-	root, err := filepath.Abs(s.opts.Root)
-	if err != nil {
-		return nil, err
+	var err error
+	if s.opts.Root, err = durable.Directory(s.opts.Root, layersName, imagesName, mountsName); err != nil {
+		return nil, fmt.Errorf("open the store of pulled images: %w", err)
 	}
-	s.opts.Root = root
-	for _, dir := range []string{s.layersDir(), s.imagesDir(), s.mountsDir()} {
-		if err := durable.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("open the store of pulled images: %w", err)
-		}
-	}
-	// The mount table has no symbolic links.
-	if s.opts.Root, err = filepath.EvalSymlinks(root); err != nil {
-		return nil, err
-	}
-	if s.lock, err = lockFile(ctx, filepath.Join(root, "lock")); err != nil {
+	lctx, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	if s.lock, err = durable.Lock(lctx, filepath.Join(s.opts.Root, "lock")); err != nil {
 		return nil, fmt.Errorf("open the store of pulled images: %w", err)
 	}
 	if err := s.load(); err != nil {
@@ -148,36 +138,19 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	return s, nil
 }
 
-// lockFile takes a file for this process, until it is closed.
-func lockFile(ctx context.Context, name string) (*os.File, error) {
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, lockPatience)
-	defer cancel()
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return f, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return nil, errors.Join(fmt.Errorf("lock %s: %w", name, err), f.Close())
-		}
-		select {
-		case <-ctx.Done():
-			return nil, errors.Join(fmt.Errorf("lock %s: another process has it; stop it first: %w", name, ctx.Err()), f.Close())
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
-
 // Close gives the directory up. Mounts stay. Pulls under way must have ended.
 func (s *Store) Close() error { return s.lock.Close() }
 
-func (s *Store) layersDir() string { return filepath.Join(s.opts.Root, "layers") }
-func (s *Store) imagesDir() string { return filepath.Join(s.opts.Root, "images") }
-func (s *Store) mountsDir() string { return filepath.Join(s.opts.Root, "mounts") }
+// The directories in the store's.
+const (
+	layersName = "layers"
+	imagesName = "images"
+	mountsName = "mounts"
+)
+
+func (s *Store) layersDir() string { return filepath.Join(s.opts.Root, layersName) }
+func (s *Store) imagesDir() string { return filepath.Join(s.opts.Root, imagesName) }
+func (s *Store) mountsDir() string { return filepath.Join(s.opts.Root, mountsName) }
 
 func (s *Store) layerDir(diffID oci.Digest) string {
 	return filepath.Join(s.layersDir(), diffID.Encoded())

@@ -95,7 +95,7 @@ func (s *Store) mount(img Image) error {
 	if err != nil {
 		return err
 	}
-	meta, err := readSmall(pi.Metadata, artifact.MaxMetadataSize)
+	meta, err := durable.ReadFile(pi.Metadata, artifact.MaxMetadataSize)
 	if err != nil {
 		return err
 	}
