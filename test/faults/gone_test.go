@@ -19,7 +19,7 @@ import (
 // complete waits until all content of an image is on the node.
 func (n *node) complete(t *testing.T, img *image) {
 	t.Helper()
-	eventually(t, 20*time.Second, "the rest of the image", func() error {
+	eventually(t, 2*slack, "the rest of the image", func() error {
 		for _, i := range n.status(t).Images {
 			if i.Reference == n.ref(img) && i.Complete {
 				return nil
@@ -363,7 +363,7 @@ func TestFillIsDisturbed(t *testing.T) {
 				if err := n.mount(t, s.app, dir); err != nil {
 					t.Fatal(err)
 				}
-				eventually(t, 20*time.Second, "a problem in the status", func() error {
+				eventually(t, 2*slack, "a problem in the status", func() error {
 					if i := n.status(t).Images; len(i) != 1 || i[0].Problem == "" || i[0].Complete {
 						return fmt.Errorf("it has %+v", i)
 					}

@@ -165,6 +165,17 @@ func (p *Proxy) Seen() []Kind {
 	return append([]Kind(nil), p.seen...)
 }
 
+// SeenOf returns how many requests of a kind there were since Watch.
+func (p *Proxy) SeenOf(kind Kind) int {
+	n := 0
+	for _, k := range p.Seen() {
+		if k == kind {
+			n++
+		}
+	}
+	return n
+}
+
 // Active is how many requests wait for an answer or receive one.
 func (p *Proxy) Active() int { return int(p.active.Load()) }
 

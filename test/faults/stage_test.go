@@ -97,16 +97,18 @@ func (s *stage) with(sluice string) *stage {
 	return &other
 }
 
-// The patience of the nodes here: short, or every fault would take minutes.
+// The patience of the nodes here: short, or every fault would take minutes, but
+// longer than what a machine stops for on which many nodes start at once: they would
+// take that for a fault.
 const (
-	decideTimeout = 2 * time.Second
-	fetchTimeout  = 3 * time.Second
-	readTimeout   = 2 * time.Second
+	decideTimeout = 5 * time.Second
+	fetchTimeout  = 6 * time.Second
+	readTimeout   = 5 * time.Second
 	recheck       = 300 * time.Millisecond
 
-	// slack is what this machine may add to a bound, when many nodes start at
-	// once on two processors.
-	slack = 5 * time.Second
+	// slack is what such a machine may add to a bound. Who doesn't keep to one hangs
+	// until the fault is over, and no fault is before that.
+	slack = 30 * time.Second
 
 	// A mount may look for the image's manifest, look for the artifact, and
 	// fetch its metadata.
@@ -196,7 +198,7 @@ func (n *node) printLogs(t *testing.T) {
 func (n *node) checkProcesses(t *testing.T) {
 	t.Helper()
 	var left []string
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(slack); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		if left = processes(n.Dir); len(left) == 0 {
 			return
 		}
