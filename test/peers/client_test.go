@@ -23,8 +23,8 @@ type conn struct {
 	buf  []byte
 }
 
-// patience bounds one request.
-const patience = 60 * time.Second
+// patience bounds one request, of which there may be many at a time.
+const patience = 5 * time.Minute
 
 func dial(ctx context.Context, addr string) (*conn, error) {
 	var d net.Dialer

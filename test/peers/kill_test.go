@@ -46,9 +46,9 @@ type pusher struct {
 	broken int     // pushes that got no answer
 }
 
-// push pushes images until stop is closed. A connection that breaks is a kill;
-// any other answer than success is a failure.
-func (p *pusher) push(t *testing.T, stop <-chan struct{}) {
+// push pushes images until stop is closed, and tells when one was acknowledged. A
+// connection that breaks is a kill; any other answer than success is a failure.
+func (p *pusher) push(t *testing.T, stop <-chan struct{}, tell func()) {
 	for {
 		select {
 		case <-stop:
@@ -72,7 +72,9 @@ func (p *pusher) push(t *testing.T, stop <-chan struct{}) {
 			p.broken++
 			p.conn.Close()
 			p.conn = nil
+			continue
 		}
+		tell()
 	}
 }
 
@@ -137,10 +139,16 @@ func TestKills(t *testing.T) {
 	var slowest time.Duration
 	checkedBlobs, checkedImages := make([]int, len(pushers)), make([]int, len(pushers))
 	for kill := range kills {
-		stop := make(chan struct{})
+		stop, acknowledged := make(chan struct{}), make(chan struct{})
+		tell := sync.OnceFunc(func() { close(acknowledged) })
 		var wg sync.WaitGroup
 		for _, p := range pushers {
-			wg.Go(func() { p.push(t, stop) })
+			wg.Go(func() { p.push(t, stop, tell) })
+		}
+		select {
+		case <-acknowledged: // or it might die before anything was pushed
+		case <-time.After(patience):
+			t.Error("no image was acknowledged")
 		}
 		time.Sleep(time.Duration(rng.IntN(120)) * time.Millisecond)
 		r.Kill()

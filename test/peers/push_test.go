@@ -134,7 +134,7 @@ func syncsOf(t *testing.T, s server, f func() error) (int, error) {
 
 // awaitTraced waits until every thread of a process is traced.
 func awaitTraced(ctx context.Context, pid int) error {
-	for range 500 {
+	for range 6000 {
 		files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
 		if err != nil {
 			return err
