@@ -30,7 +30,9 @@ func Cold(ctx context.Context, t Tools, sluice, work string, link *Link, snapsho
 		return ColdStart{}, err
 	}
 	defer os.RemoveAll(dir)
-	n, err := StartNode(ctx, t, sluice, dir)
+	// What comes for later, after a few seconds, isn't the start's, however slow the
+	// machine is.
+	n, err := StartNode(ctx, t, sluice, dir, "--no-fill")
 	if err != nil {
 		return ColdStart{}, err
 	}

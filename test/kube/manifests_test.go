@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -216,7 +215,7 @@ func TestReporterMayWriteWhatIsItsOwn(t *testing.T) {
 		{"its label, without a node", free, patch(node, labels(label)), "bound to a node"},
 	}
 	// A policy is in force some time after it was made.
-	eventually(t, 30*time.Second, "the policy is in force", func() bool {
+	eventually(t, patience, "the policy is in force", func() bool {
 		return bed.IsKubeCode(free.Patch(t.Context(), node, labels(label)), http.StatusUnprocessableEntity)
 	})
 	for _, try := range tries {
@@ -235,7 +234,7 @@ func TestReporterMayWriteWhatIsItsOwn(t *testing.T) {
 			}
 		}
 	}
-	eventually(t, 30*time.Second, "the policy's types are checked", func() bool {
+	eventually(t, patience, "the policy's types are checked", func() bool {
 		must(t, s.API.Do(t.Context(), http.MethodGet, "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/sluice-reporter", nil, &policy))
 		return policy.Status.ObservedGeneration > 0
 	})

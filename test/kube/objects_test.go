@@ -73,7 +73,7 @@ func (s *stage) newNamespace(t *testing.T) namespace {
 			t.Error(err)
 		}
 	})
-	eventually(t, 20*time.Second, "the namespace has a service account", func() bool {
+	eventually(t, patience, "the namespace has a service account", func() bool {
 		return s.API.Do(t.Context(), http.MethodGet, n.path("serviceaccounts/default"), nil, nil) == nil
 	})
 	return n
@@ -100,7 +100,7 @@ func (n namespace) pods(t *testing.T, name string) []pod {
 func (n namespace) await(t *testing.T, name string, count int) []pod {
 	t.Helper()
 	var pods []pod
-	eventually(t, 60*time.Second, fmt.Sprintf("%d pods of %s are ready", count, name), func() bool {
+	eventually(t, patience, fmt.Sprintf("%d pods of %s are ready", count, name), func() bool {
 		pods = n.pods(t, name)
 		return len(pods) == count && !slices.ContainsFunc(pods, func(p pod) bool { return !p.ready() })
 	})
@@ -111,7 +111,7 @@ func (n namespace) await(t *testing.T, name string, count int) []pod {
 func (n namespace) remove(t *testing.T, name string) {
 	t.Helper()
 	must(t, n.API.Do(t.Context(), http.MethodDelete, n.path("pods/"+name+"?gracePeriodSeconds=0"), nil, nil))
-	eventually(t, 30*time.Second, "nothing of the pod runs", func() bool {
+	eventually(t, patience, "nothing of the pod runs", func() bool {
 		list, err := n.cri.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{
 			Filter: &runtimeapi.PodSandboxFilter{State: &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY}, LabelSelector: map[string]string{"io.kubernetes.pod.namespace": n.name, "io.kubernetes.pod.name": name}},
 		})
@@ -131,7 +131,7 @@ func (n namespace) events(t *testing.T, object string) []event {
 func (s *stage) exec(t *testing.T, containerID string, command ...string) string {
 	t.Helper()
 	got, err := s.cri.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{
-		ContainerId: strings.TrimPrefix(containerID, "containerd://"), Cmd: command, Timeout: 30,
+		ContainerId: strings.TrimPrefix(containerID, "containerd://"), Cmd: command, Timeout: 60,
 	})
 	must(t, err)
 	return string(got.Stdout) + string(got.Stderr)

@@ -67,7 +67,7 @@ func (n namespace) timePod(t *testing.T, name, text string) timed {
 }
 
 // patience is how long the tests wait for what should take a second or two.
-const patience = 60 * time.Second
+const patience = 2 * time.Minute
 
 // pod1 is a pod with the label app=name and one container, with further lines of
 // the container's specification.

@@ -120,9 +120,11 @@ func setUp(t *testing.T) (*stage, error) {
 			begin := time.Now()
 			s.Cluster, err = bed.StartCluster(ctx, bed.ClusterConfig{
 				Src: s.Src, Dir: filepath.Join(s.Work, "c"), Tools: s.Tools, Kubernetes: tools, Sluice: s.Stage.Sluice,
-				Sandbox:   s.pushSleeper(t),
-				Kubelet:   fmt.Sprintf("evictionHard: {nodefs.available: \"%[1]d\", imagefs.available: \"%[1]d\", memory.available: 10Mi}\nevictionPressureTransitionPeriod: 1s\nimageMinimumGCAge: 1s", lowDisk),
-				NodeFlags: []string{"--cache-free", "0"}, // kubelet is who removes images
+				Sandbox: s.pushSleeper(t),
+				Kubelet: fmt.Sprintf("evictionHard: {nodefs.available: \"%[1]d\", imagefs.available: \"%[1]d\", memory.available: 10Mi}\nevictionPressureTransitionPeriod: 1s\nimageMinimumGCAge: 1s", lowDisk),
+				// Kubelet is who removes images. The rest of an image comes slowly, so that a
+				// pod is ready long before it's here, also on a slow machine.
+				NodeFlags: []string{"--cache-free", "0", "--fill-bandwidth", "10000000"},
 
 				CredentialProvider: credentialProvider, ProviderRegistry: providerRegistry,
 			})

@@ -218,7 +218,7 @@ func TestReplicasKilledInTurns(t *testing.T) {
 	if cut == 0 {
 		t.Error("the replicas were killed when there was nothing to do")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	for len(images) > 0 {
 		images = slices.DeleteFunc(images, func(i oci.Digest) bool {
