@@ -28,6 +28,9 @@ func NewClient(socket string) *Client {
 	return &Client{
 		socket: socket,
 		http: http.Client{Transport: &http.Transport{
+			// A connection that is kept may be one that the daemon has just closed,
+			// and then it isn't known whether there's another daemon by now.
+			DisableKeepAlives: true,
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				return d.DialContext(ctx, "unix", socket)
 			},
