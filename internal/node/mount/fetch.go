@@ -208,6 +208,7 @@ type fileSource struct {
 // unpack makes a part's EROFS file from its compressed metadata. Everything
 // about it has been checked when the file has its name.
 func (m *Manager) unpack(ctx context.Context, img *image, table *artifact.Table, part Part, src blob.Source) (err error) {
+	defer m.noteGarbage()
 	ctx, span := m.step(ctx, "unpack metadata")
 	defer func() { end(span, err) }()
 	ref := img.metadata(part)
@@ -269,7 +270,6 @@ func (m *Manager) install(img *image) (*image, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.images[img.id] = img
-	m.noteGarbage()
 	return img, nil
 }
 

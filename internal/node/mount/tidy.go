@@ -7,7 +7,8 @@ import (
 )
 
 const (
-	// tidyAfter is how long after the last pull its memory is given back.
+	// tidyAfter is how long after the last metadata was unpacked the memory that
+	// it took is given back.
 	tidyAfter = 5 * time.Second
 
 	// forgetInterval is how often chunk tables are forgotten. What is read
@@ -24,9 +25,10 @@ func (m *Manager) noteGarbage() {
 	}
 }
 
-// tidyLoop gives memory back to the system that pulls needed to unpack and check
-// metadata, some time after the last of them. The runtime by itself keeps what it
-// had at the most, on a node where nothing may happen for days.
+// tidyLoop gives memory back to the system that it took to unpack and check
+// metadata, some time after the last of it: that of layers comes after the pull.
+// The runtime by itself keeps what it had at the most, on a node where nothing may
+// happen for days.
 func (m *Manager) tidyLoop(ctx context.Context) {
 	due := time.NewTimer(tidyAfter) // the start has read and checked images, too
 	defer due.Stop()
