@@ -24,6 +24,7 @@ import (
 const (
 	mountedImages = 100
 	idleTime      = 10 * time.Second
+	idleTries     = 6
 
 	// The goal is 60 MB resident. How much of that are pages of the program, which
 	// are the page cache's and shared, is the kernel's choice: 27 to 45 MB. What is
@@ -51,10 +52,13 @@ func TestManyImagesMounted(t *testing.T) {
 		}
 	}
 	peak := memory(t, n, "VmHWM")
-	time.Sleep(idleTime) // is what is measured: it's idle
-	before := processorTime(t, n)
-	time.Sleep(idleTime)
-	used := processorTime(t, n) - before
+	used := idleTime
+	for tries := 0; used > idleTime/50 && tries < idleTries; tries++ { // layers' metadata comes after the mounts
+		time.Sleep(idleTime)
+		before := processorTime(t, n)
+		time.Sleep(idleTime) // is what is measured: it's idle
+		used = processorTime(t, n) - before
+	}
 	resident, own := memory(t, n, "VmRSS"), memory(t, n, "RssAnon")
 	t.Logf("FIGURE %d images mounted: the daemon has %.1f MB resident, %.1f MB of that its own, %.1f MB at the most; idle it takes %.2f %% of a processor",
 		len(refs), float64(resident)/1e6, float64(own)/1e6, float64(peak)/1e6, 100*used.Seconds()/idleTime.Seconds())
