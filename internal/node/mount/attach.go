@@ -266,7 +266,7 @@ func (m *Manager) openTable(ctx context.Context, img *image) (*artifact.Table, e
 	if err != nil {
 		return nil, notStreaming(IntegrityFailure, "stored chunk table: %w", err)
 	}
-	m.shareDevices(table)
+	m.shareDevices(table, src)
 	img.table, img.tables = table, src
 	return table, nil
 }

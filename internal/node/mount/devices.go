@@ -8,10 +8,14 @@ import (
 )
 
 // shareDevices lets images that have a layer in common have its part of their
-// chunk tables in memory once: a device's key says that two are the same. What
-// isn't all loaded still needs the registry of its own image, and isn't shared;
-// other tables have a file by the time they are forgotten.
-func (m *Manager) shareDevices(t *artifact.Table) {
+// chunk tables in memory once: a device's key says that two are the same. A table
+// of which only the root is here needs its own image's registry, and shares none:
+// one image's tables being forgotten mustn't have another's asked for there. So
+// does a device that isn't loaded, because the disk has damaged it.
+func (m *Manager) shareDevices(t *artifact.Table, src *tableSource) {
+	if src.local.Load() == nil {
+		return
+	}
 	m.sharing.Lock()
 	defer m.sharing.Unlock()
 	for i, d := range t.Devices {

@@ -6,22 +6,30 @@ import (
 	"weak"
 
 	"sluice/internal/artifact"
+	"sluice/internal/blob"
 	"sluice/oci"
 )
 
 func TestDevicesAreShared(t *testing.T) {
 	m := &Manager{shared: make(devicesByKey)}
-	table := func(keys ...string) *artifact.Table {
+	var here, elsewhere tableSource
+	content := blob.FromBytes(nil)
+	here.local.Store(&content)
+	table := func(src *tableSource, keys ...string) *artifact.Table {
 		var t artifact.Table
 		for _, k := range keys {
 			t.Devices = append(t.Devices, &artifact.Device{Key: oci.DigestOf([]byte(k))})
 		}
-		m.shareDevices(&t)
+		m.shareDevices(&t, src)
 		return &t
 	}
-	a, b := table("base", "a"), table("base", "b", "base")
+	large := table(&elsewhere, "base")
+	a, b := table(&here, "base", "a"), table(&here, "base", "b", "base")
 	if b.Devices[0] != a.Devices[0] || b.Devices[2] != a.Devices[0] || b.Devices[1] == a.Devices[1] || len(m.shared) != 3 {
 		t.Errorf("%v and %v; %d known", a.Devices, b.Devices, len(m.shared))
+	}
+	if c := table(&elsewhere, "base"); large.Devices[0] == a.Devices[0] || c.Devices[0] == a.Devices[0] {
+		t.Error("an image whose table is in its registry has another's device, or another has its")
 	}
 	gone := weak.Make(b.Devices[1])
 	for range 10 {

@@ -167,7 +167,7 @@ func (m *Manager) readTable(ctx context.Context, img *image) (tablePart, error) 
 	if err != nil {
 		return part, notStreaming(IntegrityFailure, "%w", err)
 	}
-	m.shareDevices(table)
+	m.shareDevices(table, src)
 	img.opening.Lock()
 	img.table, img.tables = table, src
 	img.opening.Unlock()
