@@ -76,10 +76,11 @@ func TestEvictionOrder(t *testing.T) {
 				t.Errorf("before it's known what is in use, there's %q left", left)
 			}
 			c.Settled(needs)
-			c.makeRoom() // or the flusher has, or is about to: it is waited for
-			c.evicting.Lock()
+			c.makeRoom()      // or the flusher has,
+			c.evicting.Lock() // or is about to
+			left := stay()
 			c.evicting.Unlock()
-			if left := stay(); !slices.Equal(left, test.stay) {
+			if !slices.Equal(left, test.stay) {
 				t.Errorf("there's %q left, want %q", left, test.stay)
 			}
 			mustRead(t, held, fs[0], 0, held.Size())

@@ -21,11 +21,12 @@ const (
 // ten seconds at most. It closes l.
 func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	server := &http.Server{Handler: h, ReadHeaderTimeout: headerTimeout}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
+	served := make(chan struct{})
+	var failure error // once it's served
+	go func() { defer close(served); failure = server.Serve(l) }()
 	select {
-	case err := <-served:
-		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+	case <-served:
+		return fmt.Errorf("serve %s: %w", l.Addr(), failure)
 	case <-ctx.Done():
 	}
 	last, stop := context.WithTimeout(context.WithoutCancel(ctx), lastTimeout)
