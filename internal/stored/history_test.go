@@ -210,9 +210,10 @@ func (h *history) forget(repo string, digest oci.Digest) (all []oci.Digest) {
 	all = []oci.Digest{digest}
 	delete(h.images, at{repo, digest.String()})
 	for k, d := range h.tags {
-		if k.repo == repo && d == digest.String() {
+		// One that the end came to while it was moved may have been this manifest's.
+		if unsure := repo + ":" + k.name; k.repo == repo && (d == digest.String() || h.unsure[unsure]) {
 			delete(h.tags, k)
-			h.unsure[repo+":"+k.name] = true
+			h.unsure[unsure] = true
 		}
 	}
 	for k, i := range h.images {
