@@ -85,6 +85,48 @@ func TestDeleteArtifacts(t *testing.T) {
 	}
 }
 
+// A push of what was deleted brings back that alone, wherever it's killed: what was
+// deleted with it stays so.
+func TestKilledPushOfDeleted(t *testing.T) {
+	ctx := t.Context()
+	opts := stored.Options{SoftDelete: time.Hour}
+	for left := 1; ; left++ {
+		store := &mortal{Store: &storage.Memory{}, left: -1, die: func() {}}
+		reg := open(t, store, opts)
+		image := pushImage(t, reg, "a", "v1", "layer")
+		artifact := pushArtifact(t, reg, "a", "artifact", image)
+		content := must(reg.GetManifest(ctx, "a", "v1"))(t).Content
+		if err := reg.DeleteManifest(ctx, "a", image.Digest); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Microsecond) // times have that much of a difference
+		store.left = left
+		_, err := reg.PushManifest(ctx, "a", "v2", image.MediaType, content)
+		killed := store.left == 0
+		store.left = -1
+		reg = open(t, store, opts)
+		if err := reg.Rebuild(ctx, nil); err != nil {
+			t.Fatal(err)
+		}
+		_, there := reg.GetManifest(ctx, "a", image.Digest.String())
+		deleted := must(reg.DeletedManifests(ctx, "a", time.Time{}, "", 10))(t)
+		if err == nil && there != nil || (there == nil) == (len(deleted) == 1) {
+			t.Errorf("killed after %d changes, with %v: it's there: %v, and %d are deleted", left, err, there, len(deleted))
+		}
+		for _, gone := range []string{artifact.Digest.String(), "v1"} {
+			if _, err := reg.GetManifest(ctx, "a", gone); !errors.Is(err, oci.ErrManifestUnknown) && !errors.Is(err, oci.ErrNameUnknown) {
+				t.Errorf("killed after %d changes: what was deleted with it, %s: %v", left, gone, err)
+			}
+		}
+		if !killed {
+			if left < 4 {
+				t.Errorf("it made %d changes", left)
+			}
+			return
+		}
+	}
+}
+
 func TestRestore(t *testing.T) {
 	store := &storage.Memory{}
 	reg := open(t, store, stored.Options{SoftDelete: time.Hour})

@@ -126,8 +126,9 @@ func (r *Registry) reindex(ctx context.Context, repo string) error {
 	return r.db.ClearStale(ctx, repo, everyIntent)
 }
 
-// finishDeletions restores what is there and among the deleted ones at once: a
-// deletion that didn't end is undone, a restoration goes on.
+// finishDeletions looks at what is there and among the deleted ones at once: a
+// deletion that didn't end is undone, a restoration goes on. What was pushed since
+// is no longer among the deleted ones; its artifacts and tags stay deleted.
 func (r *Registry) finishDeletions(ctx context.Context, repo string) error {
 	for digest, err := range r.digests(ctx, repo, deletedPart) {
 		if err != nil {
@@ -140,23 +141,38 @@ func (r *Registry) finishDeletions(ctx context.Context, repo string) error {
 		if err != nil {
 			return err
 		}
-		var back revival
-		record, err := r.readDeleted(ctx, repo, digest)
-		if err == nil {
-			back, err = r.revive(ctx, repo, record)
-		}
+		err = r.finishDeletion(ctx, repo, digest)
 		if d := (damaged{}); errors.As(err, &d) {
 			r.opts.Log.Warn("soft-deleted manifest can't be read", "repository", repo, "error", err)
 			continue
-		}
-		if err == nil {
-			err = r.putRevival(ctx, repo, digest, back)
 		}
 		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// finishDeletion does so for one manifest.
+func (r *Registry) finishDeletion(ctx context.Context, repo string, digest oci.Digest) error {
+	record, err := r.readDeleted(ctx, repo, digest)
+	if err != nil {
+		return err
+	}
+	// A deletion keeps the time of the push, and so does a restoration. Without the
+	// record it's an older store's.
+	var pushed manifestRecord
+	if err := r.readRecord(ctx, attributesKey(repo, digest), maxRecord, &pushed); err != nil && !r.lost(err, repo) {
+		return err
+	}
+	if pushed.Pushed.After(record.DeletedAt) {
+		return r.remove(ctx, deletedKey(repo, digest))
+	}
+	back, err := r.revive(ctx, repo, record)
+	if err != nil {
+		return err
+	}
+	return r.putRevival(ctx, repo, digest, back)
 }
 
 // removeOrphans removes what describes manifests that aren't there.
