@@ -13,8 +13,7 @@ import (
 func TestDevicesAreShared(t *testing.T) {
 	m := &Manager{shared: make(devicesByKey)}
 	var here, elsewhere tableSource
-	content := blob.FromBytes(nil)
-	here.local.Store(&content)
+	here.local.Store(&localTable{Source: blob.FromBytes(nil)})
 	table := func(src *tableSource, keys ...string) *artifact.Table {
 		var t artifact.Table
 		for _, k := range keys {

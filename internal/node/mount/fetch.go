@@ -157,8 +157,7 @@ func (m *Manager) readTable(ctx context.Context, img *image) (tablePart, error) 
 			return part, fmt.Errorf("chunk table %s: %w", ref.Blob.Digest, err)
 		}
 		part.content = b.Bytes()
-		local := blob.FromBytes(part.content)
-		src.local.Store(&local)
+		src.local.Store(&localTable{Source: blob.FromBytes(part.content)})
 	}
 	table, err := artifact.OpenTable(ctx, ref, src)
 	if err == nil {

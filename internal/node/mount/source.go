@@ -88,19 +88,26 @@ func (m *Manager) source(img *image, desc oci.Descriptor) blob.Source {
 // for the rest.
 type tableSource struct {
 	remote blob.Source
-	root   []byte                      // verified; the blob begins with it
-	local  atomic.Pointer[blob.Source] // the whole blob, once it's here
+	root   []byte                     // verified; the blob begins with it
+	local  atomic.Pointer[localTable] // the whole blob, once it's here
+}
+
+// localTable is a table's whole blob on this machine.
+type localTable struct {
+	blob.Source
+	disk bool // which may have changed it since it was verified
 }
 
 func (s *tableSource) Size() int64 { return s.remote.Size() }
 
 // ReadRange asks the registry for what the disk lost: whole, not while it's read,
 // because a page of the table is small. What the disk changed is found by who
-// verifies it, and then doubts it.
+// verifies it, and then doubts it; while nothing is on the disk, a doubt is about
+// what another host of the registry sent.
 func (s *tableSource) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	if local := s.local.Load(); local != nil && n >= 0 && !blob.Doubted(ctx) {
+	if local := s.local.Load(); local != nil && n >= 0 && !(local.disk && blob.Doubted(ctx)) {
 		content := make([]byte, n)
-		if err := blob.ReadFull(ctx, *local, content, off); err == nil {
+		if err := blob.ReadFull(ctx, local, content, off); err == nil {
 			return io.NopCloser(bytes.NewReader(content)), nil
 		}
 	}
@@ -125,8 +132,7 @@ func (s *tableSource) useFile(name string) error {
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	src := blob.FromFile(f, fi.Size())
-	s.local.Store(&src)
+	s.local.Store(&localTable{Source: blob.FromFile(f, fi.Size()), disk: true})
 	return nil
 }
 
