@@ -279,6 +279,58 @@ func TestRetryIdleResumes(t *testing.T) {
 	})
 }
 
+// TestRetryDrips: a stream that brings a byte now and then is abandoned like one
+// that stalls, a slow one isn't.
+func TestRetryDrips(t *testing.T) {
+	for _, c := range []struct {
+		bytes, requests int // a second; for all
+		took            time.Duration
+	}{
+		{1, 2, 4 * time.Second},
+		{400, 1, 8 * time.Second},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			content := blobtest.Content(3000)
+			requests := 0
+			src := &funcSource{size: 3000, open: func(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+				requests++
+				r, err := blob.FromBytes(content).ReadRange(ctx, off, n)
+				if requests == 1 {
+					return dripReader{r, c.bytes, ctx.Done()}, err
+				}
+				return r, err
+			}}
+			got, began := make([]byte, 3000), time.Now()
+			opts := blob.RetryOptions{FirstByte: 2 * time.Second, Idle: 4 * time.Second, MinBackoff: 1, MaxBackoff: 1}
+			if err := blob.ReadFull(t.Context(), blob.Retry(src, opts), got, 0); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got, content) || requests != c.requests {
+				t.Errorf("%d bytes a second: %d requests, content equal: %v; want %d and equal", c.bytes, requests, bytes.Equal(got, content), c.requests)
+			}
+			if took := time.Since(began).Truncate(time.Second); took < c.took || took > c.took+time.Second {
+				t.Errorf("%d bytes a second took %v, want %v", c.bytes, took, c.took)
+			}
+		})
+	}
+}
+
+// dripReader brings so many bytes a second.
+type dripReader struct {
+	io.ReadCloser
+	bytes int
+	done  <-chan struct{}
+}
+
+func (d dripReader) Read(p []byte) (int, error) {
+	select {
+	case <-time.After(time.Second):
+	case <-d.done:
+		return 0, context.Canceled
+	}
+	return d.ReadCloser.Read(p[:min(len(p), d.bytes)])
+}
+
 // TestRetrySlowCaller: time that the caller takes between reads is not held
 // against the source.
 func TestRetrySlowCaller(t *testing.T) {

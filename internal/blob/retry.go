@@ -11,9 +11,12 @@ import (
 	"sluice/oci"
 )
 
-// ErrStalled is what a source is found guilty of when no byte arrived in the
-// time that RetryOptions allow.
+// ErrStalled is what a source is found guilty of when nothing arrived in the time
+// that RetryOptions allow, or so little that it might as well be nothing.
 var ErrStalled = errors.New("the source sent nothing for too long")
+
+// leastProgress is how many bytes have to arrive in RetryOptions.Idle.
+const leastProgress = 1 << 10
 
 // RetryOptions bound how patient Retry is. The zero value is a node's
 // default.
@@ -28,8 +31,9 @@ type RetryOptions struct {
 	// request included; default 10 s.
 	FirstByte time.Duration
 
-	// Idle is how long any later Read may take; default 10 s. Time that the
-	// caller spends between Reads doesn't count.
+	// Idle is how long later Reads may take until another KiB has arrived, or
+	// the rest; default 10 s. Time that the caller spends between Reads doesn't
+	// count.
 	Idle time.Duration
 
 	// Total bounds the whole range, attempts, pauses and the caller's own
@@ -207,6 +211,8 @@ type attempt struct {
 	body   io.ReadCloser
 	opts   RetryOptions
 	first  time.Duration // what is left of FirstByte; 0 once a byte has arrived
+	waited time.Duration // in Reads, since there was progress
+	little int           // bytes that have arrived since
 	cancel context.CancelCauseFunc
 	cause  func() error
 }
@@ -215,7 +221,7 @@ func startAttempt(ctx context.Context, src Source, opts RetryOptions, off, n int
 	ctx, cancel := context.WithCancelCause(ctx)
 	a := &attempt{opts: opts, cancel: cancel, cause: func() error { return context.Cause(ctx) }}
 	began := time.Now()
-	watch := a.watch(opts.FirstByte)
+	watch := a.watch(opts.FirstByte, opts.FirstByte)
 	body, err := src.ReadRange(ctx, off, n)
 	watch.Stop()
 	if err != nil {
@@ -230,21 +236,29 @@ func startAttempt(ctx context.Context, src Source, opts RetryOptions, off, n int
 	return a, nil
 }
 
-// watch cancels the attempt after d unless stopped before.
-func (a *attempt) watch(d time.Duration) *time.Timer {
-	return time.AfterFunc(d, func() { a.cancel(fmt.Errorf("%w (%v)", ErrStalled, d)) })
+// watch cancels the attempt after left, which is what is left of allowed, unless
+// stopped before.
+func (a *attempt) watch(left, allowed time.Duration) *time.Timer {
+	return time.AfterFunc(left, func() { a.cancel(fmt.Errorf("%w (%v)", ErrStalled, allowed)) })
 }
 
 func (a *attempt) read(p []byte) (int, error) {
-	patience := a.opts.Idle
+	left, allowed := a.opts.Idle-a.waited, a.opts.Idle
 	if a.first > 0 {
-		patience = a.first
+		left, allowed = a.first, a.opts.FirstByte
 	}
-	watch := a.watch(patience)
+	watch := a.watch(left, allowed)
+	began := time.Now()
 	n, err := a.body.Read(p)
 	watch.Stop()
+	if a.first == 0 {
+		a.waited += time.Since(began)
+	}
 	if n > 0 {
 		a.first = 0
+	}
+	if a.little += n; a.little >= leastProgress {
+		a.waited, a.little = 0, 0
 	}
 	if err != nil && err != io.EOF {
 		if c := a.cause(); c != nil {

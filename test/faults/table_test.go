@@ -142,9 +142,9 @@ func (s *stage) overlaid(t *testing.T, name string, files map[string][]byte) str
 }
 
 // maxRequests is how many requests of one kind the readers of one case may cause
-// in their few seconds: each of thirty pieces is asked for by the kernel up to
-// three times, and each of these a few times by the node.
-const maxRequests = 400
+// for each second that they wait: each of thirty pieces is asked for by the kernel
+// up to three times, and each of these a few times by the node.
+const maxRequests = 200 * int(readTimeout/time.Second)
 
 // runCase is the check that is the same for all.
 func runCase(t *testing.T, s *stage, f Fault, k Kind, times int) {
