@@ -148,13 +148,14 @@ func (d *Device) Find(ctx context.Context, off int64) (int, error) {
 func (d *Device) read(ctx context.Context, p *page) ([]byte, error) {
 	content := make([]byte, p.n*chunkEntrySize)
 	var got [sha256.Size]byte
-	for _, ctx := range []context.Context{ctx, blob.Doubt(ctx)} {
+	for range 2 {
 		if err := blob.ReadFull(ctx, d.src, content, p.offset); err != nil {
 			return nil, fmt.Errorf("chunk table of device %s: reading its page at %d: %w", d.Key, p.offset, err)
 		}
 		if got = sha256.Sum256(content); got == p.digest {
 			return content, nil
 		}
+		ctx = blob.Doubt(ctx)
 	}
 	return nil, oci.ErrDigestInvalid.Withf("chunk table of device %s: page at %d has SHA-256 %x, the root says %x", d.Key, p.offset, got, p.digest)
 }

@@ -172,7 +172,7 @@ func (h *Hosts) Registry(host, repository string) (*Registry, error) {
 	if len(n.repositories) >= maxRepositories {
 		clear(n.repositories)
 	}
-	r := &Registry{name: host, places: places, log: h.opts.Log, probe: h.probe, served: make(map[oci.Digest]*place)}
+	r := &Registry{name: host, places: places, log: h.opts.Log, probe: h.probe, served: make(map[oci.Digest]answer)}
 	n.repositories[repository] = r
 	return r, nil
 }

@@ -36,7 +36,13 @@ type Registry struct {
 	probe  func(endpoint)
 
 	mu     sync.Mutex            // guards served
-	served map[oci.Digest]*place // where a blob was read last
+	served map[oci.Digest]answer // that a blob was last read from
+}
+
+// answer is one that began.
+type answer struct {
+	place *place
+	asked time.Time
 }
 
 var (
@@ -154,8 +160,8 @@ func (r *Registry) GetBlobRange(ctx context.Context, repo string, digest oci.Dig
 // read opens a blob, or a range of one.
 func (r *Registry) read(ctx context.Context, digest oci.Digest, open func(*place) (oci.BlobReader, error)) (oci.BlobReader, error) {
 	thing := "blob " + digest.String()
-	if blob.Doubted(ctx) {
-		r.doubt(digest, thing)
+	if before, ok := blob.DoubtedBefore(ctx); ok {
+		r.doubt(digest, thing, before)
 	}
 	return ask(ctx, r, r.able(pull), nil, thing, func(p *place) (oci.BlobReader, error) {
 		began := time.Now()
@@ -163,7 +169,7 @@ func (r *Registry) read(ctx context.Context, digest oci.Digest, open func(*place
 		if err != nil || len(r.places) == 1 {
 			return body, err
 		}
-		r.remember(digest, p)
+		r.remember(digest, answer{p, began})
 		return &blobReader{BlobReader: body, failed: func(err error) {
 			if !gaveUp(ctx, began) {
 				r.note(p, thing, began, err)
@@ -186,24 +192,27 @@ func (b *blobReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// remember notes where a blob was read.
-func (r *Registry) remember(digest oci.Digest, p *place) {
+// remember notes where a blob is read.
+func (r *Registry) remember(digest oci.Digest, a answer) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.served) >= maxLacks {
 		clear(r.served)
 	}
-	r.served[digest] = p
+	r.served[digest] = a
 }
 
-// doubt is for a blob whose content was wrong.
-func (r *Registry) doubt(digest oci.Digest, thing string) {
+// doubt is for a blob whose content was wrong. Who was asked for it since isn't to
+// blame: what came from there may have been cut, and is asked for again.
+func (r *Registry) doubt(digest oci.Digest, thing string, before time.Time) {
 	r.mu.Lock()
-	p := r.served[digest]
-	delete(r.served, digest)
+	a, ok := r.served[digest]
+	if ok = ok && a.asked.Before(before); ok {
+		delete(r.served, digest)
+	}
 	r.mu.Unlock()
-	if p != nil {
-		r.lied(p, thing)
+	if ok {
+		r.lied(a.place, thing)
 	}
 }
 

@@ -295,19 +295,44 @@ func TestRegistryWithWrongBytes(t *testing.T) {
 	})
 	r := example(t, open(t, mirrors(reg.URL, mirror.URL)))
 	mirror.answerWith(http.StatusServiceUnavailable)
-	for _, c := range []struct {
-		ctx  context.Context
-		want string
-	}{{t.Context(), "evil"}, {blob.Doubt(t.Context()), string(content[:4])}} {
-		body, err := r.GetBlobRange(c.ctx, repo, mirror.blob.Digest, 0, 4)
+	ctx := t.Context()
+	for _, want := range []string{"evil", string(content[:4])} {
+		body, err := r.GetBlobRange(ctx, repo, mirror.blob.Digest, 0, 4)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := io.ReadAll(body); string(got) != c.want {
-			t.Errorf("%q, %v, want %q", got, err, c.want)
+		if got, err := io.ReadAll(body); string(got) != want {
+			t.Errorf("%q, %v, want %q", got, err, want)
 		}
 		body.Close()
 		mirror.setFront(nil)
+		ctx = blob.Doubt(ctx)
+	}
+}
+
+// Who doubts may have to ask several times until all is there. That doesn't make
+// those liars who were asked in the place of the one that was.
+func TestDoubtIsAboutWhatCame(t *testing.T) {
+	reg, mirror := serve(t).fill(t), serve(t).fill(t)
+	r := example(t, open(t, mirrors(reg.URL, mirror.URL)))
+	read := func(ctx context.Context) {
+		t.Helper()
+		body, err := r.GetBlobRange(ctx, repo, reg.blob.Digest, 0, 4)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body.Close()
+	}
+	read(t.Context()) // of the mirror
+	doubting := blob.Doubt(t.Context())
+	for range 3 {
+		read(doubting)
+	}
+	if asked := mirror.requests(); len(asked) != 1 {
+		t.Errorf("the mirror was asked %q", asked)
+	}
+	if asked := reg.requests(); len(asked) != 3 {
+		t.Errorf("the registry was asked %q", asked)
 	}
 }
 
