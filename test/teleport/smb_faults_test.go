@@ -22,8 +22,8 @@ import (
 )
 
 // patience is what no read takes longer than, whatever the server does, on a busy
-// machine.
-const patience = time.Minute
+// machine, and within which all is well again: after a refusal it takes a minute.
+const patience = 2 * time.Minute
 
 // readDisk reads the disk that is content, and checks that the bytes are right, if they
 // come, and that it doesn't take too long.

@@ -26,8 +26,9 @@ type Client struct {
 	closed  bool
 
 	// Of the attempt under way: only one is.
-	login   Login  // the last that Options.Login returned
-	refused string // its password, once the server refused it
+	login     Login     // the last that Options.Login returned
+	refused   string    // its password, once the server refused it
+	refusedAt time.Time // when that was
 
 	wg sync.WaitGroup // everything started; added to under mu unless closed
 }

@@ -16,6 +16,11 @@ const (
 	maxPause = 5 * time.Second
 )
 
+// refusalLasts is for how long credentials aren't tried again that a server has
+// refused. It may have been wrong about them, while its accounts were written anew,
+// or somebody on the way was; but many servers lock accounts that are tried often.
+const refusalLasts = time.Minute
+
 // attempt is one to connect, for all who wait for it.
 type attempt struct {
 	cancel  context.CancelFunc
@@ -129,15 +134,12 @@ func (c *Client) connect(ctx context.Context) (Connection, error) {
 	if err := c.renew(ctx); err != nil {
 		return nil, err
 	}
-	conn, err := c.transport.Connect(ctx, c.login)
+	conn, err := c.signIn(ctx)
 	if errors.Is(err, ErrRefused) {
-		c.refused = c.login.Password
 		if other := c.renew(ctx); other != nil {
 			return nil, other
 		}
-		if conn, err = c.transport.Connect(ctx, c.login); errors.Is(err, ErrRefused) {
-			c.refused = c.login.Password
-		}
+		conn, err = c.signIn(ctx)
 	}
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
@@ -148,8 +150,20 @@ func (c *Client) connect(ctx context.Context) (Connection, error) {
 	return conn, nil
 }
 
+// signIn tries the credentials that there are.
+func (c *Client) signIn(ctx context.Context) (Connection, error) {
+	conn, err := c.transport.Connect(ctx, c.login)
+	if errors.Is(err, ErrRefused) {
+		c.refused, c.refusedAt = c.login.Password, time.Now()
+	}
+	return conn, err
+}
+
 // renew asks for credentials where those there are won't do.
 func (c *Client) renew(ctx context.Context) error {
+	if time.Since(c.refusedAt) >= refusalLasts {
+		c.refused = ""
+	}
 	old := c.login
 	known := old.Server != ""
 	if known && c.refused == "" && (old.Expires.IsZero() || time.Until(old.Expires) > c.opts.Timeout) {

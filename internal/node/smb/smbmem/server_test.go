@@ -1,6 +1,7 @@
 package smbmem
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"testing"
@@ -33,6 +34,30 @@ func TestShare(t *testing.T) {
 		s.Name("share")
 		return server{s}
 	})
+}
+
+// A server that refuses good credentials, because it or somebody on the way is in
+// trouble, is tried with them again when a minute has passed, and not before.
+func TestRefusalPasses(t *testing.T) { synctest.Test(t, testRefusalPasses) }
+
+func testRefusalPasses(t *testing.T) {
+	s := New(map[string][]byte{"disk": []byte("content")})
+	share := s.Share(smb.Options{Login: func(context.Context, string) (smb.Login, error) { return server{s}.Login(), nil }})
+	defer share.Close()
+	s.Accept("another")
+	for range 2 {
+		if _, err := share.ReadFile(t.Context(), "disk", 100); !errors.Is(err, smb.ErrRefused) {
+			t.Errorf("refused: %v", err)
+		}
+	}
+	s.Accept("password")
+	if _, err := share.ReadFile(t.Context(), "disk", 100); !errors.Is(err, smb.ErrRefused) || s.Connects() != 1 {
+		t.Errorf("soon after: %v, after %d attempts to sign in", err, s.Connects())
+	}
+	time.Sleep(time.Minute)
+	if got, err := share.ReadFile(t.Context(), "disk", 100); string(got) != "content" {
+		t.Errorf("a minute after: %q, %v", got, err)
+	}
 }
 
 // What the server does to its readers when it is told to.
