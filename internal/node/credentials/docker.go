@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"sluice/internal/durable"
 	"sluice/internal/remote"
 )
 
@@ -66,7 +67,7 @@ func (d *Docker) run(ctx context.Context) { d.helped.run(ctx) }
 
 // helper returns the name of a registry's credential helper, or "".
 func (d *Docker) helper(host string) string {
-	content, err := readConfig(d.config)
+	content, err := durable.ReadFile(d.config, maxConfig)
 	if err != nil {
 		return ""
 	}

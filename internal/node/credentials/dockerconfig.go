@@ -5,13 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"sluice/internal/durable"
 	"sluice/internal/remote"
 )
 
@@ -112,20 +112,6 @@ func bare(key string) string {
 	return strings.TrimPrefix(strings.TrimPrefix(key, "https://"), "http://")
 }
 
-// readConfig reads a file of up to maxConfig bytes.
-func readConfig(name string) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
-	if err == nil && len(b) > maxConfig {
-		err = fmt.Errorf("%s has more than %d bytes", name, maxConfig)
-	}
-	return b, err
-}
-
 // fileVersion returns a value that changes when the file of that name does, or is
 // another one.
 func fileVersion(name string) string {
@@ -139,7 +125,7 @@ func fileVersion(name string) string {
 // fileAuths looks for an entry in a docker configuration. A file that isn't there
 // has none.
 func fileAuths(name string, req Request) (remote.Credential, error) {
-	content, err := readConfig(name)
+	content, err := durable.ReadFile(name, maxConfig)
 	if errors.Is(err, os.ErrNotExist) {
 		return remote.Credential{}, ErrNone
 	}

@@ -14,6 +14,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"sluice/internal/durable"
 	"sluice/internal/remote"
 )
 
@@ -130,7 +131,7 @@ func readProviders(path string) ([]providerConfig, error) {
 	}
 	var all []providerConfig
 	for _, name := range names {
-		content, err := readConfig(name)
+		content, err := durable.ReadFile(name, maxConfig)
 		if err != nil {
 			return nil, err
 		}

@@ -49,8 +49,8 @@ type Options struct {
 	// Login returns what the share is reached with. It is called for the first
 	// connection, for a later one when what it returned last has expired or soon
 	// will, and when a server refused it: refused is then the password that was
-	// refused less than a minute ago, "" otherwise. One call at a time is made, whoever waits for it. ctx is
-	// that of the attempt to connect.
+	// refused less than a minute ago, "" otherwise. One call at a time is made,
+	// whoever waits for it. ctx is that of the attempt to connect.
 	Login func(ctx context.Context, refused string) (Login, error)
 
 	// Timeout bounds connecting, sign-in included; and a connection over which no

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -180,12 +179,7 @@ func readRecord[T any](name string) (v T, err error) {
 	if !strings.HasSuffix(name, ".json") || durable.IsTemp(filepath.Base(name)) {
 		return v, errors.New("it isn't a record")
 	}
-	f, err := os.Open(name)
-	if err != nil {
-		return v, err
-	}
-	defer f.Close()
-	content, err := io.ReadAll(io.LimitReader(f, maxRecord))
+	content, err := durable.ReadFile(name, maxRecord)
 	if err != nil {
 		return v, err
 	}
